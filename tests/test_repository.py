@@ -17,7 +17,7 @@ FLOORS = [
     {"types", "errors", "config", "_version"},
     {"losses", "weights"},
     {"roles", "scoring", "partitioning", "models"},
-    {"training", "evaluation", "data", "interchange", "sampling", "checkpoint", "distributed"},
+    {"training", "evaluation", "data", "interchange", "sampling", "checkpoint", "distributed", "planning"},
     {"recipes"},
     {"cli"},
     {"testing"},

@@ -1,0 +1,1 @@
+"""What a training step will need, read from the compiled program, without the hardware."""

@@ -1,0 +1,354 @@
+"""What a compiled program does on one device: flops, traffic between devices, cycles, memory, largest buffers.
+
+`cost_analysis()` counts the body of a loop once and a kernel as nothing, so the text of the program is walked
+instead: every computation as often as it runs. Memory is the compiler's own, and exact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+from tisdpo_jax.planning._hlo import Frame, Instruction, Shape, parse
+
+COLLECTIVES = (
+    *("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all"),
+    *("collective-permute", "collective-broadcast"),
+)
+# What only names, takes apart or carries memory that something else has made.
+_VIEWS = {
+    *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call"),
+    *("optimization-barrier", "after-all", "partition-id", "replica-id"),
+}
+# Matrix products of each splash attention kernel: q k', and p v; with the gradients' own behind.
+_SPLASH = (("dkv_dq", 5), ("dkv", 4), ("dq", 3), ("fwd", 2))
+_BLOCK = 128  # tokens of a block of splash attention, its default
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device, from `memory_analysis()`."""
+
+    arguments: int
+    temporaries: int
+    outputs: int
+    aliased: int  # outputs that lie where arguments lay
+    code: int
+
+    @property
+    def hbm(self) -> int:
+        """What the step needs at once: arguments + temporaries + outputs - aliased."""
+        return self.arguments + self.temporaries + self.outputs - self.aliased
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """All operations of a kind, on one device."""
+
+    kind: str
+    count: int
+    bytes: int  # the larger of what goes in and what comes out
+    wire_bytes: int  # that a device sends when the operation goes round a ring
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """Calls of a kernel of our own (Pallas), which the compiler does not see into."""
+
+    name: str
+    count: int
+    flops: int | None  # of all calls; None for a kernel that is not known here
+
+
+@dataclasses.dataclass(frozen=True)
+class Buffer:
+    """Results of one type and shape that are written to memory."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    count: int  # places in the program that make one, however often they run
+    bytes: int  # of one, padding of its layout not counted
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One device's share of a compiled program. Flops are 2 for a multiplication and an addition."""
+
+    matmul_flops: int
+    cycles: int  # sum of the compiler's own estimates; 0 where it makes none
+    collectives: tuple[Collective, ...]
+    kernels: tuple[Kernel, ...]
+    buffers: tuple[Buffer, ...]  # the largest first
+    memory: Memory | None
+    unknown_loops: tuple[str, ...] = ()  # loops of unknown length, taken as run once
+    unknown_kernels: tuple[str, ...] = ()  # custom calls of unknown work, taken as none
+
+    @property
+    def kernel_flops(self) -> int:
+        return sum(kernel.flops or 0 for kernel in self.kernels)
+
+    @property
+    def flops(self) -> int:
+        return self.matmul_flops + self.kernel_flops
+
+    @property
+    def collective_bytes(self) -> int:
+        return sum(collective.bytes for collective in self.collectives)
+
+    @property
+    def wire_bytes(self) -> int:
+        return sum(collective.wire_bytes for collective in self.collectives)
+
+
+def read_program(compiled: Any) -> Program:
+    """Reads an executable, `jax.jit(...).lower(...).compile()`."""
+    stats = compiled.memory_analysis()
+    memory = None
+    if stats is not None:
+        memory = Memory(
+            arguments=stats.argument_size_in_bytes,
+            temporaries=stats.temp_size_in_bytes,
+            outputs=stats.output_size_in_bytes,
+            aliased=stats.alias_size_in_bytes,
+            code=stats.generated_code_size_in_bytes,
+        )
+    return dataclasses.replace(read_text(compiled.as_text()), memory=memory)
+
+
+def read_text(text: str) -> Program:
+    """Reads `compiled.as_text()`; memory is not in it."""
+    module = parse(text)
+    walk = _Walk(module.devices)
+    total = walk.scope(module.frame())
+    kernels = [Kernel(name, count, flops) for name, (count, flops) in sorted(total.kernels.items())]
+    return Program(
+        matmul_flops=total.flops,
+        cycles=total.cycles,
+        collectives=tuple(Collective(kind, *values) for kind, values in sorted(total.collectives.items())),
+        kernels=tuple(kernels),
+        buffers=_buffers(walk.buffers),
+        memory=None,
+        unknown_loops=tuple(walk.unknown_loops),
+        unknown_kernels=tuple(kernel.name for kernel in kernels if kernel.flops is None),
+    )
+
+
+def large_buffers(program: Program, *, dtype: str | None = None, at_least: int = 0) -> tuple[Buffer, ...]:
+    """Buffers of `at_least` so many bytes, of one element type (`f32`, `bf16`, ...) or of all."""
+    return tuple(buffer for buffer in program.buffers if buffer.bytes >= at_least and dtype in (None, buffer.dtype))
+
+
+def _buffers(found: dict[Shape, int]) -> tuple[Buffer, ...]:
+    buffers = (Buffer(shape.dtype, shape.dims, count, shape.bytes) for shape, count in found.items())
+    return tuple(sorted(buffers, key=lambda buffer: (-buffer.bytes, buffer.dtype, buffer.shape)))
+
+
+@dataclasses.dataclass
+class _Tally:
+    """Sums over a computation, and what it calls."""
+
+    flops: int = 0
+    cycles: int = 0
+    collectives: dict[str, tuple[int, int, int]] = dataclasses.field(default_factory=dict)
+    kernels: dict[str, tuple[int, int | None]] = dataclasses.field(default_factory=dict)
+
+    def add(self, other: _Tally, times: int = 1) -> None:
+        self.flops += times * other.flops
+        self.cycles += times * other.cycles
+        for kind, values in other.collectives.items():
+            old = self.collectives.get(kind, (0, 0, 0))
+            self.collectives[kind] = tuple(a + times * b for a, b in zip(old, values, strict=True))  # type: ignore[assignment]
+        for name, (count, flops) in other.kernels.items():
+            old_count, old_flops = self.kernels.get(name, (0, 0))
+            known = None if flops is None or old_flops is None else old_flops + times * flops
+            self.kernels[name] = (old_count + times * count, known)
+
+    def size(self) -> tuple[int, int, int]:
+        """By which the branches of a conditional are compared."""
+        return self.cycles, self.flops, sum(values[1] for values in self.collectives.values())
+
+
+class _Walk:
+    """Goes through a program once, and collects on the way what is not a sum."""
+
+    def __init__(self, devices: int) -> None:
+        self.devices = devices
+        self.buffers: dict[Shape, int] = {}
+        self.unknown_loops: list[str] = []
+
+    def scope(self, frame: Frame) -> _Tally:
+        """A computation that runs as a whole: the entry, the body of a loop, a branch."""
+        tally = _Tally()
+        self._visit(frame, tally, seen=set(), fused=False)
+        return tally
+
+    def _visit(self, frame: Frame, tally: _Tally, *, seen: set[Any], fused: bool) -> None:
+        for instruction in frame.computation.instructions.values():
+            opcode = instruction.opcode
+            if not fused:
+                cycles = re.search(r'estimated_cycles\\?"?:\\?"?(\d+)', instruction.attributes)
+                tally.cycles += int(cycles.group(1)) if cycles else 0
+                self._note(instruction)
+            kind = opcode.removesuffix("-start")
+            if opcode == "while":
+                self._loop(frame, instruction, tally)
+            elif opcode == "conditional":
+                names = instruction.names("branch_computations") or (
+                    *instruction.names("true_computation"),
+                    *instruction.names("false_computation"),
+                )
+                branches = [self.scope(frame.enter(instruction, name)) for name in names]
+                tally.add(max(branches, key=_Tally.size))
+            elif opcode in ("fusion", "call", "async-start"):
+                for name in instruction.names("calls") or instruction.names("to_apply"):
+                    inside = fused or opcode == "fusion"
+                    self._visit(frame.enter(instruction, name), tally, seen=seen, fused=inside)
+            elif opcode == "dot":
+                tally.flops += _dot_flops(frame, instruction)
+            elif opcode == "convolution":
+                tally.flops += _convolution_flops(frame, instruction)
+            elif opcode == "custom-call":
+                self._custom_call(frame, instruction, tally)
+            elif kind in COLLECTIVES:
+                self._collective(frame, instruction, kind, tally, seen=seen, fused=fused)
+
+    def _note(self, instruction: Instruction) -> None:
+        if instruction.opcode not in _VIEWS and not instruction.opcode.endswith("-done"):
+            for shape in set(instruction.results):
+                self.buffers[shape] = self.buffers.get(shape, 0) + 1
+
+    def _loop(self, frame: Frame, loop: Instruction, tally: _Tally) -> None:
+        trips = frame.trips(loop)
+        if trips is None:
+            self.unknown_loops.append(loop.name)
+            trips = 1
+        tally.add(self.scope(frame.enter(loop, loop.names("body")[0])), trips)
+
+    def _custom_call(self, frame: Frame, call: Instruction, tally: _Tally) -> None:
+        target = call.attribute("custom_call_target") or ""
+        quoted = re.search(r'custom_call_target="([^"]*)"', call.attributes)
+        target = quoted.group(1) if quoted else target
+        if target == "tpu_custom_call":
+            flops = splash_flops(call.name, frame.computation.shapes(call))
+            tally.add(_Tally(kernels={re.sub(r"[.\d]+$", "", call.name): (1, flops)}))
+        elif "gemm" in target or "matmul" in target.lower():
+            tally.flops += _library_flops(frame, call)
+
+    def _collective(
+        self, frame: Frame, instruction: Instruction, kind: str, tally: _Tally, *, seen: set[Any], fused: bool
+    ) -> None:
+        """Counts it once. The TPU compiler deals an asynchronous one out over several fusions, each with a copy."""
+        computation = frame.computation
+        scattered = kind == "all-reduce" and fused and "all-reduce-scatter" in computation.name
+        if fused and not scattered:
+            key = (kind, instruction.attribute("channel_id"), instruction.results)
+            if key in seen:
+                return
+            seen.add(key)
+        operands = [computation.instructions[name] for name in instruction.operands if name in computation.instructions]
+        given = sum(operand.bytes for operand in operands)
+        made = instruction.bytes
+        if instruction.opcode.endswith("-start") and kind not in ("all-reduce",):
+            made = max(made - given, 0)  # the results of a start hold its operands too
+            if kind == "collective-permute":  # and flags of a few bytes
+                made = given
+        size = max(given, made)
+        kind = "reduce-scatter" if scattered else kind
+        group = _group(instruction, self.devices)
+        share = {"all-reduce": 2 * (group - 1) / group, "collective-permute": 1.0, "collective-broadcast": 1.0}
+        wire = size * share.get(kind, (group - 1) / group)
+        tally.add(_Tally(collectives={kind: (1, size, round(wire))}))
+
+
+def _group(instruction: Instruction, devices: int) -> int:
+    """Devices that take part in one run of a collective."""
+    text = instruction.attributes
+    mesh = re.search(r"replica_groups=(?:@?\w*)?mesh\[([^\]]*)\]\s*\{([^}]*)\}", text)
+    if mesh:
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh.group(1))}
+        return math.prod(sizes.get(name, 1) for name in re.findall(r"'([^']+)'", mesh.group(2))) or 1
+    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", text)
+    if iota:
+        return int(iota.group(2))
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", text)
+    return len(listed.group(1).split(",")) if listed else devices
+
+
+def _dot_flops(frame: Frame, dot: Instruction) -> int:
+    left = frame.computation.shapes(dot)[0]
+    contracted = math.prod(left.dims[axis] for axis in dot.numbers("lhs_contracting_dims"))
+    return 2 * dot.results[0].elements * contracted
+
+
+def _library_flops(frame: Frame, call: Instruction) -> int:
+    """A product that was handed to a library (cuBLAS): its dimension numbers stand in the backend configuration."""
+    found = re.search(r'lhs_contracting_dimensions\\?"?:\[([^\]]*)\]', call.attributes)
+    left = frame.computation.shapes(call)[0]
+    axes = [int(axis) for axis in re.findall(r"\d+", found.group(1))] if found else [len(left.dims) - 1]
+    return 2 * call.results[0].elements * math.prod(left.dims[axis] for axis in axes)
+
+
+def _convolution_flops(frame: Frame, call: Instruction) -> int:
+    """Multiplications with a real element of the input: padding and the holes of a dilation cost nothing.
+
+    The TPU compiler writes matrix products as convolutions, batch dimensions as dilated windows.
+    """
+    left, right = frame.computation.shapes(call)[:2]
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", call.attributes)
+    if labels is None:
+        return 0
+    inputs, kernel, outputs = labels.groups()
+    window = call.attribute("window") or ""
+    spatial = sorted(label for label in outputs if label.isdigit())
+    positions = 1
+    for place, label in enumerate(spatial):
+        positions *= _positions(
+            size=left.dims[inputs.index(label)],
+            kernel=right.dims[kernel.index(label)],
+            output=call.results[0].dims[outputs.index(label)],
+            stride=_window(window, "stride", place, 1),
+            low=_window(window, "pad", place, 0),
+            spread=_window(window, "lhs_dilate", place, 1),
+            kernel_spread=_window(window, "rhs_dilate", place, 1),
+        )
+    features = right.dims[kernel.index("i")] * right.dims[kernel.index("o")]
+    groups = call.attribute("batch_group_count")
+    batch = left.dims[inputs.index("b")] // (int(groups) if groups else 1)
+    return 2 * batch * features * positions
+
+
+def _window(window: str, name: str, place: int, default: int) -> int:
+    """Number `place` of a field of `window={size=1x4 pad=0_0x3_3 ...}`; the first of a pair of paddings."""
+    found = re.search(rf"\b{name}=([\dx_\-]+)", window)
+    return int(found.group(1).split("x")[place].split("_")[0]) if found else default
+
+
+def _positions(*, size: int, kernel: int, output: int, stride: int, low: int, spread: int, kernel_spread: int) -> int:
+    """Pairs of (output, kernel) positions of one dimension that meet an element of the input."""
+    if kernel == 1 and low == 0 and spread == 1 and (output - 1) * stride < size:
+        return output
+    extent = (size - 1) * spread + 1
+    return sum(
+        1
+        for out in range(output)
+        for tap in range(kernel)
+        if 0 <= (place := out * stride - low + tap * kernel_spread) < extent and place % spread == 0
+    )
+
+
+def splash_flops(name: str, operands: list[Shape]) -> int | None:
+    """Flops of one call of a splash attention kernel under a causal mask, from the shapes of its operands.
+
+    Blocks that no query sees are not visited: of n blocks a row, (n + 1) / 2. Segments hide, but skip nothing.
+    None for another kernel.
+    """
+    products = next((count for part, count in _SPLASH if "splash" in name and part in name), None)
+    arrays = [shape for shape in operands if len(shape.dims) >= 3 and shape.dtype in ("bf16", "f32", "f16")]
+    if products is None or len(arrays) < 2:
+        return None
+    query, key = arrays[0].dims, arrays[1].dims  # [..., H, Tq, head_dim], [..., Hkv, Tk, head_dim]
+    blocks = max(key[-2] // _BLOCK, 1)
+    seen = (blocks + 1) / (2 * blocks)
+    return round(2 * products * math.prod(query[:-1]) * key[-2] * query[-1] * seen)
