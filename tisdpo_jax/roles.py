@@ -54,6 +54,11 @@ class Casting:
             if role is not None and TRAINED in (role.params, role.lora):
                 raise ValueError(f"roles: {name} would change while the policy trains; it must be frozen")
 
+    def views(self) -> tuple[str, ...]:
+        """How the pairs are shown, over all roles; "main" first."""
+        shown = {role.view for role in (self.plus, self.minus) if role} - {"main"}
+        return ("main", *sorted(shown, reverse=True))
+
     def needs(self) -> set[tuple[str, str]]:
         return set().union(*(role.needs() for role in (self.policy, self.reference, self.plus, self.minus) if role))
 

@@ -4,7 +4,8 @@ Axis letters, used in every docstring of the package:
 
     B  preference pair          V  vocabulary entry
     S  side: 0 chosen, 1 rejected      D  model width
-    T  position in a row of tokens     L  layer
+    R  row of tokens            L  layer
+    T  place in a row           M  response slot of a row
     N  element of a response: its n-th token, counted from 0
 
 Chosen and rejected are an axis, never a concatenation along the batch: on several hosts
@@ -26,27 +27,55 @@ Variables = dict[str, Params]
 """What a model is applied to: `{"params": ...}` and, with adapters on, `"lora"` beside it."""
 
 
+class Tree(NamedTuple):
+    """Who sees whom in packed rows: what stands before in the pair, on one's own branch or the trunk."""
+
+    pair: Array  # [R, T] int32, number of the pair in its row, from 1; 0 padding
+    branch: Array  # [R, T] int32, 0 prompt (the trunk), 1 and 2 the sides
+
+
+class Copies(NamedTuple):
+    """Packed rows with the prompt repeated for every side: what attention kernels without a notion of trees take."""
+
+    source: Array  # [R, U] int32, place in the row of each copied token; -1 padding
+    segments: Array  # [R, U] int32, one number a side of a pair, from 1; 0 padding
+    back: Array  # [R, T, S] int32, places of a token's copies; -1 where there are fewer
+
+
+class Rows(NamedTuple):
+    """Tokens as the model reads them: R rows of T. One response a row, or pairs packed behind shared prompts."""
+
+    tokens: Array  # [R, T] int32
+    positions: Array  # [R, T] int32, rotary; both responses of a pair go on where its prompt ends
+    tree: Tree | None = None  # None: a row is one conversation, left-aligned
+    copies: Copies | None = None
+
+
+class Slots(NamedTuple):
+    """The response tokens of each row, one after the other: M slots a row. Only these reach the vocabulary."""
+
+    source: Array  # [R, M] int32, place in the row whose hidden state predicts the slot's token
+    readers: Array  # [R, T, S] int32, slots that read the hidden state at a place; -1 where there are fewer
+    targets: Array  # [R, M] int32, the token; 0 in an empty slot
+    elements: Array  # [R, M] int32, index into the flattened [B, S, N]; -1 in an empty slot
+
+
 class View(NamedTuple):
-    """One way of showing the pairs to a model: the same responses behind some prompt.
+    """One way of showing the pairs to a model: the same responses behind some prompt."""
 
-    Rows are left-aligned: real tokens first, padding after `length`. Element n of a response
-    stands at position `start + n` whatever the view, which is how responses behind prompts of
-    different lengths are lined up.
-    """
-
-    tokens: Array  # [B, S, T] int32
-    length: Array  # [B, S] int32, real tokens in the row; 0 in a filler row
-    start: Array  # [B, S] int32, position of the first response token, at least 1
+    rows: Rows
+    slots: Slots
+    place: Array  # [B, S, N] int32, index into the flattened [R, M] of each element; -1 where there is none
 
 
 class Batch(NamedTuple):
-    """Pairs as the training step takes them. Every array has the pair as its first axis."""
+    """Pairs as the training step takes them."""
 
     views: dict[str, View]  # "main" always; "plus" and "minus" where prompts make the contrast
-    response: Array  # [B, S, N] int32, the response tokens, equal in every view
     mask: Array  # [B, S, N] float32, 1 on real response tokens (the end-of-turn token too)
     record: Array  # [B] int32, index of the pair in its data set; -1 in a filler row
-    columns: dict[str, Array]  # precomputed per-pair or per-element values: "weights", ...
+    columns: dict[str, Array]  # precomputed values by pair, [B, ...]: "weights", "reference_logps", "margin"
+    states: Array | None = None  # [R, M, D], last hidden states of the reference by slot of "main"
 
 
 class Scores(NamedTuple):

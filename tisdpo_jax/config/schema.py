@@ -49,7 +49,7 @@ class ModelSection:
         "scan", "loop over layers: scan compiles fast, unroll can run faster on few layers"
     )
     head_chunk: int = field(
-        128, "response tokens a row that reach the vocabulary at a time; bounds the memory of the head"
+        256, "response tokens of a device that reach the vocabulary at a time; bounds the memory of the head"
     )
 
 
@@ -83,6 +83,9 @@ class DataSection:
     )
     max_rejected: float = field(
         0.05, "with on_error skip: the share of rejected records above which the run still stops"
+    )
+    packing: Literal["shared", "none"] = field(
+        "shared", "shared: pairs packed into rows, each prompt once for both responses; none: a padded row a response"
     )
     limit: int = field(0, "use only the first records of the training data; 0 uses all")
     eval_limit: int = field(0, "use only the first held-out records; 0 uses all")

@@ -85,6 +85,8 @@ def _stage(name: str, section: StageSection) -> None:
 
 
 def _combinations(config: Experiment) -> None:
+    if config.model.attention == "cudnn" and config.data.packing != "none":
+        _fail("model.attention cudnn takes no packed rows; set data.packing none, or model.attention xla")
     if config.data.eval and config.data.eval_fraction:
         _fail("data.eval and data.eval_fraction are both given; held-out pairs come from one of them")
     if config.weights.lower > config.weights.upper:

@@ -6,6 +6,9 @@ number of processes agrees on the same global batches.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import heapq
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,67 +16,54 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tisdpo_jax.data.encoded import EncodedPair, EncodedSet
+from tisdpo_jax.data.encoded import EncodedSet
+from tisdpo_jax.data.packing import Layout, lay_out
 
 if TYPE_CHECKING:  # at run time `make_batch` imports it: the rest of this room does not need jax
     from tisdpo_jax.types import Batch
 
 Indices = npt.NDArray[np.int64]
 
+WINDOW = 16  # batches among which pairs are dealt out by length
+
 
 def make_batch(
     encoded: EncodedSet,
     indices: Sequence[int] | Indices,
     *,
-    shape: tuple[int, int],
+    layout: Layout,
     columns: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> Batch:
-    """A batch of numpy arrays, one pair a row.
+    """A batch of numpy arrays.
 
     Args:
         encoded: the pairs.
-        indices: [B] positions in `encoded.pairs`; -1 makes a filler row, of length and mask 0.
-        shape: (T, N), the width of the rows and of the responses: `encoded.shape()`.
-        columns: values with the pair of `encoded` as first axis, whose rows travel with the pairs; 0 in filler rows.
+        indices: [B] positions in `encoded.pairs`; -1 makes a filler, of mask 0.
+        layout: what shape it has, from `packing.fit` over all batches of the stage.
+        columns: values with the pair of `encoded` as first axis, whose rows travel with the pairs; 0 in fillers.
 
     Returns:
-        `types.Batch`: views "main" and, with contrastive prompts, "plus" and "minus".
+        `types.Batch` with the views and sides of the layout.
     """
-    from tisdpo_jax.types import Batch, View
+    from tisdpo_jax.types import Batch, Copies, Rows, Slots, Tree, View
 
-    rows = np.asarray(indices, np.int64)
-    pairs = [encoded.pairs[i] if i >= 0 else None for i in rows]
-    width, elements = shape
-    names = list(encoded.pairs[0].prompts) if encoded.pairs else ["main"]
+    chosen = np.asarray(indices, np.int64)
+    if len(chosen) != layout.pairs:
+        raise ValueError(f"make_batch: {len(chosen)} pairs, but the layout has {layout.pairs}")
     views: dict[str, Any] = {}
-    for name in names:
-        tokens = np.zeros((len(rows), 2, width), np.int32)
-        length = np.zeros((len(rows), 2), np.int32)
-        start = np.ones((len(rows), 2), np.int32)
-        for b, pair in enumerate(pairs):
-            for s, row in enumerate(_rows(pair, name)):
-                if len(row) > width:
-                    raise ValueError(f"{pair and pair.origin}: {len(row)} tokens in view {name}, but T is {width}")
-                tokens[b, s, : len(row)] = row
-                length[b, s] = len(row)
-                start[b, s] = len(pair.prompts[name]) if pair else 1
-        views[name] = View(tokens, length, start)  # type: ignore[arg-type]  # numpy until it is put on devices
-    response = np.zeros((len(rows), 2, elements), np.int32)
-    mask = np.zeros((len(rows), 2, elements), np.float32)
-    for b, pair in enumerate(pairs):
-        for s, ids in enumerate((pair.chosen, pair.rejected) if pair else ()):
-            if len(ids) > elements:
-                raise ValueError(f"{pair and pair.origin}: {len(ids)} response tokens, but N is {elements}")
-            response[b, s, : len(ids)] = ids
-            mask[b, s, : len(ids)] = 1.0
-    arrays: Any = (views, response, mask, rows.astype(np.int32), _take_columns(columns or {}, rows, len(encoded.pairs)))
+    place = np.zeros(0)
+    for name, shape in layout.views:
+        laid: Any = lay_out(encoded, chosen, name, layout)  # numpy until it is put on devices
+        tree = Tree(laid.pair, laid.branch) if layout.packed else None
+        copies = Copies(laid.copy_index, laid.copy_segments, laid.copy_back) if shape.copies else None
+        rows = Rows(laid.tokens, laid.positions, tree, copies)
+        views[name] = View(rows, Slots(laid.source, laid.readers, laid.targets, laid.elements), laid.place)
+        place = laid.place
+    mask = (place >= 0).astype(np.float32)
+    taken = _take_columns(columns or {}, chosen, len(encoded.pairs))
+    picked = {name: value[:, list(layout.sides)] if value.ndim > 1 else value for name, value in taken.items()}
+    arrays: Any = (views, mask, chosen.astype(np.int32), picked)
     return Batch(*arrays)
-
-
-def _rows(pair: EncodedPair | None, view: str) -> list[npt.NDArray[np.int32]]:
-    if pair is None:
-        return []
-    return [np.concatenate([pair.prompts[view], response]) for response in (pair.chosen, pair.rejected)]
 
 
 def _take_columns(columns: Mapping[str, npt.NDArray[Any]], rows: Indices, count: int) -> dict[str, npt.NDArray[Any]]:
@@ -116,21 +106,63 @@ def _num_examples(n: int, epochs: float) -> int:
     return math.ceil(round(n * epochs, 6))  # 50 * 1.1 is a little more than 55
 
 
-def batch_indices(n: int, batch_size: int, step: int, *, seed: int, epochs: float) -> Indices:
-    """Pairs of batch `step`, [batch_size]; -1 fills up the last batch.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Order:
+    """Which pairs each batch of a training has: a pure function of its fields.
 
-    Epochs are permutations laid end to end, so a batch may hold the end of one and the beginning of the
-    next. The order depends on (n, seed, epoch) and nothing else: not on the batch size.
+    Epochs are permutations laid end to end, so a batch may hold the end of one and the beginning of the next. Within
+    windows of `WINDOW` batches, pairs are dealt out so that batches hold about equally many tokens, which is what
+    lets one small shape fit them all.
     """
-    total = _num_examples(n, epochs)
-    if not 0 <= step < num_steps(n, batch_size, epochs):
-        raise ValueError(f"step {step} is outside the {num_steps(n, batch_size, epochs)} steps of {epochs:g} epochs")
-    positions = np.arange(step * batch_size, min((step + 1) * batch_size, total))
-    indices = np.full(batch_size, -1, np.int64)
+
+    lengths: Indices  # [n], tokens of each pair
+    batch_size: int
+    seed: int
+    epochs: float
+
+    @property
+    def steps(self) -> int:
+        return num_steps(len(self.lengths), self.batch_size, self.epochs)
+
+    def batch(self, step: int) -> Indices:
+        """Pairs of batch `step`, [batch_size]; -1 fills up where pairs ran out."""
+        if not 0 <= step < self.steps:
+            raise ValueError(f"step {step} is outside the {self.steps} steps of {self.epochs:g} epochs")
+        return _window(self, step // WINDOW)[step % WINDOW]
+
+    def batches(self) -> Iterator[Indices]:
+        """All of them, in order."""
+        return map(self.batch, range(self.steps))
+
+
+@functools.lru_cache(maxsize=4)
+def _window(order: Order, window: int) -> list[Indices]:
+    n, size = len(order.lengths), order.batch_size
+    first = window * WINDOW
+    count = min(WINDOW, order.steps - first)
+    positions = np.arange(first * size, min((first + count) * size, _num_examples(n, order.epochs)))
+    members = np.empty(len(positions), np.int64)
     for epoch in np.unique(positions // n):
         here = positions // n == epoch
-        indices[: len(positions)][here] = _permutation(n, seed, int(epoch))[positions[here] % n]
-    return indices
+        members[here] = _permutation(n, order.seed, int(epoch))[positions[here] % n]
+    return _deal(members, order.lengths[members], count, size)
+
+
+def _deal(members: Indices, lengths: Indices, count: int, size: int) -> list[Indices]:
+    """`members` in `count` batches of at most `size`: longest first, each to the batch with the fewest tokens."""
+    heap = [(0, number) for number in range(count)]
+    dealt: list[list[int]] = [[] for _ in range(count)]
+    for item in np.argsort(-lengths, kind="stable"):
+        load, number = heapq.heappop(heap)
+        dealt[number].append(int(item))
+        if len(dealt[number]) < size:
+            heapq.heappush(heap, (load + int(lengths[item]), number))
+    batches = []
+    for items in dealt:
+        batch = np.full(size, -1, np.int64)
+        batch[: len(items)] = members[sorted(items)]  # in the order of the permutation: places in a batch say nothing
+        batches.append(batch)
+    return batches
 
 
 def _permutation(n: int, seed: int, epoch: int) -> Indices:
@@ -139,9 +171,7 @@ def _permutation(n: int, seed: int, epoch: int) -> Indices:
     return np.argsort(keys, kind="stable").astype(np.int64)
 
 
-def sequential_batches(n: int, batch_size: int) -> Iterator[Indices]:
-    """0 .. n-1 in order, `batch_size` at a time; -1 fills up the last batch."""
-    for start in range(0, n, batch_size):
-        indices = np.arange(start, start + batch_size, dtype=np.int64)
-        indices[indices >= n] = -1
-        yield indices
+def balanced_batches(lengths: Indices, batch_size: int) -> list[Indices]:
+    """Each of n pairs once, in any order, in batches of about equally many tokens; -1 fills up."""
+    count = -(-len(lengths) // batch_size)
+    return _deal(np.arange(len(lengths), dtype=np.int64), lengths, count, batch_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -52,14 +52,20 @@ class EncodedSet:
     source: str
     counts: Mapping[str, int]  # records, usable, rejected, truncated_prompt, truncated_chosen, truncated_rejected
 
-    def shape(self, multiple: int = 16) -> tuple[int, int]:
-        """(T, N): the longest row over all views and the longest response, rounded up to a multiple."""
-        row, response = 1, 1
-        for pair in self.pairs:
-            longest = max(len(pair.chosen), len(pair.rejected))
-            response = max(response, longest)
-            row = max(row, longest + max(len(prompt) for prompt in pair.prompts.values()))
-        return -(-row // multiple) * multiple, -(-response // multiple) * multiple
+    def elements(self, multiple: int = 8) -> int:
+        """N: the longest response, rounded up to a multiple."""
+        longest = max((max(len(pair.chosen), len(pair.rejected)) for pair in self.pairs), default=1)
+        return -(-longest // multiple) * multiple
+
+    def lengths(self, view: str = "main", sides: Sequence[int] = (0, 1)) -> npt.NDArray[np.int64]:
+        """Tokens of each pair, the prompt of the view counted once, [n]."""
+        sizes = [[len(pair.prompts[view]), len(pair.chosen), len(pair.rejected)] for pair in self.pairs]
+        return np.asarray(sizes, np.int64).reshape(-1, 3)[:, [0, *(1 + side for side in sides)]].sum(1)
+
+    def mask(self, elements: int) -> npt.NDArray[np.float32]:
+        """1 on the response tokens of each pair, [n, 2, N]."""
+        sizes = np.asarray([[len(pair.chosen), len(pair.rejected)] for pair in self.pairs], np.int64).reshape(-1, 2)
+        return (np.arange(elements) < sizes[..., None]).astype(np.float32)
 
     def fingerprint(self) -> str:
         """Hex digest of all token ids, in order: what a cache of scores depends on besides the models."""

@@ -85,8 +85,11 @@ def file_summary(encoded: EncodedSet, listed: int = 20) -> str:
         for name, values in lengths.items():
             numbers = np.quantile(values, QUANTILES, method="higher")
             lines.append(f"  {name:<14}" + "".join(f"{int(number):>8}" for number in numbers))
-        width, elements = encoded.shape()
-        lines.append(f"  batches are padded to rows of {width} tokens and responses of {elements}")
+        padded = 2 * max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in encoded.pairs)
+        lines.append(
+            f"  a pair takes {encoded.lengths().mean():.0f} tokens on average, its prompt counted once; "
+            f"padded to the longest it would take {padded}"
+        )
     if encoded.rejections:
         lines.append("rejected:")
         lines += [f"  {rejection}" for rejection in encoded.rejections[:listed]]

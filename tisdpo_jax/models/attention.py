@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tisdpo_jax import partitioning
+from tisdpo_jax.types import Tree
 
 Array = jax.Array
 
@@ -27,6 +28,8 @@ class Mask(NamedTuple):
 
     window: int | None = None  # static; keys a query sees, itself included
     segments: Array | None = None  # [R, T] int32; a query sees its own segment only
+    tree: Tree | None = None  # packed pairs: a query sees its own branch and the trunk of its pair
+    places: Array | None = None  # [R, T] int32, rotary positions, by which the window counts in a tree
     query_positions: Array | None = None  # [R, Tq]; with key_positions, replaces causality by index
     key_positions: Array | None = None  # [R, Tk]; a negative position is never seen
 
@@ -39,20 +42,33 @@ def dense_mask(mask: Mask, queries: int, keys: int) -> Array:
     else:
         query, key = mask.query_positions[:, :, None], mask.key_positions[:, None, :]
     seen = (key <= query) & (key >= 0)
-    if mask.window is not None:
+    if mask.window is not None and mask.places is not None:
+        seen = seen & (mask.places[:, None, :] > mask.places[:, :, None] - mask.window)
+    elif mask.window is not None:
         seen &= key > query - mask.window
     if mask.segments is not None:
-        seen &= mask.segments[:, :, None] == mask.segments[:, None, :]
+        seen = seen & _same(mask.segments)
+    if mask.tree is not None:
+        trunk = (mask.tree.branch == 0)[:, None, :]
+        seen = seen & _same(mask.tree.pair) & (trunk | _same(mask.tree.branch))
     return seen[:, None]
 
 
-def prepare(mask: Mask, backend: str, *, queries: int, keys: int, heads: int) -> Any:
-    """What a back end derives from the mask, made once a call and shared by all layers."""
+def _same(labels: Array) -> Array:
+    return labels[:, :, None] == labels[:, None, :]
+
+
+def prepare(mask: Mask, backend: str, *, queries: int, keys: int, heads: int, platform: str = "") -> Any:
+    """What a back end derives from the mask, made once a call and shared by all layers.
+
+    `platform`: that the program is compiled for, where it is not the default one.
+    """
     if backend == "xla":
         return dense_mask(mask, queries, keys)
     if backend == "splash" and mask.query_positions is None:
         mesh = partitioning.active_mesh()
-        return _splash_kernel(queries, heads // (1 if mesh is None else mesh.shape["tensor"]), mask.window)
+        heads //= 1 if mesh is None else mesh.shape["tensor"]
+        return _splash_kernel(queries, heads, mask.window, (platform or jax.default_backend()) != "tpu")
     return None
 
 
@@ -69,6 +85,8 @@ def attention(q: Array, k: Array, v: Array, *, mask: Mask, backend: str, prepare
     Raises: ValueError when the back end cannot honour the mask or is unknown, and when the mask does not fit.
     """
     _check(mask, q.shape[:2], k.shape[:2])
+    if backend != "xla" and mask.tree is not None:
+        raise ValueError(f"attention back end {backend!r} cannot honour trees; repeat the prompts, or use 'xla'")
     if backend not in ("xla", "splash", "cudnn"):
         raise ValueError(f"unknown attention back end {backend!r}; one of xla, splash, cudnn")
     if backend != "xla" and (mask.query_positions is not None or mask.key_positions is not None):
@@ -127,17 +145,16 @@ def _splash(q: Array, k: Array, v: Array, segments: Array | None, kernel: Any) -
 
 
 @functools.lru_cache(maxsize=16)
-def _splash_kernel(length: int, heads: int, window: int | None) -> Any:
+def _splash_kernel(length: int, heads: int, window: int | None, interpret: bool) -> Any:
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     if length % 128:
         raise ValueError(
             f"attention back end 'splash' needs rows of a multiple of 128 tokens, not {length}; "
-            "set data.max_length to one, or model.attention to xla"
+            "pad them, or use 'xla' (model.attention)"
         )
     full = (length, length)
     one = splash.CausalMask(full) if window is None else splash.LocalMask(full, (window - 1, 0), 0)
-    interpret = jax.default_backend() != "tpu"
     with jax.ensure_compile_time_eval():
         kernel = splash.make_splash_mha_single_device(splash.MultiHeadMask([one] * heads), interpret=interpret)
         # numpy leaves: device arrays of one host could not be closed over by a program of several

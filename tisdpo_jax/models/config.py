@@ -79,6 +79,7 @@ class ComputeConfig:
     remat: Literal["none", "full", "dots"] = "none"
     layer_loop: Literal["scan", "unroll"] = "scan"
     lora_scale: float = 1.0  # alpha / rank, the same for every adapter of one program
+    platform: str = ""  # that the program is compiled for, where it is not the default one: "tpu" ahead of time
 
     def __post_init__(self) -> None:
         _check_names(self)

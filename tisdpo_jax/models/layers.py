@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from tisdpo_jax import partitioning
 from tisdpo_jax.models.attention import Mask, attention
 from tisdpo_jax.models.config import ComputeConfig, RopeConfig, TransformerConfig
+from tisdpo_jax.routing import take
+from tisdpo_jax.types import Copies
 
 Array = jax.Array
 
@@ -28,7 +30,8 @@ class Shared(NamedTuple):
     rope: tuple[Array, Array]  # cos, sin: [R or 1, T, 1, head_dim / 2] float32
     mask: Mask  # its arrays; the window comes from the configuration
     prepared: Any  # what the attention back end derives from the mask
-    slots: Array | None  # [R, T] int32: where in the cache the tokens of this call go
+    slots: Array | None = None  # [R, T] int32: where in the cache the tokens of this call go
+    copies: Copies | None = None  # packed rows, for a back end that wants the prompt before every response
 
 
 class Projection(nn.Module):
@@ -98,7 +101,12 @@ class Attention(nn.Module):
             k, v = (x.astype(q.dtype) for x in cache)
         mask = shared.mask._replace(window=c.sliding_window)  # static; what travels through the scan is not
         with jax.named_scope("attention"):
+            if shared.copies is not None:
+                q, k, v = (take(x, shared.copies.source, shared.copies.back) for x in (q, k, v))
             y = attention(q, k, v, mask=mask, backend=self.compute.attention, prepared=shared.prepared)
+            if shared.copies is not None:  # all copies of a token come out alike: the first is read
+                first = shared.copies.back[..., :1]
+                y = take(y, first[..., 0], readers_of_first(shared.copies))
         y = y.reshape(*rows, c.num_heads * c.head_dim)
         return Projection(c.hidden_size, c.output_bias, self.compute, name="o")(y), cache
 
@@ -131,6 +139,13 @@ class Block(nn.Module):
         y = RMSNorm(eps, self.compute, name="mlp_norm")(x)
         x = x + MLP(self.config, self.compute, name="mlp")(y)
         return partitioning.constrain(x, ("batch", None, None)), cache
+
+
+def readers_of_first(copies: Copies) -> Array:
+    """For every copy the token that reads it, `[R, U, 1]`: -1 where another copy is read."""
+    places = jnp.arange(copies.source.shape[1])
+    firsts = jax.vmap(lambda first, index: jnp.take(first, index, mode="clip"))(copies.back[..., 0], copies.source)
+    return jnp.where((firsts == places) & (copies.source >= 0), copies.source, -1)[..., None]
 
 
 def rope_frequencies(rope: RopeConfig, head_dim: int) -> Array:

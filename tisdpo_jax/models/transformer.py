@@ -18,9 +18,10 @@ import jax.numpy as jnp
 from tisdpo_jax import partitioning
 from tisdpo_jax.models.attention import Mask, prepare
 from tisdpo_jax.models.config import ComputeConfig, TransformerConfig
+from tisdpo_jax.models.embedding import look_up
 from tisdpo_jax.models.head import product
 from tisdpo_jax.models.layers import Block, LayerCache, RMSNorm, Shared, rope_tables
-from tisdpo_jax.types import Params, Variables
+from tisdpo_jax.types import Params, Rows, Variables
 
 Array = jax.Array
 REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
@@ -34,9 +35,7 @@ class Embedding(nn.Module):
     def __call__(self, tokens: Array) -> Array:
         shape = (self.config.vocab_size, self.config.hidden_size)
         table = self.param("embedding", nn.initializers.normal(0.02), shape, jnp.dtype(self.compute.param_dtype))
-        # gathered over fsdp first, as every other weight is: else the partitioner replicates the activations
-        table = partitioning.constrain(table, ("vocab", None))
-        return jnp.take(table, tokens, axis=0).astype(self.compute.dtype)
+        return look_up(table, tokens, self.compute.dtype)
 
 
 class Head(nn.Module):
@@ -88,7 +87,8 @@ def init_params(key: Array, config: TransformerConfig, dtype: Any = "float32") -
     """Random parameters (normal, 0.02) as a plain nested dict; see `partitioning.PARAM_AXES` for paths."""
     module = Transformer(config, ComputeConfig(param_dtype=str(jnp.dtype(dtype))))
     tokens = jnp.zeros((1, 2), jnp.int32)
-    return cast(Params, module.init(key, tokens, _shared(Model(config), tokens, None, None), None)["params"])
+    shared = _shared(Model(config), Rows(tokens, jnp.arange(2)[None]))
+    return cast(Params, module.init(key, tokens, shared, None)["params"])
 
 
 def abstract_params(config: TransformerConfig, dtype: Any = "float32") -> Params:
@@ -96,17 +96,15 @@ def abstract_params(config: TransformerConfig, dtype: Any = "float32") -> Params
     return cast(Params, jax.eval_shape(lambda key: init_params(key, config, dtype), jax.random.key(0)))
 
 
-def hidden_states(
-    model: Model, variables: Variables, tokens: Array, *, segments: Array | None = None, positions: Array | None = None
-) -> Array:
-    """Normalised last hidden states `[R, T, D]` of rows of tokens, causal and left-aligned.
+def hidden_states(model: Model, variables: Variables, rows: Rows | Array) -> Array:
+    """Normalised last hidden states `[R, T, D]` of rows of tokens, causal.
 
     Args:
-      tokens: `[R, T]` int32; padding stands behind the real tokens.
-      segments: `[R, T]` int32 for packed rows: a token sees its own segment only.
-      positions: `[R, T]` int32, rotary positions; default counts from the start of the row.
+      rows: `types.Rows`, or tokens `[R, T]` int32, left-aligned: padding stands behind the real tokens.
     """
-    hidden, _ = _module(model).apply(variables, tokens, _shared(model, tokens, segments, positions), None)
+    if not isinstance(rows, Rows):
+        rows = Rows(rows, jnp.arange(rows.shape[1])[None])
+    hidden, _ = _module(model).apply(variables, rows.tokens, _shared(model, rows), None)
     return hidden
 
 
@@ -149,12 +147,15 @@ def _module(model: Model) -> Transformer:
     return Transformer(model.config, model.compute)
 
 
-def _shared(model: Model, tokens: Array, segments: Array | None, positions: Array | None) -> Shared:
-    length = tokens.shape[1]
-    if positions is None:
-        positions = jnp.arange(length)[None]
-    mask = Mask(model.config.sliding_window, segments)
-    prepared = prepare(mask, model.compute.attention, queries=length, keys=length, heads=model.config.num_heads)
-    return Shared(
-        rope_tables(model.config.rope, model.config.head_dim, positions), mask._replace(window=None), prepared, None
-    )
+def _shared(model: Model, rows: Rows) -> Shared:
+    rope = rope_tables(model.config.rope, model.config.head_dim, rows.positions)
+    if rows.copies is None:
+        length, mask = rows.tokens.shape[1], Mask(model.config.sliding_window, None, rows.tree)
+        if rows.tree is not None:
+            mask = mask._replace(places=rows.positions)
+    else:  # trees are for back ends without copies
+        length, mask = rows.copies.source.shape[1], Mask(model.config.sliding_window, rows.copies.segments)
+    compute = model.compute
+    heads, platform = model.config.num_heads, compute.platform
+    prepared = prepare(mask, compute.attention, queries=length, keys=length, heads=heads, platform=platform)
+    return Shared(rope, mask._replace(window=None), prepared, copies=rows.copies)

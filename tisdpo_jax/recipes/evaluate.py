@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from tisdpo_jax import losses, partitioning
-from tisdpo_jax.data import sequential_batches
 from tisdpo_jax.evaluation import Change, Comparison, Sample, as_json, compare, paired_difference
 from tisdpo_jax.models import Model
 from tisdpo_jax.recipes.session import Session
@@ -38,16 +37,17 @@ class Measured:
 
 def measure(session: Session, before: Variables, after: Variables, split: str = "eval") -> Measured:
     """Both models over all pairs of a split."""
-    pairs, config = session.pairs(split), session.config
+    config = session.config
+    pairs, batches = session.passing(split, "main")
     run = _measurer(session.model, config.model.head_chunk)
-    parts = []
-    batches = list(sequential_batches(len(pairs.encoded.pairs), config.evaluation.batch_size))
+    count = len(pairs.encoded.pairs)
+    measured = Measured(*(np.zeros((count, 2)) for _ in Measured.__dataclass_fields__))
     for indices in progress(batches, "evaluate", enabled=config.logging.progress):
         session.interrupt.poll("evaluating")
-        batch = partitioning.put_batch(pairs.batch(indices)._replace(columns={}), session.mesh)
-        found = [partitioning.to_host(x)[indices >= 0] for x in run(before, after, batch)]
-        parts.append(found)
-    return Measured(*(np.concatenate(column).astype(np.float64) for column in zip(*parts, strict=True)))
+        batch = partitioning.put_batch(pairs.batch(indices), session.mesh)
+        for name, value in zip(Measured.__dataclass_fields__, run(before, after, batch), strict=True):
+            getattr(measured, name)[indices[indices >= 0]] = partitioning.to_host(value)[indices >= 0]
+    return measured
 
 
 @functools.lru_cache(maxsize=4)
@@ -118,7 +118,7 @@ def save(session: Session, tables: tuple[Comparison, ...]) -> None:
 def samples(session: Session, before: Variables, after: Variables) -> tuple[Sample, ...]:
     """Greedy answers of both models to the first held-out prompts."""
     section = session.config.evaluation
-    pairs = (session.eval or session.train).encoded.pairs[: section.generate]
+    pairs = (session.eval or session.train).pairs[: section.generate]
     if not pairs:
         return ()
     prompts = [pair.prompt.tolist() for pair in pairs]
@@ -137,7 +137,7 @@ def samples(session: Session, before: Variables, after: Variables) -> tuple[Samp
 def end_tokens(session: Session) -> list[int]:
     """Tokens that end an answer: the tokenizer's EOS, and what the template ends a turn with."""
     ends = {session.tokenizer.eos_token_id}
-    ends |= {int(pair.chosen[-1]) for pair in session.train.encoded.pairs[:100] if not pair.truncated_chosen}
+    ends |= {int(pair.chosen[-1]) for pair in session.train.pairs[:100] if not pair.truncated_chosen}
     return sorted(end for end in ends if end is not None)
 
 

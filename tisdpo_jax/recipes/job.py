@@ -64,7 +64,7 @@ def _perform(verb: str, session: Session) -> None:
         for table in tables:
             _say(table_text(table) + "\n")
     elif verb == "evaluate":
-        session.pairs("eval")  # says what to set
+        session.split("eval")  # says what to set
     else:
         _say("no held-out pairs (data.eval, data.eval_fraction): nothing is evaluated\n")
     if verb == "evaluate":

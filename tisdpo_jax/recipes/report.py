@@ -11,11 +11,11 @@ import yaml
 from tisdpo_jax import evaluation
 from tisdpo_jax._version import __version__
 from tisdpo_jax.config import resolved
+from tisdpo_jax.data import EncodedSet
 from tisdpo_jax.evaluation import Comparison, DataCounts, Report, Sample, SidePicture, TokenPicture, WeightSection
 from tisdpo_jax.recipes.evaluate import prompt_text
 from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.recipes.tisdpo import Columns
-from tisdpo_jax.training.loop import Pairs
 
 FILES = (
     ("config.yaml", "the configuration, defaults included"),
@@ -34,7 +34,7 @@ def write_report(
     """Writes report.html and returns its path."""
     config = session.config
     split = "eval" if session.eval is not None else "train"
-    pairs, found = session.pairs(split), columns[split]
+    encoded, found = session.split(split), columns[split]
     report = Report(
         title=f"{config.loss.name} with construction {config.contrast.construction}: {session.run_dir.name}",
         facts=_facts(session),
@@ -42,7 +42,7 @@ def write_report(
         samples=samples,
         history=evaluation.read_metrics(session.run_dir / "metrics.jsonl"),
         weights=_weights(session, session.train, columns["train"]),
-        pictures=tuple(_picture(session, pairs, found, index) for index in range(_count(session, pairs, found))),
+        pictures=tuple(_picture(session, encoded, found, index) for index in range(_count(session, encoded, found))),
         data=tuple(_counts(session, name) for name in session.splits()),
         config=yaml.safe_dump(resolved(config), sort_keys=False, allow_unicode=True),
         files=tuple((name, what) for name, what in FILES if (session.run_dir / name).exists()),
@@ -59,13 +59,13 @@ def _facts(session: Session) -> tuple[tuple[str, str], ...]:
     return (
         ("model", str(session.model_path.name)),
         ("trained", lora),
-        ("training pairs", f"{len(session.train.encoded.pairs)} from {session.config.data.train}"),
+        ("training pairs", f"{len(session.train.pairs)} from {session.config.data.train}"),
         ("devices", f"{jax.device_count()} {jax.devices()[0].device_kind} ({mesh}), {jax.process_count()} process(es)"),
         ("software", f"tisdpo_jax {__version__}, jax {jax.__version__}"),
     )
 
 
-def _weights(session: Session, pairs: Pairs, columns: Columns) -> WeightSection | None:
+def _weights(session: Session, encoded: EncodedSet, columns: Columns) -> WeightSection | None:
     if "weights" not in columns:
         return None
     section = session.config.weights
@@ -73,10 +73,7 @@ def _weights(session: Session, pairs: Pairs, columns: Columns) -> WeightSection 
     if section.method in ("importance", "log_uniform", "shuffled", "rank"):
         limits = evaluation.weight_limits(scale=section.scale, mu=section.mu, lower=section.lower, upper=section.upper)
     weights = columns["weights"]
-    mask = np.zeros(weights.shape, bool)
-    for index, pair in enumerate(pairs.encoded.pairs):
-        for side, ids in enumerate((pair.chosen, pair.rejected)):
-            mask[index, side, : len(ids)] = True
+    mask = encoded.mask(weights.shape[-1]) > 0
     statistics = evaluation.weight_statistics(weights, mask, limits=limits)
     logs = [_logs(weights[:, side][mask[:, side]]) for side in (0, 1)]
     return WeightSection(*statistics, *logs)
@@ -86,12 +83,12 @@ def _logs(weights: np.ndarray) -> np.ndarray:
     return np.log(weights[weights > 0])
 
 
-def _count(session: Session, pairs: Pairs, columns: Columns) -> int:
-    return min(session.config.evaluation.heat_maps, len(pairs.encoded.pairs)) if "weights" in columns else 0
+def _count(session: Session, encoded: EncodedSet, columns: Columns) -> int:
+    return min(session.config.evaluation.heat_maps, len(encoded.pairs)) if "weights" in columns else 0
 
 
-def _picture(session: Session, pairs: Pairs, columns: Columns, index: int) -> TokenPicture:
-    pair = pairs.encoded.pairs[index]
+def _picture(session: Session, encoded: EncodedSet, columns: Columns, index: int) -> TokenPicture:
+    pair = encoded.pairs[index]
 
     def side(number: int, ids: np.ndarray) -> SidePicture:
         def row(name: str) -> list[float] | None:
@@ -104,7 +101,7 @@ def _picture(session: Session, pairs: Pairs, columns: Columns, index: int) -> To
 
 
 def _counts(session: Session, split: str) -> DataCounts:
-    encoded = session.pairs(split).encoded
+    encoded = session.split(split)
     name = {"train": "training", "eval": "held out"}[split]
     used = len(encoded.pairs)
     return DataCounts(name, encoded.source, used + len(encoded.rejections), used, encoded.rejections)

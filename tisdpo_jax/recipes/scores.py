@@ -14,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tisdpo_jax import partitioning
-from tisdpo_jax.data import sequential_batches
 from tisdpo_jax.data.template import tokenizer_name
 from tisdpo_jax.errors import CheckpointError
 from tisdpo_jax.recipes.models import identify
@@ -58,21 +57,20 @@ def cache_key(session: Session, role: Role, frozen: Frozen, split: str) -> dict[
         "template": f"{config.data.template} {digest([config.data.system, _template_text(session)])}",
         "prompt": role.view,
         "lengths": f"{config.data.max_length}/{config.data.max_response}",
-        "data": session.pairs(split).encoded.fingerprint(),
+        "data": session.split(split).fingerprint(),
     }
 
 
 def compute_logps(session: Session, role: Role, frozen: Frozen, split: str, *, label: str) -> np.ndarray:
     """The same, made now."""
-    pairs, config = session.pairs(split), session.config
+    config = session.config
+    pairs, batches = session.passing(split, role.view)
     variables = bind(role, None, frozen)
     run = _scorer(session.model, role.view, config.model.head_chunk)
-    count = len(pairs.encoded.pairs)
-    found = np.zeros((count, 2, pairs.shape[1]), np.float32)
-    batches = list(sequential_batches(count, config.evaluation.batch_size))
+    found = np.zeros((len(pairs.encoded.pairs), 2, session.elements), np.float32)
     for indices in progress(batches, label, enabled=config.logging.progress):
         session.interrupt.poll(label)
-        batch = partitioning.put_batch(pairs.batch(indices)._replace(columns={}), session.mesh)
+        batch = partitioning.put_batch(pairs.batch(indices), session.mesh)
         logps = partitioning.to_host(run(variables, batch))
         found[indices[indices >= 0]] = logps[indices >= 0]
     return found

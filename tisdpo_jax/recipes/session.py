@@ -7,15 +7,28 @@ import functools
 import hashlib
 import json
 import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from tisdpo_jax import interchange, partitioning
 from tisdpo_jax.config import Experiment, MeshSection, StageSection
-from tisdpo_jax.data import EncodedSet, PairSet, apply_policy, encode_pairs, open_template, read_pairs, split_by_prompt
+from tisdpo_jax.data import (
+    EncodedSet,
+    Layout,
+    PairSet,
+    apply_policy,
+    balanced_batches,
+    encode_pairs,
+    fit,
+    open_template,
+    read_pairs,
+    split_by_prompt,
+)
 from tisdpo_jax.errors import ConfigError, DataError
 from tisdpo_jax.models import ComputeConfig, Model, abstract_params, init_adapters
 from tisdpo_jax.training.interrupt import Interrupt
@@ -38,8 +51,9 @@ class Session:
     model: Model
     model_path: Path
     tokenizer: Any
-    train: Pairs
-    eval: Pairs | None
+    train: EncodedSet
+    eval: EncodedSet | None
+    elements: int  # N, of every split and stage
     metrics: MetricsLog
     interrupt: Interrupt
 
@@ -47,11 +61,42 @@ class Session:
     def lora(self) -> bool:
         return self.config.lora.rank > 0
 
-    def pairs(self, split: str) -> Pairs:
-        pairs = self.train if split == "train" else self.eval
-        if pairs is None:
+    def split(self, name: str) -> EncodedSet:
+        encoded = self.train if name == "train" else self.eval
+        if encoded is None:
             raise ConfigError("there are no held-out pairs; set data.eval or data.eval_fraction")
-        return pairs
+        return encoded
+
+    def layout(
+        self,
+        encoded: EncodedSet,
+        batches: Iterable[np.ndarray],
+        *,
+        parts: int = 1,
+        sides: tuple[int, ...] = (0, 1),
+        views: Sequence[str] = ("main",),
+    ) -> Layout:
+        """One shape for `batches` of these pairs."""
+        splash = self.config.model.attention == "splash"
+        return fit(
+            encoded,
+            batches,
+            elements=self.elements,
+            shards=partitioning.batch_shards(self.mesh),
+            parts=parts,
+            sides=sides,
+            views=views,
+            packed=self.config.data.packing == "shared",
+            copies=splash and self.config.data.packing == "shared",
+            multiple=128 if splash else 8,
+            width=self.model.config.hidden_size,
+        )
+
+    def passing(self, split: str, *views: str) -> tuple[Pairs, list[np.ndarray]]:
+        """All pairs of a split once, in batches for evaluation and scoring: the pairs, and the batches' indices."""
+        encoded = self.split(split)
+        batches = balanced_batches(encoded.lengths(views[0]), self.config.evaluation.batch_size)
+        return Pairs(encoded, self.layout(encoded, batches, views=views)), batches
 
     def splits(self) -> tuple[str, ...]:
         return ("train",) if self.eval is None else ("train", "eval")
@@ -82,12 +127,12 @@ def open_session(config: Experiment, run_dir: Path, interrupt: Interrupt) -> Ses
             f"the tokenizer has {len(tokenizer)} tokens, the model only {transformer.vocab_size}; "
             "set model.tokenizer to the one that belongs to it"
         )
-    shape = batch_shape(config, [train] if held_out is None else [train, held_out])
+    elements = max(encoded.elements() for encoded in ([train] if held_out is None else [train, held_out]))
     log.info(
-        "pairs: %d for training, %d held out; rows of %d tokens, responses of %d",
+        "pairs: %d for training, %d held out; responses of up to %d tokens",
         len(train.pairs),
         len(held_out.pairs) if held_out else 0,
-        *shape,
+        elements,
     )
     return Session(
         config=config,
@@ -96,8 +141,9 @@ def open_session(config: Experiment, run_dir: Path, interrupt: Interrupt) -> Ses
         model=Model(transformer, compute_config(config)),
         model_path=path,
         tokenizer=tokenizer,
-        train=Pairs(train, shape),
-        eval=None if held_out is None else Pairs(held_out, shape),
+        train=train,
+        eval=held_out,
+        elements=elements,
         metrics=MetricsLog(run_dir, config.logging, config=dataclasses.asdict(config)),
         interrupt=interrupt,
     )
@@ -169,13 +215,6 @@ def open_data(config: Experiment, tokenizer: Any) -> tuple[EncodedSet, EncodedSe
         if data.eval_limit:
             held_out = dataclasses.replace(held_out, pairs=held_out.pairs[: data.eval_limit])
     return encode(pairs), None if held_out is None else encode(held_out)
-
-
-def batch_shape(config: Experiment, sets: list[EncodedSet]) -> tuple[int, int]:
-    """One (T, N) for all batches of the run, so that each step is compiled once."""
-    multiple = 128 if config.model.attention == "splash" else 8
-    rows, elements = zip(*(encoded.shape(multiple=8) for encoded in sets), strict=True)
-    return -(-max(rows) // multiple) * multiple, max(elements)
 
 
 def cast(tree: Params, dtype: str) -> Params:

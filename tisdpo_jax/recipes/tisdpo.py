@@ -20,7 +20,7 @@ import numpy as np
 
 from tisdpo_jax import partitioning
 from tisdpo_jax.config import Experiment, LossSection, StageSection
-from tisdpo_jax.data import recorded_columns, sequential_batches
+from tisdpo_jax.data import EncodedSet, Layout, Order, recorded_columns
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.models import Model
 from tisdpo_jax.recipes import models
@@ -75,12 +75,12 @@ def score_stage(session: Session, frozen: Frozen) -> dict[str, Columns]:
     config, found = session.config, {}
     roles = contrast_roles(config.contrast.construction, lora=session.lora)
     for split in session.splits():
-        pairs = session.pairs(split)
-        columns: Columns = dict(recorded_columns(pairs.encoded, pairs.shape[1]))
+        encoded = session.split(split)
+        columns: Columns = dict(recorded_columns(encoded, session.elements))
         if roles is not None and config.contrast.scores == "cached":
             for name, role in zip(("plus", "minus"), roles, strict=True):
                 columns[f"{name}_logps"] = cached_logps(session, name, role, frozen, split)
-            _derive(session, pairs, columns)
+            _derive(session, encoded, columns)
         if config.contrast.scores == "cached" and wants_kl(config.loss) is None and config.loss.name != "sft":
             columns["reference_logps"] = cached_logps(session, "reference", REFERENCE, frozen, split)
         _check_columns(session, split, columns)
@@ -88,23 +88,20 @@ def score_stage(session: Session, frozen: Frozen) -> dict[str, Columns]:
     return found
 
 
-def _derive(session: Session, pairs: Pairs, columns: Columns) -> None:
+def _derive(session: Session, encoded: EncodedSet, columns: Columns) -> None:
     """Token weights and the self-reward of the pair, both from the one contrast of pi+ and pi-."""
     if "weights" in columns or "margin" in columns:
         raise ConfigError(
-            f"{pairs.encoded.source}: brings its own weights or margin, which a contrast would overwrite; "
+            f"{encoded.source}: brings its own weights or margin, which a contrast would overwrite; "
             "set contrast.construction none, or take these fields out"
         )
-    count = len(pairs.encoded.pairs)
+    mask, record = encoded.mask(session.elements), np.arange(len(encoded.pairs))
     parts = []
-    for indices in sequential_batches(count, min(count, 256)):
-        batch = pairs.batch(indices)
-        rows = indices[indices >= 0]
+    for rows in np.array_split(record, -(-len(record) // 256)):
         positive, negative = (columns[f"{name}_logps"][rows] for name in ("plus", "minus"))
-        mask, record = batch.mask[: len(rows)], batch.record[: len(rows)]
-        parts.append((np.asarray(make_weights(session.config.weights, positive, negative, mask, record=record)), mask))
-    columns["weights"] = np.concatenate([weights for weights, _ in parts])
-    mask = np.concatenate([mask for _, mask in parts])
+        made = make_weights(session.config.weights, positive, negative, mask[rows], record=rows)
+        parts.append(np.asarray(made))
+    columns["weights"] = np.concatenate(parts)
     rewards = ((columns["plus_logps"] - columns["minus_logps"]) * mask).sum(-1)
     columns["margin"] = (rewards[:, 0] - rewards[:, 1]).astype(np.float32)
 
@@ -116,7 +113,7 @@ def _check_columns(session: Session, split: str, columns: Columns) -> None:
         fields = {"weights": "chosen_weights and rejected_weights", "margin": "margin"}[needed]
         raise ConfigError(
             f"loss.name {loss} needs {needed}: set contrast.construction to prompts, sft or dpo, "
-            f"or give every record of {session.pairs(split).encoded.source} the fields {fields}"
+            f"or give every record of {session.split(split).source} the fields {fields}"
         )
 
 
@@ -130,7 +127,7 @@ def policy_plan(config: Experiment, model: Model) -> tuple[Plan, tuple[str, ...]
     casting = Casting(
         policy_role(lora=lora), REFERENCE if live_reference else None, *(online if online else (None, None))
     )
-    plan = _plan(config, model, config.loss, casting, config.train, sides=(0,) if config.loss.name == "sft" else (0, 1))
+    plan = _plan(config, model, config.loss, casting, config.train)
     taken = {"tisdpo": ("weights",), "dlma": ("margin",)}.get(config.loss.name, ())
     return plan, (*taken, *(() if live_reference else ("reference_logps",)))
 
@@ -142,8 +139,7 @@ def policy_stage(session: Session, frozen: Frozen, columns: dict[str, Columns]) 
     kept = {split: {name: value for name, value in found.items() if name in names} for split, found in columns.items()}
     evaluate = None
     if session.eval is not None:
-        held_out = dataclasses.replace(session.eval, columns=kept["eval"])
-        evaluate = functools.partial(evaluate_pairs, session, plan, _needed(frozen, plan), held_out)
+        evaluate = functools.partial(evaluate_pairs, session, plan, _needed(frozen, plan), kept["eval"])
     return run_training(
         session,
         "policy",
@@ -151,17 +147,20 @@ def policy_stage(session: Session, frozen: Frozen, columns: dict[str, Columns]) 
         config.train,
         frozen["params"],
         kept["train"],
+        sides=(0,) if config.loss.name == "sft" else (0, 1),
         plan=plan,
         lora=frozen["lora"],
         evaluate=evaluate,
     )
 
 
-def evaluate_pairs(session: Session, plan: Plan, frozen: Frozen, pairs: Pairs, trained: Params) -> dict[str, float]:
-    """The metrics of training, over all of `pairs`: sums and counts added, divided once."""
+def evaluate_pairs(session: Session, plan: Plan, frozen: Frozen, columns: Columns, trained: Params) -> dict[str, float]:
+    """The metrics of training, over all held-out pairs: sums and counts added, divided once."""
     run = _evaluator(dataclasses.replace(plan, micro_batches=1))
+    pairs, batches = session.passing("eval", *plan.casting.views())
+    pairs = dataclasses.replace(pairs, columns=columns)
     totals: dict[str, Any] = {}
-    for indices in sequential_batches(len(pairs.encoded.pairs), session.config.evaluation.batch_size):
+    for indices in batches:
         sums = jax.device_get(run(trained, frozen, partitioning.put_batch(pairs.batch(indices), session.mesh)))
         totals = jax.tree.map(np.add, totals, sums) if totals else sums
     return {name: float(value) for name, value in means(totals).items()}
@@ -190,7 +189,7 @@ def run_training(
     if plan is None:
         live = loss.name != "sft" and "reference_logps" not in columns
         casting = Casting(policy_role(lora=session.lora), REFERENCE if live else None)
-        plan = _plan(config, session.model, loss, casting, section, sides=sides)
+        plan = _plan(config, session.model, loss, casting, section)
     frozen = _needed({"params": params, "lora": lora or {}}, plan)
     identity = _identity(session, loss, section, params["base"], columns, sides, frozen)
     finished = models.load_result(session, stage, identity)
@@ -200,13 +199,14 @@ def run_training(
     trained = models.new_trained(session, params["base"], stage)
     held = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in resident_bytes(trained, frozen).items())
     log.info("stage %s: resident %s", stage, held)
+    order, layout = feed(session, section, plan, sides)
     job = Job(
         stage=stage,
         plan=plan,
         section=section,
-        pairs=dataclasses.replace(session.train, columns=columns),
+        pairs=Pairs(session.train, layout, columns),
+        order=order,
         directory=session.run_dir / "checkpoints" / stage,
-        seed=config.data.seed,
         identity=identity,
         checkpoint_every=config.train.checkpoint_every,
         keep=config.train.keep_checkpoints,
@@ -221,21 +221,20 @@ def run_training(
     return trained
 
 
-def _plan(
-    config: Experiment,
-    model: Model,
-    loss: LossSection,
-    casting: Casting,
-    section: StageSection,
-    *,
-    sides: tuple[int, ...],
-) -> Plan:
+def feed(session: Session, section: StageSection, plan: Plan, sides: tuple[int, ...]) -> tuple[Order, Layout]:
+    """Which pairs each step of a stage takes, and the one shape that holds them all."""
+    encoded = session.train
+    order = Order(encoded.lengths(sides=sides), section.batch_size, session.config.data.seed, section.epochs)
+    views = plan.casting.views()
+    return order, session.layout(encoded, order.batches(), parts=section.micro_batches, sides=sides, views=views)
+
+
+def _plan(config: Experiment, model: Model, loss: LossSection, casting: Casting, section: StageSection) -> Plan:
     return Plan(
         model=model,
         casting=casting,
         loss=loss,
         weights=config.weights,
-        sides=sides,
         micro_batches=section.micro_batches,
         head_chunk=config.model.head_chunk,
     )
@@ -272,7 +271,7 @@ def _identity(
         "model": models.identify(base),
         "dtype": f"{config.model.dtype}/{config.model.param_dtype}",
         "lora": digest(dataclasses.asdict(config.lora)) if config.lora.rank else "none",
-        "data": session.train.encoded.fingerprint(),
+        "data": session.train.fingerprint(),
         "data.seed": config.data.seed,
         "seed": config.seed,
         "training": digest(named),

@@ -61,7 +61,14 @@ def kl_from_logits(
 
 
 def kl_from_log_probs(first: Array, second: Array) -> Array:
-    """`sum_v p_v (log p_v - log q_v)` over the last axis, for log-probabilities that may be -inf.
+    """`sum_v p_v (log p_v - log q_v)` over the last axis, for log-probabilities that may be -inf."""
+    impossible = ((first != -jnp.inf) & (second == -jnp.inf) & (jnp.exp(first) > 0)).any(-1)
+    nothing = (first == -jnp.inf).all(-1)
+    return jnp.where(impossible, jnp.inf, jnp.where(nothing, 0.0, kl_terms(first, second).sum(-1)))
+
+
+def kl_terms(first: Array, second: Array) -> Array:
+    """Terms of the KL by vocabulary entry, at least 0; where q is 0 and p is not, 0 stands for what is not a number.
 
     Summed as `p d - p + q` with `d = log p - log q`: what is added sums to 0, and makes every term of second order in
     d. The plain sum loses all its digits where p is near q, which is where training begins.
@@ -74,6 +81,4 @@ def kl_from_log_probs(first: Array, second: Array) -> Array:
     small = jnp.where(jnp.abs(d) < 1.0, d, 0.0)  # expm1 of a large one would overflow, in the gradient as well
     terms = jnp.where(jnp.abs(d) < 1.0, p * (small + jnp.expm1(-small)), p * d - p + q)
     # where p is 0, its term is q
-    terms = jnp.where(both, terms, jnp.where(no_second, 0.0, jnp.exp(jnp.where(no_second, 0.0, second))))
-    impossible = (~no_first & no_second & (jnp.exp(first) > 0)).any(-1)
-    return jnp.where(impossible, jnp.inf, jnp.where(no_first.all(-1), 0.0, terms.sum(-1)))
+    return jnp.where(both, terms, jnp.where(no_second, 0.0, jnp.exp(jnp.where(no_second, 0.0, second))))

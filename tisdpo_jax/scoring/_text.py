@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from tisdpo_jax import partitioning
 from tisdpo_jax.models import Model, head_kernel, hidden_states
+from tisdpo_jax.routing import take
 from tisdpo_jax.scoring._fused import fused_logps, fused_logps_and_kl
 from tisdpo_jax.scoring._logits import Direction
 from tisdpo_jax.types import Batch, Scores, Variables, View
@@ -19,29 +19,28 @@ Array = jax.Array
 class Seen(NamedTuple):
     """A model's last hidden states where the response is predicted, and its head."""
 
-    hidden: Array  # [B, S, N, D]; element n stands behind what predicts response token n
+    hidden: Array  # [R, M, D], by slot
     head: Array  # [D, V]
 
 
-def read(model: Model, variables: Variables, view: View, elements: int) -> Seen:
-    """Runs the model over a view and keeps the positions that predict response tokens.
-
-    Token n of the response stands at `start + n`; what predicts it is the hidden state one before.
-    """
-    rows = view.tokens.shape[0] * view.tokens.shape[1]
-    tokens = partitioning.constrain(view.tokens.reshape(rows, -1), ("batch", None))
-    hidden = hidden_states(model, variables, tokens).reshape(*view.tokens.shape, -1)
-    position = view.start[:, :, None] - 1 + jnp.arange(elements)
-    position = jnp.clip(position, 0, view.tokens.shape[-1] - 1)  # elements behind a response's end are masked
-    hidden = jnp.take_along_axis(hidden, position[..., None], axis=2)
-    return Seen(partitioning.constrain(hidden, ("batch", None, None, None)), head_kernel(model.config, variables))
+def read(model: Model, variables: Variables, view: View) -> Seen:
+    """Runs the model over a view and keeps the places that predict response tokens: that before each."""
+    rows = view.rows._replace(tokens=partitioning.constrain(view.rows.tokens, ("batch", None)))
+    hidden = take(hidden_states(model, variables, rows), view.slots.source, view.slots.readers)
+    return Seen(partitioning.constrain(hidden, ("batch", None, None)), head_kernel(model.config, variables))
 
 
-def score(model: Model, variables: Variables, batch: Batch, *, view: str = "main", chunk: int = 128) -> Scores:
+def by_element(view: View, values: Array) -> Array:
+    """Values by slot `[R, M]` as values by element `[B, S, N]`; 0 where there is no element."""
+    flat = take(values.reshape(1, -1), view.place.reshape(1, -1), view.slots.elements.reshape(1, -1, 1))
+    return partitioning.constrain(flat.reshape(view.place.shape), ("batch", None, None))
+
+
+def score(model: Model, variables: Variables, batch: Batch, *, view: str = "main", chunk: int = 256) -> Scores:
     """Log-likelihood of every response token under one model: `Scores(logps [B, S, N], None)`."""
-    seen = read(model, variables, batch.views[view], batch.response.shape[-1])
-    logps = fused_logps(seen.hidden, seen.head, batch.response, chunk=chunk)
-    return Scores(jnp.where(batch.mask > 0, logps, 0.0))
+    shown = batch.views[view]
+    seen = read(model, variables, shown)
+    return Scores(by_element(shown, fused_logps(seen.hidden, seen.head, shown.slots.targets, chunk=chunk)))
 
 
 def score_pair_of_models(
@@ -51,23 +50,28 @@ def score_pair_of_models(
     batch: Batch,
     *,
     direction: Direction = "policy||reference",
-    chunk: int = 128,
+    chunk: int = 256,
 ) -> tuple[Scores, Array]:
-    """Policy and reference over the same view, with the full-vocabulary KL between them.
+    """Policy and reference over the main view, with the full-vocabulary KL between them.
+
+    Where the batch brings the reference's last hidden states, they are taken and only its head is read.
 
     Returns: the policy's `Scores(logps, kl)` and the reference's log-likelihoods, each `[B, S, N]`.
     Gradients flow to the policy only.
     """
-    elements = batch.response.shape[-1]
-    ours = read(model, policy, batch.views["main"], elements)
-    theirs = jax.lax.stop_gradient(read(model, reference, batch.views["main"], elements))
-    logps, reference_logps, kl = fused_logps_and_kl(*ours, *theirs, batch.response, direction=direction, chunk=chunk)
-    logps, reference_logps, kl = (jnp.where(batch.mask > 0, x, 0.0) for x in (logps, reference_logps, kl))
+    view = batch.views["main"]
+    ours = read(model, policy, view)
+    if batch.states is None:
+        theirs = jax.lax.stop_gradient(read(model, reference, view))
+    else:
+        theirs = Seen(batch.states.astype(ours.hidden.dtype), head_kernel(model.config, reference))
+    found = fused_logps_and_kl(*ours, *theirs, view.slots.targets, direction=direction, chunk=chunk)
+    logps, reference_logps, kl = (by_element(view, x) for x in found)
     return Scores(logps, kl), reference_logps
 
 
 def contrast(
-    model: Model, plus: tuple[Variables, str], minus: tuple[Variables, str], batch: Batch, *, chunk: int = 128
+    model: Model, plus: tuple[Variables, str], minus: tuple[Variables, str], batch: Batch, *, chunk: int = 256
 ) -> tuple[Array, Array]:
     """Log-likelihoods under pi+ and pi-: each a model behind a view, `(variables, view name)`.
 

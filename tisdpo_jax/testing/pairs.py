@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tisdpo_jax.types import Batch, View
+from tisdpo_jax.data import EncodedPair, EncodedSet, fit, make_batch
+from tisdpo_jax.types import Batch
 
 Array = jax.Array
 
@@ -40,40 +41,44 @@ def random_pairs(seed: int, shape: tuple[int, ...] = (4, 2, 7)) -> Pairs:
     return Pairs(*(jnp.asarray(x, jnp.float32) for x in (policy, reference, positive, negative, token_kl, mask)))
 
 
-def random_batch(
+def random_encoded(
     seed: int,
     *,
     pairs: int = 4,
-    length: int = 16,
+    prompt: int = 9,
     elements: int = 6,
     vocab_size: int = 64,
     prompts: Mapping[str, int] | None = None,
-) -> Batch:
-    """A batch of random tokens, host arrays: what a data pipeline would deliver.
+) -> EncodedSet:
+    """Pairs of random tokens, as a data source would be encoded.
 
     Args:
-      length: T of every view; `elements`: N, responses have 1 to N tokens.
-      prompts: the prompt's length in each view (default: one view "main"; prompts of 1 token or more,
-        different from pair to pair).
+      prompt: prompts have 1 to this many tokens; `elements`: responses 1 to this many.
+      prompts: the prompt's length in some views, "main", "plus" or "minus"; the main one is random without.
     """
     random = np.random.default_rng(seed)
-    response = random.integers(1, vocab_size, (pairs, 2, elements), np.int32)
-    real = random.integers(1, elements + 1, (pairs, 2), np.int32)
-    mask = np.arange(elements) < real[..., None]
-    response *= mask
+    fixed = dict(prompts or {})
 
-    views = {}
-    for name, prompt in (prompts or {"main": 0}).items():
-        shape = (pairs, 1)
-        start = np.full(shape, prompt) if prompt else random.integers(1, length - elements + 1, shape)
-        start = np.broadcast_to(start, (pairs, 2)).astype(np.int32)
-        # the two sides share their prompt
-        tokens = np.repeat(random.integers(1, vocab_size, (pairs, 1, length), np.int32), 2, axis=1)
-        place = np.arange(length) - start[..., None]
-        from_response = np.take_along_axis(response, np.clip(place, 0, elements - 1), axis=-1)
-        tokens = np.where(place < 0, tokens, np.where(place < real[..., None], from_response, 0))
-        arrays: Any = (tokens.astype(np.int32), start + real, start)  # numpy until it is put on devices
-        views[name] = View(*arrays)
-    record = np.arange(pairs, dtype=np.int32)
-    whole: Any = (views, response, mask.astype(np.float32), record, {})
-    return Batch(*whole)
+    def ids(count: int) -> np.ndarray:
+        return random.integers(1, vocab_size, count).astype(np.int32)
+
+    found = []
+    for number in range(pairs):
+        main = ids(fixed["main"] if "main" in fixed else int(random.integers(1, prompt + 1)))
+        plus, minus = (ids(fixed[name]) if name in fixed else None for name in ("plus", "minus"))
+        chosen, rejected = (ids(int(random.integers(1, elements + 1))) for _ in range(2))
+        found.append(EncodedPair(f"pair-{number}", f"random:{number}", main, chosen, rejected, plus, minus))
+    return EncodedSet(tuple(found), (), "random", {})
+
+
+def batch_of(encoded: EncodedSet, *, elements: int = 0, **layout: Any) -> Batch:
+    """All pairs as one batch of host arrays; `layout` as `data.fit` takes it, all views by default."""
+    indices = np.arange(len(encoded.pairs))
+    layout.setdefault("views", tuple(encoded.pairs[0].prompts))
+    made = fit(encoded, [indices], elements=elements or encoded.elements(1), **layout)
+    return make_batch(encoded, indices, layout=made)
+
+
+def random_batch(seed: int, *, elements: int = 6, layout: Mapping[str, Any] | None = None, **options: Any) -> Batch:
+    """A batch of `random_encoded` pairs: what a data pipeline would deliver, packed unless `layout` says otherwise."""
+    return batch_of(random_encoded(seed, elements=elements, **options), elements=elements, **(layout or {}))

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from tisdpo_jax import partitioning
 from tisdpo_jax.checkpoint import Checkpoints
 from tisdpo_jax.config import StageSection
-from tisdpo_jax.data import EncodedSet, batch_indices, make_batch, num_steps
+from tisdpo_jax.data import EncodedSet, Layout, Order, make_batch
 from tisdpo_jax.errors import UserError
 from tisdpo_jax.roles import Frozen
 from tisdpo_jax.training import optim
@@ -35,14 +35,23 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """Encoded pairs, the shape of their batches, and precomputed columns."""
+    """Encoded pairs, how they are laid out in batches, and precomputed columns."""
 
     encoded: EncodedSet
-    shape: tuple[int, int]  # T, N
+    layout: Layout
     columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def batch(self, indices: np.ndarray) -> Any:
-        return make_batch(self.encoded, indices, shape=self.shape, columns=self.columns)
+        return make_batch(self.encoded, indices, layout=self.layout, columns=self.columns)
+
+    def tokens(self, indices: np.ndarray) -> int:
+        """Real tokens that the main view of a batch shows to a model."""
+        shared = 1 if self.layout.packed else len(self.layout.sides)
+        pairs = [self.encoded.pairs[i] for i in indices if i >= 0]
+        responses = [(len(pair.chosen), len(pair.rejected)) for pair in pairs]
+        return sum(shared * len(pair.prompt) for pair in pairs) + sum(
+            lengths[side] for lengths in responses for side in self.layout.sides
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +62,8 @@ class Job:
     plan: Plan
     section: StageSection
     pairs: Pairs
+    order: Order
     directory: Path  # of the checkpoints
-    seed: int
     identity: dict[str, Any]  # kept with each checkpoint
     checkpoint_every: int = 100
     keep: int = 2
@@ -80,9 +89,8 @@ def train(
     Raises: Interrupted after saving, when asked to stop; UserError when updates are not finite
       `max_skipped` times in a row, naming the pairs of the last batch.
     """
-    count, section = len(job.pairs.encoded.pairs), job.section
-    total = num_steps(count, section.batch_size, section.epochs)
-    optimizer = optim.optimizer(section.optimizer, total)
+    total = job.order.steps
+    optimizer = optim.optimizer(job.section.optimizer, total)
     state, step = start(job, trained, optimizer, mesh)
     done = int(state.step)
     checkpoints = Checkpoints(job.directory, keep=job.keep)
@@ -90,13 +98,12 @@ def train(
     try:
         while done < total:
             began = time.perf_counter()
-            indices = batch_indices(count, section.batch_size, done, seed=job.seed, epochs=section.epochs)
+            indices = job.order.batch(done)
             host = job.pairs.batch(indices)
             state, measured = step(state, frozen, partitioning.put_batch(host, mesh))
             done += 1
             values = {name: float(value) for name, value in jax.device_get(measured).items()}
-            tokens = int(host.views["main"].length[:, list(job.plan.sides)].sum())
-            values["tokens_per_second"] = tokens / (time.perf_counter() - began)
+            values["tokens_per_second"] = job.pairs.tokens(indices) / (time.perf_counter() - began)
             last = done == total
             if done % job.log_every == 0 or last:
                 metrics.write(job.stage, done, "train", values)

@@ -35,33 +35,14 @@ class Plan:
     casting: Casting
     loss: LossSection
     weights: WeightsSection = WeightsSection()
-    sides: tuple[int, ...] = (0, 1)  # (1, 0) trains on swapped pairs, (0,) and (1,) on one side alone
     micro_batches: int = 1
-    head_chunk: int = 128
+    head_chunk: int = 256
 
 
 class Objective(NamedTuple):
     total: Array  # [], the sum to differentiate
     denominator: Array  # [], what it is divided by
     sums: Sums
-
-
-def take_sides(batch: Batch, sides: tuple[int, ...]) -> Batch:
-    """The batch with only these sides, in this order: [B, S, ...] arrays are reindexed along S."""
-    if sides == (0, 1):
-        return batch
-    index = jnp.asarray(sides)
-
-    def pick(x: Array) -> Array:
-        return x[:, index] if x.ndim > 1 else x
-
-    return Batch(
-        views={name: type(view)(*map(pick, view)) for name, view in batch.views.items()},
-        response=pick(batch.response),
-        mask=pick(batch.mask),
-        record=batch.record,
-        columns={name: pick(value) for name, value in batch.columns.items()},
-    )
 
 
 def wants_kl(loss: LossSection) -> Direction | None:
@@ -73,7 +54,6 @@ def wants_kl(loss: LossSection) -> Direction | None:
 
 def objective(plan: Plan, trained: Params, frozen: Frozen, batch: Batch) -> Objective:
     """Summed loss of a batch, its denominator (pairs; tokens for SFT), and metric sums."""
-    batch = take_sides(batch, plan.sides)
     if plan.loss.name == "sft":
         policy = bind(plan.casting.policy, trained, frozen)
         logps = score(plan.model, policy, batch, chunk=plan.head_chunk).logps
