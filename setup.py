@@ -49,7 +49,7 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["tisdpo_jax", "tisdpo_jax.*"]),
-    package_data={"tisdpo_jax": ["py.typed", "data/demo/*.jsonl", "data/demo/README.md"]},
+    package_data={"tisdpo_jax": ["py.typed", "data/demo/*.jsonl", "data/demo/README.md", "planning/*.json"]},
     entry_points={"console_scripts": ["tisdpo = tisdpo_jax.cli:main"]},
     install_requires=[
         "array-record",
