@@ -80,8 +80,8 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequen
             f"{len(devices)}; change mesh.data, mesh.fsdp or mesh.tensor"
         )
     axis_types = (jax.sharding.AxisType.Auto,) * 3
-    if len(devices) == len(jax.devices()) and devices == list(jax.devices()):
-        return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=axis_types)
+    if devices[0].platform == "tpu" or devices == list(jax.devices()):  # laid out as the interconnect lies
+        return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=axis_types, devices=devices)
     return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES, axis_types=axis_types)
 
 

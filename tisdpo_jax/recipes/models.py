@@ -24,6 +24,11 @@ def load_base(session: Session) -> Params:
     )
 
 
+def abstract_base(session: Session) -> Params:
+    """Shapes of what `load_base` gives."""
+    return abstract_params(session.model.config, session.config.model.frozen_dtype)
+
+
 def new_trained(session: Session, base: Params, stage: str) -> Params:
     """What a stage starts to train: a new adapter, or a copy of the parameters in `model.param_dtype`.
 
@@ -31,7 +36,7 @@ def new_trained(session: Session, base: Params, stage: str) -> Params:
     in their random half, which changes nothing at first: the other half is zero.
     """
     dtype = session.config.model.param_dtype
-    shardings = partitioning.param_shardings(_abstract_trained(session), session.mesh)
+    shardings = partitioning.param_shardings(abstract_trained(session), session.mesh)
     if session.lora:
         key = jax.random.fold_in(jax.random.key(session.config.seed), int(digest(stage), 16) % 2**31)
         return jax.jit(functools.partial(_adapters, session), out_shardings=shardings)(key, base)
@@ -43,7 +48,8 @@ def _adapters(session: Session, key: jax.Array, base: Params) -> Params:
     return init_adapters(key, base, rank=section.rank, targets=section.targets, dtype=session.config.model.param_dtype)
 
 
-def _abstract_trained(session: Session) -> Params:
+def abstract_trained(session: Session) -> Params:
+    """Shapes of what a stage trains."""
     base = abstract_params(session.model.config, session.config.model.param_dtype)
     if not session.lora:
         return base
@@ -66,7 +72,7 @@ def load_result(session: Session, stage: str, identity: dict[str, Any] | None) -
     path = result_path(session, stage)
     if not path.is_dir():
         return None
-    shape = _abstract_trained(session)
+    shape = abstract_trained(session)
     shardings = partitioning.param_shardings(shape, session.mesh)
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, shardings)
     tree, found = checkpoint.load_tree(path, like)

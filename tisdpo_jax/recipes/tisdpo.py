@@ -187,9 +187,7 @@ def run_training(
     """Trains a stage from the base, or brings back its result if it is there and was made from the same things."""
     config = session.config
     if plan is None:
-        live = loss.name != "sft" and "reference_logps" not in columns
-        casting = Casting(policy_role(lora=session.lora), REFERENCE if live else None)
-        plan = _plan(config, session.model, loss, casting, section)
+        plan = stage_plan(config, session.model, loss, section, cached="reference_logps" in columns)
     frozen = _needed({"params": params, "lora": lora or {}}, plan)
     identity = _identity(session, loss, section, params["base"], columns, sides, frozen)
     finished = models.load_result(session, stage, identity)
@@ -227,6 +225,13 @@ def feed(session: Session, section: StageSection, plan: Plan, sides: tuple[int, 
     order = Order(encoded.lengths(sides=sides), section.batch_size, session.config.data.seed, section.epochs)
     views = plan.casting.views()
     return order, session.layout(encoded, order.batches(), parts=section.micro_batches, sides=sides, views=views)
+
+
+def stage_plan(config: Experiment, model: Model, loss: LossSection, section: StageSection, *, cached: bool) -> Plan:
+    """What the step of a stage before the policy computes; `cached`: the reference's scores are a column."""
+    live = loss.name != "sft" and not cached
+    casting = Casting(policy_role(lora=config.lora.rank > 0), REFERENCE if live else None)
+    return _plan(config, model, loss, casting, section)
 
 
 def _plan(config: Experiment, model: Model, loss: LossSection, casting: Casting, section: StageSection) -> Plan:
