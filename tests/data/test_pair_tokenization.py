@@ -10,8 +10,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tisdpo_jax.data import EncodedPair, EncodedSet, Message, Pair, PairSet, apply_policy, encode_pairs, make_batch
+from tisdpo_jax.data import EncodedPair, EncodedSet, Message, Pair, PairSet, apply_policy, encode_pairs
 from tisdpo_jax.errors import ConfigError, DataError
+from tisdpo_jax.testing import batch_of
 from tisdpo_jax.testing.tokenizer import CHAT_TEMPLATE, tiny_tokenizer
 
 CONTRAST = ("You are a harmless assistant. You will refuse.", "You are harmful.")
@@ -134,9 +135,11 @@ def test_masks_do_not_depend_on_the_padding_token() -> None:
         made.pad_token = pad
         padded = encode(example, made=made)
         assert padded.fingerprint() == plain.fingerprint()
-        batch = make_batch(padded, [0], shape=padded.shape())
+        batch = batch_of(padded)
         assert batch.mask[0].sum(-1).tolist() == [len(padded.pairs[0].chosen), len(padded.pairs[0].rejected)]
-        assert batch.response[0, 0, int(batch.mask[0, 0].sum()) - 1] == made.eos_token_id
+        view = batch.views["main"]
+        last = view.place[0, 0, int(batch.mask[0, 0].sum()) - 1]
+        assert view.slots.targets.ravel()[last] == made.eos_token_id
 
 
 # Contrastive views
@@ -356,22 +359,22 @@ def test_nothing_is_lost_on_the_way() -> None:
     assert not encode().pairs
 
 
-def test_shape_covers_all_views_and_is_rounded_up() -> None:
+def test_lengths_and_widths_say_what_a_layout_has_to_hold() -> None:
     pairs = [pair("a", "b"), pair("a b c " * 10, "b"), pair("a", "c", LONG)]
     plain, behind = encode(*pairs), encode(*pairs, contrast=CONTRAST)
     for found in (plain, behind):
-        rows = [
-            len(prompt) + len(response)
-            for got in found.pairs
-            for prompt in got.prompts.values()
-            for response in (got.chosen, got.rejected)
-        ]
-        width, elements = found.shape()
-        assert width % 16 == 0
-        assert 0 <= width - max(rows) < 16
-        assert elements - max(len(got.chosen) for got in found.pairs) in range(16)
-        assert found.shape(multiple=1)[0] == max(rows)
-    assert behind.shape()[0] > plain.shape()[0]
+        longest = max(len(response) for got in found.pairs for response in (got.chosen, got.rejected))
+        assert found.elements() % 8 == 0 and 0 <= found.elements() - longest < 8
+        assert found.elements(multiple=1) == longest
+        for view in found.pairs[0].prompts:
+            both = [len(got.prompts[view]) + len(got.chosen) + len(got.rejected) for got in found.pairs]
+            assert found.lengths(view).tolist() == both
+            rejected = [len(got.prompts[view]) + len(got.rejected) for got in found.pairs]
+            assert found.lengths(view, sides=(1,)).tolist() == rejected
+        mask = found.mask(longest)
+        assert mask.sum(-1).tolist() == [[len(got.chosen), len(got.rejected)] for got in found.pairs]
+        assert (np.diff(mask, axis=-1) <= 0).all()
+    assert (behind.lengths("plus") > behind.lengths("main")).all()
 
 
 def test_fingerprint_sees_every_token_and_every_boundary() -> None:

@@ -1,0 +1,241 @@
+"""Laying pairs into rows: every response token in one slot behind its own prompt; one shape for all batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tisdpo_jax.data import EncodedPair, EncodedSet, Layout, Order, RowShape, fit, make_batch
+from tisdpo_jax.data.packing import assign, lay_out
+from tisdpo_jax.testing import random_encoded
+from tisdpo_jax.types import Batch, View
+
+VIEWS = ("main", "plus", "minus")
+
+
+def pairs_of(lengths: list[list[int]]) -> EncodedSet:
+    """Pairs of given lengths (prompt, chosen, rejected, plus, minus), no token twice."""
+    counter = itertools.count(1)
+    draw = lambda n: np.asarray(list(itertools.islice(counter, n)), np.int32)  # noqa: E731
+    pairs = [
+        EncodedPair(str(number), f"here:{number}", *(draw(size) for size in sizes))
+        for number, sizes in enumerate(lengths)
+    ]
+    return EncodedSet(tuple(pairs), (), "here", {})
+
+
+def check(encoded: EncodedSet, indices: Any, layout: Layout, batch: Batch) -> None:
+    """What a batch has to be, said token by token."""
+    for name, shape in layout.views:
+        view = batch.views[name]
+        assert view.rows.tokens.shape == view.rows.positions.shape == (shape.rows, shape.tokens)
+        assert view.slots.source.shape == view.slots.targets.shape == (shape.rows, shape.slots)
+        assert (view.rows.copies is not None) == bool(shape.copies) and (view.rows.tree is not None) == layout.packed
+        check_elements(encoded, indices, layout, name, view)
+        check_inverses(layout, view)
+        if view.rows.copies is not None:
+            check_copies(encoded, indices, layout, name, view)
+        np.testing.assert_array_equal(batch.mask, view.place >= 0)
+    np.testing.assert_array_equal(batch.record, indices)
+
+
+def check_elements(encoded: EncodedSet, indices: Any, layout: Layout, name: str, view: View) -> None:
+    """The place that predicts an element sees the prompt and what comes before it in the response, at 0, 1, 2, ..."""
+    sides, parts, count = len(layout.sides), layout.parts, 0
+    places = np.arange(view.rows.tokens.shape[1])
+    for b, index in enumerate(indices):
+        for s, side in enumerate(layout.sides):
+            pair = encoded.pairs[index] if index >= 0 else None
+            response = () if pair is None else (pair.chosen, pair.rejected)[side]
+            assert (view.place[b, s, len(response) :] == -1).all()
+            for n, token in enumerate(response):
+                row, slot = divmod(int(view.place[b, s, n]), view.slots.source.shape[1])
+                row = row * parts + b % parts  # counted within the part
+                assert view.slots.targets[row, slot] == token
+                assert view.slots.elements[row, slot] == ((b // parts) * sides + s) * layout.elements + n
+                source, seen = view.slots.source[row, slot], places <= view.slots.source[row, slot]
+                if view.rows.tree is not None:
+                    here, branch = view.rows.tree.pair[row], view.rows.tree.branch[row]
+                    seen &= (here == here[source]) & ((branch == 0) | (branch == s + 1))
+                assert pair is not None
+                before = [*pair.prompts[name], *response[:n]]
+                assert view.rows.tokens[row, seen].tolist() == before
+                assert view.rows.positions[row, seen].tolist() == list(range(len(before)))
+                count += 1
+    assert np.count_nonzero(view.slots.elements >= 0) == np.count_nonzero(view.place >= 0) == count
+
+
+def check_inverses(layout: Layout, view: View) -> None:
+    real = view.slots.elements >= 0
+    reads = {(r, view.slots.source[r, m], m) for r, m in np.argwhere(real)}
+    read = [(r, t, view.slots.readers[r, t, k]) for r, t, k in np.argwhere(view.slots.readers >= 0)]
+    assert len(read) == len(reads) and set(read) == reads
+    for part in range(layout.parts):
+        place, elements = view.place[part :: layout.parts].ravel(), view.slots.elements[part :: layout.parts].ravel()
+        there = np.flatnonzero(place >= 0)
+        np.testing.assert_array_equal(elements[place[there]], there)
+        slots = np.flatnonzero(elements >= 0)
+        np.testing.assert_array_equal(place[elements[slots]], slots)
+
+
+def check_copies(encoded: EncodedSet, indices: Any, layout: Layout, name: str, view: View) -> None:
+    source, segments, back = view.rows.copies  # type: ignore[misc]
+    reads = {(r, source[r, u], u) for r, u in np.argwhere(source >= 0)}
+    read = [(r, t, back[r, t, k]) for r, t, k in np.argwhere(back >= 0)]
+    assert len(read) == len(reads) and set(read) == reads
+    np.testing.assert_array_equal(segments > 0, source >= 0)
+    found = []
+    for row, number in {(r, segments[r, u]) for r, u in np.argwhere(segments > 0)}:
+        where = np.flatnonzero(segments[row] == number)
+        assert (np.diff(where) == 1).all()
+        assert view.rows.positions[row, source[row, where]].tolist() == list(range(len(where)))
+        found.append(view.rows.tokens[row, source[row, where]].tolist())
+    real = [encoded.pairs[i] for i in indices if i >= 0]
+    expected = [[*pair.prompts[name], *(pair.chosen, pair.rejected)[side]] for pair in real for side in layout.sides]
+    assert sorted(found) == sorted(expected)
+
+
+LENGTHS = st.lists(st.lists(st.integers(1, 9), min_size=5, max_size=5), min_size=1, max_size=9)
+
+
+@settings(max_examples=80)
+@given(
+    lengths=LENGTHS,
+    fillers=st.integers(0, 3),
+    options=st.fixed_dictionaries(
+        {
+            "sides": st.sampled_from([(0, 1), (1, 0), (0,), (1,)]),
+            "shards": st.integers(1, 4),
+            "multiple": st.sampled_from([1, 4]),
+            "views": st.sampled_from([("main",), VIEWS]),
+            "packed": st.booleans(),
+            "copies": st.booleans(),
+        }
+    ),
+    parts=st.integers(1, 3),
+    seed=st.integers(0, 5),
+)
+def test_every_batch_is_laid_out_as_it_should(
+    lengths: list[list[int]], fillers: int, options: dict[str, Any], parts: int, seed: int
+) -> None:
+    encoded = pairs_of(lengths)
+    options["copies"] &= options["packed"]
+    fillers += -(len(lengths) + fillers) % parts
+    indices = np.random.default_rng(seed).permutation([*range(len(lengths)), *[-1] * fillers])
+    layout = fit(encoded, [indices], elements=9, parts=parts, **options)
+    check(encoded, indices, layout, make_batch(encoded, indices, layout=layout))
+
+
+def test_prompts_and_responses_of_one_token() -> None:
+    encoded, indices = pairs_of([[1] * 5, [1, 1, 4, 1, 1], [3, 1, 1, 1, 1]]), np.arange(3)
+    for options in ({}, {"packed": False}, {"copies": True}):
+        layout = fit(encoded, [indices], elements=4, multiple=1, views=VIEWS, **options)
+        check(encoded, indices, layout, make_batch(encoded, indices, layout=layout))
+
+
+@given(loads=st.lists(st.integers(1, 40), max_size=30), rows=st.integers(1, 8))
+def test_rows_are_filled_evenly(loads: list[int], rows: int) -> None:
+    """Every item in one row; without the last that came, no row would be above another."""
+    found = assign(loads, rows)
+    assert len(found) == rows and sorted(itertools.chain(*found)) == list(range(len(loads)))
+    totals = [sum(loads[i] for i in row) for row in found]
+    for row, total in zip(found, totals, strict=True):
+        assert not row or total - min(loads[i] for i in row) <= min(totals)
+    assert found == assign(np.asarray(loads, np.int64), rows), "the same for lists and arrays, and each time"
+
+
+def test_the_layout_is_the_same_for_ever() -> None:
+    assert assign([5, 9, 1, 5, 7, 2, 2], 3) == [[1, 6], [4, 5, 2], [0, 3]]
+    encoded = random_encoded(0, pairs=24, prompt=40, elements=30)
+    layout = fit(encoded, list(np.arange(24).reshape(3, 8)), elements=32, copies=True)
+    assert layout == Layout(8, 32, (("main", RowShape(4, 128, 96, 192)),))
+
+
+# One layout for all batches of a stage.
+
+
+@settings(max_examples=50)
+@given(
+    seed=st.integers(0, 99),
+    shards=st.integers(1, 4),
+    parts=st.integers(1, 2),
+    multiple=st.sampled_from([1, 8]),
+    packed=st.booleans(),
+)
+def test_the_layout_is_the_smallest_that_holds_all_batches(
+    seed: int, shards: int, parts: int, multiple: int, packed: bool
+) -> None:
+    encoded = random_encoded(seed, pairs=30, prompt=20, elements=12)
+    batches = [np.append(batch, -1) for batch in np.random.default_rng(seed).permutation(28).reshape(4, 7)]
+    options: dict[str, Any] = {"elements": 12, "parts": parts, "packed": packed, "copies": packed}
+    layout = fit(encoded, batches, shards=shards, multiple=multiple, **options)
+    ((_, shape),) = layout.views
+    if packed:
+        assert shape.rows % (shards * parts) == 0
+        assert all(size % multiple == 0 for size in (shape.tokens, shape.slots, shape.copies))
+    used = np.zeros(3, np.int64)
+    for batch in batches:
+        out = lay_out(encoded, batch, "main", layout)
+        filled = [(out.elements >= 0).sum(1).max(), (out.copy_index >= 0).sum(1).max()] if packed else [12, 0]
+        tokens = (out.readers >= 0).any(-1) | (out.positions > 0) | (out.pair > 0)
+        used = np.maximum(used, [np.flatnonzero(tokens.any(0)).max() + 1, *filled])
+    for size, needed in zip((shape.tokens, shape.slots, shape.copies), used, strict=True):
+        assert 0 <= size - needed < multiple
+
+
+def test_few_tokens_are_padding() -> None:
+    """Lengths as conversations have them: packed and balanced, most of the tokens of every batch are real."""
+    random = np.random.default_rng(0)
+    sizes = np.clip(random.lognormal(4.5, 0.9, (512, 3)), 2, 400).astype(np.int64)
+    encoded = pairs_of([[*row, 1, 1] for row in sizes.tolist()])
+    order = Order(encoded.lengths(), 16, 0, 1.0)
+    real = encoded.lengths().sum() / order.steps
+
+    def used(**options: Any) -> float:
+        ((_, shape),) = fit(encoded, order.batches(), elements=400, **options).views
+        return float(real / (shape.rows * shape.tokens))
+
+    assert used() > 0.85 and used(shards=4) > 0.75
+    assert used(packed=False) < 0.35
+
+
+def test_long_rows_are_dearer_for_narrow_models() -> None:
+    encoded = random_encoded(0, pairs=32, prompt=30, elements=20)
+    tokens = [fit(encoded, [np.arange(32)], elements=20, width=width).views[0][1].tokens for width in (4, 100, 10**9)]
+    assert tokens == sorted(tokens) and tokens[0] < tokens[-1]
+
+
+# Refusals.
+
+
+def test_another_batch_than_the_layout_was_made_for() -> None:
+    """Each limit alone: tokens, slots, copies."""
+    small = pairs_of([[4, 2, 2, 1, 1], [6, 2, 2, 1, 1], [2, 4, 4, 1, 1]])
+    layout = fit(small, [np.asarray([0])], elements=4, multiple=1, copies=True)
+    assert layout.views == (("main", RowShape(1, 8, 4, 12)),)
+
+    def with_room(**sizes: int) -> Layout:
+        return dataclasses.replace(layout, views=(("main", dataclasses.replace(layout.views[0][1], **sizes)),))
+
+    for index, room in ((1, {"slots": 99, "copies": 99}), (2, {"tokens": 99, "copies": 99})):
+        with pytest.raises(ValueError, match=f"here:{index}: rows of .* this layout is for other batches"):
+            lay_out(small, np.asarray([index]), "main", with_room(**room))
+
+
+def test_copies_that_do_not_fit_are_refused() -> None:
+    small = pairs_of([[4, 2, 2, 1, 1], [6, 1, 1, 1, 1]])
+    layout = fit(small, [np.asarray([0])], elements=4, multiple=1, copies=True)
+    with pytest.raises(ValueError, match=r"here:1: .*this layout is for other batches"):
+        lay_out(small, np.asarray([1]), "main", layout)
+
+
+def test_a_view_that_the_pairs_do_not_have() -> None:
+    encoded = random_encoded(0)
+    with pytest.raises(KeyError, match="plus"):
+        fit(encoded, [np.arange(4)], elements=6, views=("plus",))
