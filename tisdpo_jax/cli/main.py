@@ -20,6 +20,7 @@ VERBS = {
     "evaluate": "the policy on held-out pairs, before and after",
     "export": "the policy for transformers and peft",
     "inspect": "what records become: tokens, mask, weights, and the counts of a whole file",
+    "plan": "memory, flops and time of a step on hardware that is not here: `--topology v5e:8x8`",
 }
 
 
@@ -66,6 +67,10 @@ def _main(arguments: list[str]) -> int:
         from tisdpo_jax.cli.inspect import inspect
 
         return inspect(rest)
+    if verb == "plan":
+        from tisdpo_jax.cli.plan import plan
+
+        return plan(rest)
     from tisdpo_jax.config import validate
 
     file, overrides, _ = options.read_arguments(rest)

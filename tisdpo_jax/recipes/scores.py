@@ -66,7 +66,7 @@ def compute_logps(session: Session, role: Role, frozen: Frozen, split: str, *, l
     config = session.config
     pairs, batches = session.passing(split, role.view)
     variables = bind(role, None, frozen)
-    run = _scorer(session.model, role.view, config.model.head_chunk)
+    run = scorer(session.model, role.view, config.model.head_chunk)
     found = np.zeros((len(pairs.encoded.pairs), 2, session.elements), np.float32)
     for indices in progress(batches, label, enabled=config.logging.progress):
         session.interrupt.poll(label)
@@ -77,7 +77,8 @@ def compute_logps(session: Session, role: Role, frozen: Frozen, split: str, *, l
 
 
 @functools.lru_cache(maxsize=8)
-def _scorer(model: Any, view: str, chunk: int) -> Any:
+def scorer(model: Any, view: str, chunk: int) -> Any:
+    """The jitted step `(variables, batch) -> log-likelihoods [B, 2, N]`."""
     return jax.jit(lambda variables, batch: score(model, variables, batch, view=view, chunk=chunk).logps)
 
 

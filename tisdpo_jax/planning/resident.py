@@ -1,0 +1,58 @@
+"""What lies in memory between two steps: bytes of each tree of arrays, over all devices and on one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from tisdpo_jax.roles import TRAINED, Casting, Frozen
+from tisdpo_jax.types import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Resident:
+    """One tree of arrays."""
+
+    name: str  # "trained", "base", "plus", ..., "batch"
+    term: str  # "parameters", "adapters", "optimizer", "columns", "tokens"
+    used_by: tuple[str, ...]  # roles that read it
+    total: int  # bytes of the arrays, each counted once
+    chip: int  # bytes on one device
+
+
+def resident(state: TrainState | None, frozen: Frozen, batch: Any, casting: Casting) -> tuple[Resident, ...]:
+    """Everything that the step is given, by role and term.
+
+    Args:
+        state, frozen, batch: the arguments of the step; arrays, or `ShapeDtypeStruct`s with a sharding. No state
+            where nothing is trained.
+        casting: who reads which of the trees.
+    """
+    found = []
+    if state is not None:
+        term = "adapters" if casting.policy.lora == TRAINED else "parameters"
+        found.append(_of(state.trained, TRAINED, term, ("policy",)))
+        found.append(_of((state.step, state.opt_state, state.skipped), TRAINED, "optimizer", ("policy",)))
+    for key, tree in frozen["params"].items():
+        found.append(_of(tree, key, "parameters", _readers(casting, "params", key)))
+    for key, tree in frozen["lora"].items():
+        found.append(_of(tree, key, "adapters", _readers(casting, "lora", key)))
+    found.append(_of(batch._replace(columns={}), "batch", "tokens", ()))
+    found.append(_of(batch.columns, "batch", "columns", ()))
+    return tuple(item for item in found if item.total)
+
+
+def _of(tree: Any, name: str, term: str, used_by: tuple[str, ...]) -> Resident:
+    leaves = jax.tree.leaves(tree)
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    chip = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    return Resident(name, term, used_by, total, chip)
+
+
+def _readers(casting: Casting, collection: str, key: str) -> tuple[str, ...]:
+    names = ("policy", "reference", "plus", "minus")
+    roles = {name: getattr(casting, name) for name in names}
+    return tuple(name for name, role in roles.items() if role is not None and (collection, key) in role.needs())

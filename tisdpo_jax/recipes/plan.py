@@ -1,0 +1,351 @@
+"""What a job will need on some hardware: its steps, compiled ahead of time by the functions that run them.
+
+No weights are read and no array is made: the session is that of a run, with shapes where a run has values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import jax
+import numpy as np
+
+from tisdpo_jax import interchange, partitioning
+from tisdpo_jax.config import Experiment, LossSection, StageSection
+from tisdpo_jax.data import EncodedSet, Layout
+from tisdpo_jax.errors import ConfigError, UserError
+from tisdpo_jax.models import Model, abstract_params
+from tisdpo_jax.models.config import TransformerConfig
+from tisdpo_jax.models.zoo import SIZES
+from tisdpo_jax.planning import lengths as measured
+from tisdpo_jax.planning import useful
+from tisdpo_jax.planning.advice import advise
+from tisdpo_jax.planning.program import read_program
+from tisdpo_jax.planning.report import StagePlan
+from tisdpo_jax.planning.resident import resident
+from tisdpo_jax.planning.topology import Spec, Topology, open_topology
+from tisdpo_jax.recipes import models
+from tisdpo_jax.recipes.scores import scorer
+from tisdpo_jax.recipes.session import DEMO_CACHE, Session, check_batches, compute_config, open_data
+from tisdpo_jax.recipes.tisdpo import REFERENCE, SIDES, feed, policy_plan, stage_plan
+from tisdpo_jax.roles import Casting, Frozen, bind, contrast_roles, policy_role
+from tisdpo_jax.training import optim
+from tisdpo_jax.training.loop import Pairs, compile_step, state_shardings
+from tisdpo_jax.training.objective import Plan
+from tisdpo_jax.training.step import init_state
+
+log = logging.getLogger(__name__)
+
+LengthsFrom = Literal["", "data", "hh", "full"]
+PAIRS = 2048  # made from the histogram, or 16 batches if that is more
+ALIASES = {"qwen257b": "qwen2_7b"}  # released names of sizes that another name has in the zoo
+
+
+class Step(NamedTuple):
+    """A step of the job, before it is compiled."""
+
+    stage: str
+    plan: Plan
+    section: StageSection
+    sides: tuple[int, ...]
+    columns: tuple[str, ...]
+
+
+def plan(
+    config: Experiment,
+    topologies: Sequence[Spec],
+    *,
+    lengths: LengthsFrom = "",
+    stage: str = "policy",
+) -> list[StagePlan]:
+    """One plan for each topology and stage. `planning.topology.prepare` was called before.
+
+    Args:
+        config: of the job.
+        topologies: where to run it.
+        lengths: where lengths of pairs come from: the data, the histogram of HH, or every pair as long as the
+            configuration allows. "" takes the data where they are at hand, else the histogram.
+        stage: sft, plus, minus, score, policy, or all that the configuration has.
+
+    Raises: UserError when no topology can be planned for, the first one's; the others are planned without those.
+    """
+    transformer = read_transformer(config)
+    pairs = read_lengths(config, lengths)
+    found: list[StagePlan] = []
+    errors: list[UserError] = []
+    for spec in topologies:
+        try:
+            found += _plan_topology(config, transformer, pairs, open_topology(spec), stage)
+        except UserError as error:
+            log.warning("%s: %s", spec.name, error)
+            errors.append(error)
+    if errors and not found:
+        raise errors[0]
+    return found
+
+
+def _plan_topology(
+    config: Experiment, transformer: TransformerConfig, pairs: Lengths, topology: Topology, stage: str
+) -> list[StagePlan]:
+    session = abstract_session(config, transformer, pairs, topology)
+    makers = {step.stage: functools.partial(lower_training, session, step) for step in steps_of(session)}
+    makers["score"] = functools.partial(lower_scores, session)
+    if stage not in ("all", *makers):
+        raise ConfigError(f"--stage {stage}: this configuration has {', '.join(makers)}; or all")
+    wanted = makers if stage == "all" else {stage: makers[stage]}
+    return [compile_plan(session, topology.spec, make(), pairs.source, topology.note) for make in wanted.values()]
+
+
+def read_transformer(config: Experiment) -> TransformerConfig:
+    """The architecture: from the model's own files where they are, else by the name of its directory.
+
+    Raises: ConfigError for a directory that is not there and has no known name.
+    """
+    path = Path(config.model.path).expanduser()
+    if config.model.path == "demo":
+        return SIZES["smollm2_135m"]
+    if path.exists():
+        return interchange.read_config(path)
+    name = _plain(path.name)
+    known = {_plain(key): key for key in SIZES} | ALIASES
+    matches = sorted((key for key in known if key in name), key=len)
+    if not matches:
+        raise ConfigError(
+            f"model.path {config.model.path}: no such directory, and its name is none of {', '.join(SIZES)}; "
+            "name a directory with a config.json, or one of these"
+        )
+    return SIZES[known[matches[-1]]]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+class Lengths(NamedTuple):
+    """Pairs with the lengths to plan for, and where those come from, in words."""
+
+    train: EncodedSet
+    held_out: EncodedSet | None
+    source: str
+
+
+def read_lengths(config: Experiment, source: LengthsFrom) -> Lengths:
+    """The data of the configuration, or blank pairs."""
+    limits = {"max_length": config.data.max_length, "max_response": config.data.max_response}
+    if source == "data" or (not source and _at_hand(config)):
+        tokenizer = interchange.load_tokenizer(_tokenizer_path(config))
+        train, held_out = open_data(config, tokenizer)
+        return Lengths(train, held_out, f"{len(train.pairs)} pairs of {config.data.train}")
+    contrast = None
+    if config.contrast.construction == "prompts":
+        contrast = (config.contrast.positive_prompt, config.contrast.negative_prompt)
+    if source == "full":
+        triples, words = measured.full_lengths(**limits), "every pair as long as data.max_length allows"
+    else:
+        triples, words = measured.cut(measured.hh_lengths(), **limits), "512 pairs of Anthropic HH harmless-base"
+    sections = (config.train, config.contrast.training, config.sft)
+    count = max(PAIRS, *(16 * section.batch_size for section in sections))
+    blank = measured.blank_pairs(measured.repeat(triples, count), words, contrast=contrast)
+    return Lengths(blank, None, words)
+
+
+def _at_hand(config: Experiment) -> bool:
+    """Whether data and tokenizer can be read without fetching anything."""
+    local = config.data.train.startswith("demo:") or Path(config.data.train).expanduser().is_file()
+    return local and _tokenizer_path(config).exists()
+
+
+def _tokenizer_path(config: Experiment) -> Path:
+    if config.model.tokenizer:
+        return Path(config.model.tokenizer).expanduser()
+    if config.model.path == "demo":
+        return next(DEMO_CACHE.expanduser().glob("*.gguf"), DEMO_CACHE.expanduser() / "demo.gguf")
+    return Path(config.model.path).expanduser()
+
+
+def abstract_session(config: Experiment, transformer: TransformerConfig, pairs: Lengths, topology: Topology) -> Session:
+    """A session on devices that need not be there; what it has no use for, logs and tokenizer, is left out.
+
+    Raises: ConfigError for what does not divide, as a run would.
+    """
+    section = config.mesh
+    mesh = partitioning.make_mesh(section.data, section.fsdp, section.tensor, devices=topology.devices)
+    check_batches(config, mesh)
+    partitioning.check_heads(transformer.num_heads, transformer.num_kv_heads, mesh)
+    partitioning.param_shardings(abstract_params(transformer), mesh)
+    compute = dataclasses.replace(compute_config(config), platform=topology.platform)
+    if topology.spec.kind == "gpu" and compute.attention == "cudnn":
+        compute = dataclasses.replace(compute, attention="xla")  # the stand-in, a CPU, has no such kernel
+    nothing = cast(Any, None)
+    return Session(
+        config=config,
+        run_dir=Path(config.run_dir),
+        mesh=mesh,
+        model=Model(transformer, compute),
+        model_path=Path(config.model.path),
+        tokenizer=nothing,
+        train=pairs.train,
+        eval=pairs.held_out,
+        elements=max(encoded.elements() for encoded in (pairs.train, pairs.held_out) if encoded is not None),
+        metrics=nothing,
+        interrupt=nothing,
+    )
+
+
+def steps_of(session: Session) -> list[Step]:
+    """Every training of the job, in its order."""
+    config, model = session.config, session.model
+    steps = []
+    if config.sft.epochs > 0:
+        loss = LossSection(name="sft")
+        steps.append(Step("sft", stage_plan(config, model, loss, config.sft, cached=False), config.sft, (0,), ()))
+    construction, section = config.contrast.construction, config.contrast.training
+    if construction in ("sft", "dpo"):
+        cached = construction == "dpo" and config.contrast.scores == "cached"
+        loss = LossSection(name=construction, beta=config.contrast.beta)
+        contrast = stage_plan(config, model, loss, section, cached=cached)
+        taken = ("reference_logps",) if cached else ()
+        steps += [Step(name, contrast, section, SIDES[name][construction], taken) for name in ("plus", "minus")]
+    policy, columns = policy_plan(config, model)
+    if policy.casting.plus is not None:  # weights are made in the step, so nothing brings them as a column
+        columns = tuple(name for name in columns if name != "weights")
+    sides = (0,) if config.loss.name == "sft" else (0, 1)
+    return [*steps, Step("policy", policy, config.train, sides, columns)]
+
+
+class Lowered(NamedTuple):
+    """A step, ready to be compiled, and what the compiler does not say of it. Arrays are shapes with a sharding."""
+
+    stage: str
+    lowered: Any
+    casting: Casting
+    state: Any  # None: nothing is trained
+    frozen: Frozen
+    batch: Any
+    layout: Layout
+    useful: useful.Flops
+    recomputed: useful.Flops
+
+
+def lower_training(session: Session, step: Step) -> Lowered:
+    """The step of a training, lowered as `training.loop` does it."""
+    order, layout = feed(session, step.section, step.plan, step.sides)
+    pairs = Pairs(session.train, layout, _blank_columns(session, step.columns))
+    optimizer = optim.optimizer(step.section.optimizer, order.steps)
+    trained = models.abstract_trained(session)
+    shape = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained)
+    shardings = state_shardings(shape, session.mesh)
+    state = _placed(shape, shardings)
+    frozen = abstract_frozen(session, step.plan.casting)
+    batch = _placed_batch(session, pairs.batch(order.batch(0)))
+    with jax.set_mesh(session.mesh):
+        lowered = compile_step(step.plan, optimizer, shardings, session.mesh).lower(state, frozen, batch)
+    config, casting, transformer = session.config, step.plan.casting, session.model.config
+    others = [role for role in (casting.reference, casting.plus, casting.minus) if role is not None]
+    seen = _lengths(session.train, "main", step.sides)
+    needed = useful.training(
+        transformer,
+        seen,
+        [_lengths(session.train, role.view, step.sides) for role in others],
+        adapters=sum(leaf.size for leaf in jax.tree.leaves(trained)) if session.lora else 0,
+    )
+    share = step.section.batch_size / len(seen)
+    again = useful.recomputed(transformer, seen, config.model.remat)
+    return Lowered(
+        step.stage, lowered, casting, state, frozen, batch, layout, needed.scaled(share), again.scaled(share)
+    )
+
+
+def lower_scores(session: Session) -> Lowered:
+    """The step that makes cached scores: one frozen model, forward; a contrastive one where there is one."""
+    config = session.config
+    roles = contrast_roles(config.contrast.construction, lora=session.lora)
+    role = roles[0] if roles else REFERENCE
+    casting = Casting(policy_role(lora=False), None, plus=role)
+    pairs, batches = session.passing("train", role.view)
+    frozen = abstract_frozen(session, casting)
+    batch = _placed_batch(session, pairs.batch(batches[0]))
+    with jax.set_mesh(session.mesh):
+        run = scorer(session.model, role.view, config.model.head_chunk)
+        lowered = run.lower(bind(role, None, frozen), batch)
+    lengths = _lengths(session.train, role.view, (0, 1))
+    needed = useful.forward(session.model.config, lengths).scaled(config.evaluation.batch_size / len(lengths))
+    return Lowered("score", lowered, casting, None, frozen, batch, pairs.layout, needed, needed.scaled(0.0))
+
+
+def abstract_frozen(session: Session, casting: Casting) -> Frozen:
+    """Shapes of the frozen trees that these roles read."""
+    places = {"params": models.abstract_base(session), "lora": models.abstract_trained(session)}
+    found: dict[str, dict[str, Any]] = {"params": {}, "lora": {}}
+    for collection, key in sorted(casting.needs()):
+        tree = places[collection]
+        found[collection][key] = _placed(tree, partitioning.param_shardings(tree, session.mesh))
+    return cast(Frozen, found)
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+def _placed_batch(session: Session, host: Any) -> Any:
+    return _placed(host, partitioning.batch_shardings(host, session.mesh))
+
+
+def _blank_columns(session: Session, names: Sequence[str]) -> dict[str, np.ndarray]:
+    count = len(session.train.pairs)
+    shapes = {"margin": (count,)}
+    return {name: np.zeros(shapes.get(name, (count, 2, session.elements)), np.float32) for name in names}
+
+
+def _lengths(encoded: EncodedSet, view: str, sides: tuple[int, ...]) -> useful.Lengths:
+    """Tokens of the prompt in a view, and of the responses of these sides."""
+    prompts = np.asarray([len(pair.prompts[view]) for pair in encoded.pairs], np.int64)
+    return np.stack([prompts, *(measured.measure(encoded)[:, 1 + side] for side in sides)], 1)
+
+
+def compile_plan(session: Session, spec: Spec, step: Lowered, lengths: str, note: str = "") -> StagePlan:
+    """Compiles a step and reads what came out."""
+    held = resident(step.state, step.frozen, step.batch, step.casting)
+    began = time.perf_counter()
+    program, needed = None, None
+    try:
+        program = read_program(step.lowered.compile())
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        needed = _memory_asked(str(error), sum(item.chip for item in held))
+    seconds = time.perf_counter() - began
+    log.info("%s, stage %s: compiled in %.0f s", spec.name, step.stage, seconds)
+    found = StagePlan(
+        spec=spec,
+        stage=step.stage,
+        mesh={name: int(size) for name, size in session.mesh.shape.items()},
+        model=Path(session.config.model.path).name,
+        pairs=step.layout.pairs,
+        rows=tuple((view, shape.rows, shape.tokens) for view, shape in step.layout.views),
+        lengths=lengths,
+        resident=held,
+        useful=step.useful,
+        recomputed=step.recomputed,
+        program=program,
+        needed=needed,
+        compile_seconds=seconds,
+        note=note,
+    )
+    return dataclasses.replace(found, advice=advise(session.config, found))
+
+
+def _memory_asked(message: str, resident: int) -> int | None:
+    """Bytes on a chip that a program wants, out of what the TPU compiler says when it refuses it."""
+    for pattern, besides in ((r"Used ([\d.]+)([KMGT]) of", 0), (r"temporaries \(([\d.]+)([KMGT])\)", resident)):
+        found = re.search(pattern, message)
+        if found:
+            return besides + round(float(found.group(1)) * 1024 ** " KMGT".index(found.group(2)))
+    return None
