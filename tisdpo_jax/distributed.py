@@ -38,6 +38,12 @@ def initialize() -> None:
         raise ConfigError(f"{AUTO} is {os.environ[AUTO]!r}; it must be auto, or not be set")
 
 
+def wait_for_all(what: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
 def check_alike(description: str) -> None:
     """Raises ConfigError on every process when one has another configuration, or other software."""
     if jax.process_count() == 1:

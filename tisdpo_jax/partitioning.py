@@ -54,6 +54,7 @@ def _param_axes() -> dict[str, tuple[str, ...]]:
             path = f"layers/{block}/{name}"
             axes[f"{path}/kernel"] = ("layers", inputs, outputs)
             axes[f"{path}/bias"] = ("layers", outputs)
+            axes[f"{path}/kernel_scale"] = ("layers", outputs)
             axes[f"{path}/a"] = ("layers", inputs, "rank")
             axes[f"{path}/b"] = ("layers", "rank", outputs)
     return axes

@@ -38,7 +38,9 @@ class ModelSection:
     param_dtype: Literal["float32", "bfloat16"] = field(
         "float32", "dtype of trained parameters (masters), and so of the optimizer moments"
     )
-    frozen_dtype: Literal["float32", "bfloat16"] = field("bfloat16", "dtype of parameters that are not trained")
+    frozen_dtype: Literal["float32", "bfloat16", "int8"] = field(
+        "bfloat16", "dtype of parameters that are not trained; int8 is for the layers' weights, with bfloat16 around"
+    )
     attention: Literal["xla", "splash", "cudnn"] = field(
         "xla", "attention back end: xla anywhere, splash on TPU, cudnn on GPU"
     )
@@ -146,6 +148,11 @@ class ContrastSection:
     )
     scores: Literal["cached", "online"] = field(
         "cached", "log-likelihoods of reference, pi+ and pi-: once, to disk, or in every step"
+    )
+    reference_states: Literal["live", "cached"] = field(
+        "live",
+        "where the loss needs the KL, the reference's last hidden states: in every step, or once, to disk "
+        "(one vector a response token; the KL stays exact)",
     )
 
 

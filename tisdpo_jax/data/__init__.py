@@ -16,6 +16,7 @@ from tisdpo_jax.data.packing import Layout, RowShape, fit
 from tisdpo_jax.data.policy import apply_policy, split_by_prompt
 from tisdpo_jax.data.records import Message, Pair, PairSet, Rejection
 from tisdpo_jax.data.sources import read_pairs
+from tisdpo_jax.data.states import States
 from tisdpo_jax.data.template import Template, open_template
 from tisdpo_jax.data.tokenization import encode_pairs
 
@@ -29,6 +30,7 @@ __all__ = [
     "PairSet",
     "Rejection",
     "RowShape",
+    "States",
     "Template",
     "apply_policy",
     "balanced_batches",

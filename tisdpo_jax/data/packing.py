@@ -226,7 +226,8 @@ def _fill(
         responses = _responses(pair, layout.sides)
         begin, size = cursor, len(prompt)
         total = size + sum(len(responses[s]) for s in present)
-        if begin + total > shape.tokens or slot + total - size > shape.slots:
+        unshared = copy + total + size * (len(present) - 1) if shape.copies else 0
+        if begin + total > shape.tokens or slot + total - size > shape.slots or unshared > shape.copies:
             raise ValueError(
                 f"{pair.origin}: rows of {shape.tokens} tokens are too short; this layout is for other batches"
             )

@@ -4,11 +4,13 @@ from tisdpo_jax.models.adapters import init_adapters, merge
 from tisdpo_jax.models.attention import Mask, attention
 from tisdpo_jax.models.config import ComputeConfig, RopeConfig, TransformerConfig
 from tisdpo_jax.models.layers import LayerCache
+from tisdpo_jax.models.quantize import quantize
 from tisdpo_jax.models.transformer import (
     Model,
     abstract_params,
     empty_cache,
     head_kernel,
+    head_only,
     hidden_states,
     hidden_states_with_cache,
     init_params,
@@ -26,10 +28,12 @@ __all__ = [
     "attention",
     "empty_cache",
     "head_kernel",
+    "head_only",
     "hidden_states",
     "hidden_states_with_cache",
     "init_adapters",
     "init_params",
     "logits",
     "merge",
+    "quantize",
 ]

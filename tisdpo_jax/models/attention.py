@@ -94,7 +94,7 @@ def attention(q: Array, k: Array, v: Array, *, mask: Mask, backend: str, prepare
     if prepared is None:
         prepared = prepare(mask, backend, queries=q.shape[1], keys=k.shape[1], heads=q.shape[2])
     if backend == "xla":
-        return jax.nn.dot_product_attention(q, k, v, mask=prepared, implementation="xla")
+        return _plain(q, k, v, prepared)
     if backend == "splash":
         return _splash(q, k, v, mask.segments, prepared)
     if mask.segments is not None:
@@ -103,6 +103,22 @@ def attention(q: Array, k: Array, v: Array, *, mask: Mask, backend: str, prepare
         raise ValueError(f"attention back end 'cudnn' computes in bfloat16 or float16, not {q.dtype}; set model.dtype")
     window = None if mask.window is None else (mask.window - 1, 0)
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=window, implementation="cudnn")
+
+
+def _plain(q: Array, k: Array, v: Array, seen: Array) -> Array:
+    """Scores of all queries against all keys, in the dtype of the computation; their softmax in float32."""
+    rows, length, heads, size = q.shape
+    group = heads // k.shape[2]
+    if group > 1:  # a group of query heads shares its keys without a copy of them
+        q = q.reshape(rows, length, k.shape[2], group, size)
+        scores, out = "rqhgd,rkhd->rhgqk", "rhgqk,rkhd->rqhgd"
+        seen = seen[:, :, None]
+    else:
+        scores, out = "rqhd,rkhd->rhqk", "rhqk,rkhd->rqhd"
+    z = jnp.einsum(scores, q, k).astype(jnp.float32) * size**-0.5
+    # a query that sees nothing sees everything alike: its row is padding, which nobody reads
+    weights = jax.nn.softmax(jnp.where(seen, z, jnp.finfo(jnp.float32).min), axis=-1).astype(v.dtype)
+    return jnp.einsum(out, weights, v).reshape(rows, length, heads, size)
 
 
 def _check(mask: Mask, queries: tuple[int, ...], keys: tuple[int, ...]) -> None:

@@ -24,10 +24,18 @@ class LayerCache(NamedTuple):
     v: Array  # [R, M, Hkv, head_dim]
 
 
+class Rope(NamedTuple):
+    """What turns queries and keys."""
+
+    cos: Array  # [R or 1, T, 1, head_dim / 2] float32
+    sin: Array
+    swap: Array | None = None  # [head_dim, head_dim], the permutation that swaps the halves
+
+
 class Shared(NamedTuple):
     """What all layers use alike, made once a call."""
 
-    rope: tuple[Array, Array]  # cos, sin: [R or 1, T, 1, head_dim / 2] float32
+    rope: Rope
     mask: Mask  # its arrays; the window comes from the configuration
     prepared: Any  # what the attention back end derives from the mask
     slots: Array | None = None  # [R, T] int32: where in the cache the tokens of this call go
@@ -40,6 +48,7 @@ class Projection(nn.Module):
     features: int
     bias: bool
     compute: ComputeConfig
+    axes: tuple[str, str]  # logical axes of the kernel
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -48,7 +57,13 @@ class Projection(nn.Module):
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.dtype(self.compute.param_dtype))
         # One axis of tokens: XLA on CPU takes a slow path for the gradient of a matrix that is summed over two.
         shape, x = x.shape, x.astype(dtype).reshape(-1, x.shape[-1])
+        if (
+            kernel.dtype == jnp.int8
+        ):  # gathered as such; its scale belongs to the outputs, so it comes after the product
+            kernel = partitioning.constrain(kernel, tuple(None if axis == "embed" else axis for axis in self.axes))
         y = x @ kernel.astype(dtype)
+        if kernel.dtype == jnp.int8:
+            y *= self.get_variable("params", "kernel_scale").astype(dtype)
         if self.has_variable("lora", "a"):
             a: Array = self.get_variable("lora", "a")
             b: Array = self.get_variable("lora", "b")
@@ -82,7 +97,7 @@ class Attention(nn.Module):
         c, rows = self.config, x.shape[:2]
 
         def heads(name: str, count: int, axis: str) -> Array:
-            y = Projection(count * c.head_dim, c.qkv_bias, self.compute, name=name)(x)
+            y = Projection(count * c.head_dim, c.qkv_bias, self.compute, ("embed", axis), name=name)(x)
             return partitioning.constrain(y.reshape(*rows, count, c.head_dim), ("batch", None, axis, None))
 
         q, k, v = (
@@ -108,7 +123,7 @@ class Attention(nn.Module):
                 first = shared.copies.back[..., :1]
                 y = take(y, first[..., 0], readers_of_first(shared.copies))
         y = y.reshape(*rows, c.num_heads * c.head_dim)
-        return Projection(c.hidden_size, c.output_bias, self.compute, name="o")(y), cache
+        return Projection(c.hidden_size, c.output_bias, self.compute, ("heads", "embed"), name="o")(y), cache
 
 
 class MLP(nn.Module):
@@ -118,10 +133,11 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c = self.config
-        gate = Projection(c.intermediate_size, c.mlp_bias, self.compute, name="gate")(x)
-        up = Projection(c.intermediate_size, c.mlp_bias, self.compute, name="up")(x)
+        gate = Projection(c.intermediate_size, c.mlp_bias, self.compute, ("embed", "mlp"), name="gate")(x)
+        up = Projection(c.intermediate_size, c.mlp_bias, self.compute, ("embed", "mlp"), name="up")(x)
+        gate, up = settled(gate), settled(up)
         inner = partitioning.constrain(nn.silu(gate) * up, ("batch", None, "mlp"))
-        return Projection(c.hidden_size, c.mlp_bias, self.compute, name="down")(inner)
+        return Projection(c.hidden_size, c.mlp_bias, self.compute, ("mlp", "embed"), name="down")(inner)
 
 
 class Block(nn.Module):
@@ -136,9 +152,21 @@ class Block(nn.Module):
         y = RMSNorm(eps, self.compute, name="attention_norm")(x)
         y, cache = Attention(self.config, self.compute, name="attention")(y, shared, cache)
         x = partitioning.constrain(x + y, ("batch", None, None))
-        y = RMSNorm(eps, self.compute, name="mlp_norm")(x)
+        y = settled(RMSNorm(eps, self.compute, name="mlp_norm")(x))
         x = x + MLP(self.config, self.compute, name="mlp")(y)
         return partitioning.constrain(x, ("batch", None, None)), cache
+
+
+@jax.custom_vjp
+def settled(x: Array) -> Array:
+    """The identity; its gradient is written to memory before it is used.
+
+    Left alone, XLA for TPUs computes it anew in every tile of the matrix products that read it.
+    """
+    return x
+
+
+settled.defvjp(lambda x: (x, None), lambda _, g: (jax.lax.optimization_barrier(g),))
 
 
 def readers_of_first(copies: Copies) -> Array:
@@ -166,15 +194,23 @@ def rope_frequencies(rope: RopeConfig, head_dim: int) -> Array:
     return keep * inverse + (1 - keep) * inverse / rope.factor
 
 
-def rope_tables(rope: RopeConfig, head_dim: int, positions: Array) -> tuple[Array, Array]:
-    """cos and sin for `positions [R, T]`: `[R, T, 1, head_dim / 2]` float32."""
+def rope_tables(rope: RopeConfig, head_dim: int, positions: Array, *, platform: str = "") -> Rope:
+    """cos and sin for `positions [R, T]`; on TPUs the halves are swapped by a matrix, which XLA cannot do as well."""
     angles = positions.astype(jnp.float32)[:, :, None, None] * rope_frequencies(rope, head_dim)
-    return jnp.cos(angles), jnp.sin(angles)
+    swap = None
+    if (platform or jax.default_backend()) == "tpu":
+        swap = jnp.roll(jnp.eye(head_dim), head_dim // 2, axis=1)
+    return Rope(jnp.cos(angles), jnp.sin(angles), swap)
 
 
-def rotate(x: Array, rope: tuple[Array, Array]) -> Array:
+def rotate(x: Array, rope: Rope) -> Array:
     """Rotary embedding, halves convention: dimension i turns with i + head_dim / 2. In float32."""
-    cos, sin = rope
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
-    return turned.astype(x.dtype)
+    cos, sin, swap = rope
+    if swap is None:
+        first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+        turned = jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
+        return turned.astype(x.dtype)
+    # the same numbers: a product with a permutation is exact, and what comes behind is part of it
+    partner = jnp.matmul(x, swap.astype(x.dtype), precision=jax.lax.Precision.HIGHEST).astype(jnp.float32)
+    cos, sin = jnp.concatenate((cos, cos), axis=-1), jnp.concatenate((-sin, sin), axis=-1)
+    return (x.astype(jnp.float32) * cos + partner * sin).astype(x.dtype)

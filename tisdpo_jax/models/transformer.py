@@ -137,6 +137,12 @@ def head_kernel(config: TransformerConfig, variables: Variables) -> Array:
     return params["embed"]["embedding"].T if config.tied_head else params["head"]["kernel"]
 
 
+def head_only(config: TransformerConfig, params: Params) -> Params:
+    """The part of the parameters that `head_kernel` reads; the same arrays."""
+    name = "embed" if config.tied_head else "head"
+    return {name: params[name]}
+
+
 def logits(model: Model, variables: Variables, tokens: Array) -> Array:
     """`[R, T, V]` float32. For small inputs and tests; training never makes this array."""
     hidden = hidden_states(model, variables, tokens)
@@ -148,14 +154,14 @@ def _module(model: Model) -> Transformer:
 
 
 def _shared(model: Model, rows: Rows) -> Shared:
-    rope = rope_tables(model.config.rope, model.config.head_dim, rows.positions)
+    compute = model.compute
+    rope = rope_tables(model.config.rope, model.config.head_dim, rows.positions, platform=compute.platform)
     if rows.copies is None:
         length, mask = rows.tokens.shape[1], Mask(model.config.sliding_window, None, rows.tree)
         if rows.tree is not None:
             mask = mask._replace(places=rows.positions)
     else:  # trees are for back ends without copies
         length, mask = rows.copies.source.shape[1], Mask(model.config.sliding_window, rows.copies.segments)
-    compute = model.compute
     heads, platform = model.config.num_heads, compute.platform
     prepared = prepare(mask, compute.attention, queries=length, keys=length, heads=heads, platform=platform)
     return Shared(rope, mask._replace(window=None), prepared, copies=rows.copies)

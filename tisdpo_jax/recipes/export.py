@@ -6,11 +6,12 @@ from pathlib import Path
 
 from tisdpo_jax import interchange
 from tisdpo_jax.recipes import models
+from tisdpo_jax.recipes.models import Base
 from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.types import Params
 
 
-def export(session: Session, base: Params, trained: Params) -> list[Path]:
+def export(session: Session, base: Base, trained: Params) -> list[Path]:
     """Writes export/ and, with LoRA, adapter/; returns their paths."""
     config, written = session.config, [session.run_dir / "export"]
     whole = models.fold_in(session, base, trained)

@@ -17,6 +17,7 @@ from tisdpo_jax.config import Experiment, resolved
 from tisdpo_jax.evaluation import Comparison, table_text
 from tisdpo_jax.recipes import evaluate, run_dir
 from tisdpo_jax.recipes.export import export
+from tisdpo_jax.recipes.models import Base
 from tisdpo_jax.recipes.report import write_report
 from tisdpo_jax.recipes.session import Session, open_session
 from tisdpo_jax.recipes.tisdpo import base_stage, contrast_stage, policy_stage, score_stage
@@ -49,7 +50,7 @@ def _perform(verb: str, session: Session) -> None:
     if verb == "score":
         _say(f"scores   {session.run_dir / 'scores'}")
         return
-    trained = policy_stage(session, frozen, columns)
+    trained = policy_stage(session, base, frozen, columns)
     if verb == "train":
         _say(f"policy   {session.run_dir / 'models' / 'policy'}")
         return
@@ -78,9 +79,9 @@ def _perform(verb: str, session: Session) -> None:
     _say(f"report   {report}")
 
 
-def _before_and_after(session: Session, base: Params, trained: Params) -> tuple[Variables, Variables]:
-    frozen = {"params": {"base": base}, "lora": {}}
-    return {"params": base}, bind(policy_role(lora=session.lora), trained, frozen)  # type: ignore[arg-type]
+def _before_and_after(session: Session, base: Base, trained: Params) -> tuple[Variables, Variables]:
+    frozen = {"params": {"base": base.frozen()}, "lora": {}}
+    return {"params": base.frozen()}, bind(policy_role(lora=session.lora), trained, frozen)  # type: ignore[arg-type]
 
 
 def _say_paths(paths: list[Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,64 @@ import jax
 
 from tisdpo_jax import checkpoint, interchange, partitioning
 from tisdpo_jax.errors import CheckpointError
-from tisdpo_jax.models import abstract_params, init_adapters, merge
+from tisdpo_jax.models import abstract_params, init_adapters, merge, quantize
 from tisdpo_jax.recipes.session import Session, cast, digest
 from tisdpo_jax.types import Params
 
 
-def load_base(session: Session) -> Params:
-    """The pretrained parameters, frozen, in `model.frozen_dtype`, on the mesh."""
+class Base:
+    """The model that everything starts from: as frozen roles read it, and in full where that is another thing.
+
+    With `model.frozen_dtype` int8 the full parameters are on the devices only while they are asked for.
+    """
+
+    def __init__(self, load: Callable[[], Params], freeze: Callable[[Params], Params] | None = None) -> None:
+        self._load, self._freeze = load, freeze
+        full = load()
+        self.identity = identify(full)
+        self._frozen: Params | None = freeze(full) if freeze else full
+
+    def frozen(self) -> Params:
+        """The same arrays at every call, until they are dropped."""
+        if self._frozen is None:
+            full = self._load()
+            self._frozen = self._freeze(full) if self._freeze else full
+        return self._frozen
+
+    def full(self) -> Params:
+        return self._load() if self._freeze else self.frozen()
+
+    def drop(self) -> None:
+        """Gives the memory back until the parameters are asked for again."""
+        self._frozen = None
+
+
+def freeze_of(session: Session) -> Callable[[Params], Params] | None:
+    """How whole models become frozen ones, where that takes more than a dtype."""
+    if session.config.model.frozen_dtype != "int8":
+        return None
+    shape = jax.eval_shape(quantize, abstract_params(session.model.config, "bfloat16"))
+    shardings = partitioning.param_shardings(shape, session.mesh)
+    return jax.jit(quantize, out_shardings=shardings)
+
+
+def load_pretrained(session: Session) -> Params:
+    """The pretrained parameters on the mesh, in `model.frozen_dtype` (int8: in bfloat16)."""
     config = session.model.config
     shardings = partitioning.param_shardings(abstract_params(config), session.mesh)
-    return interchange.load_params(
-        session.model_path, config, dtype=session.config.model.frozen_dtype, shardings=shardings
-    )
+    return interchange.load_params(session.model_path, config, dtype=whole_dtype(session), shardings=shardings)
+
+
+def whole_dtype(session: Session) -> str:
+    """Dtype of models that are neither trained nor quantised."""
+    dtype = session.config.model.frozen_dtype
+    return "bfloat16" if dtype == "int8" else dtype
 
 
 def abstract_base(session: Session) -> Params:
-    """Shapes of what `load_base` gives."""
-    return abstract_params(session.model.config, session.config.model.frozen_dtype)
+    """Shapes of a frozen whole model."""
+    shape = abstract_params(session.model.config, whole_dtype(session))
+    return jax.eval_shape(quantize, shape) if session.config.model.frozen_dtype == "int8" else shape
 
 
 def new_trained(session: Session, base: Params, stage: str) -> Params:
@@ -85,11 +127,11 @@ def load_result(session: Session, stage: str, identity: dict[str, Any] | None) -
     return tree
 
 
-def fold_in(session: Session, base: Params, trained: Params) -> Params:
-    """The whole model that `trained` stands for, as a frozen base: adapters merged, dtype that of frozen models."""
+def fold_in(session: Session, base: Base, trained: Params) -> Params:
+    """The whole model that `trained` stands for: adapters merged, in `whole_dtype`."""
     if session.lora:
-        return jax.jit(functools.partial(merge, scale=session.model.compute.lora_scale))(base, trained)
-    return cast(trained, session.config.model.frozen_dtype)
+        return jax.jit(functools.partial(merge, scale=session.model.compute.lora_scale))(base.full(), trained)
+    return cast(trained, whole_dtype(session))
 
 
 def identify(tree: Params) -> str:

@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,13 +14,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from tisdpo_jax import partitioning
+from tisdpo_jax import distributed, partitioning
+from tisdpo_jax.data import States
+from tisdpo_jax.data.states import create, open_states, write
 from tisdpo_jax.data.template import tokenizer_name
 from tisdpo_jax.errors import CheckpointError
 from tisdpo_jax.recipes.models import identify
 from tisdpo_jax.recipes.session import Session, digest
 from tisdpo_jax.roles import Frozen, Role, bind
-from tisdpo_jax.scoring import score
+from tisdpo_jax.scoring import read, score
 from tisdpo_jax.training.progress import progress
 
 log = logging.getLogger(__name__)
@@ -82,6 +85,58 @@ def scorer(model: Any, view: str, chunk: int) -> Any:
     return jax.jit(lambda variables, batch: score(model, variables, batch, view=view, chunk=chunk).logps)
 
 
+def cached_states(session: Session, role: Role, frozen: Frozen, split: str) -> States:
+    """Last hidden states of a role at all response tokens of a split, on disk; made when they are not there.
+
+    2 or 4 bytes times the model's width for each token (`model.dtype`). With the head they give the exact KL.
+
+    Raises: CheckpointError when what is on disk was made from something else; it names what differs.
+    """
+    directory = session.run_dir / "scores"
+    path, label = directory / f"{split}-reference-states.npy", directory / f"{split}-reference-states.json"
+    key = cache_key(session, role, frozen, split)
+    encoded, width, dtype = session.split(split), session.model.config.hidden_size, session.config.model.dtype
+    if not label.exists():
+        _make_states(session, role, frozen, split, path)
+        if jax.process_index() == 0:
+            temporary = label.with_suffix(".tmp")
+            temporary.write_text(json.dumps(key, sort_keys=True, indent=1) + "\n", encoding="utf-8")
+            os.replace(temporary, label)
+    distributed.wait_for_all(f"{split} states")
+    try:
+        _check_key(path, json.loads(label.read_text(encoding="utf-8")), key)
+        return open_states(path, encoded, width, dtype)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: not a whole cache of states ({error}); delete {label} to make it again"
+        ) from None
+
+
+def _make_states(session: Session, role: Role, frozen: Frozen, split: str, path: Path) -> None:
+    pairs, batches = session.passing(split, role.view)
+    run, variables = _reader(session.model, role.view), bind(role, None, frozen)
+    width, dtype = session.model.config.hidden_size, session.config.model.dtype
+    main, temporary = jax.process_index() == 0, path.with_suffix(".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    states = create(temporary, pairs.encoded, width, dtype) if main else None
+    task = f"states of the reference ({split})"
+    for indices in progress(batches, task, enabled=session.config.logging.progress):
+        session.interrupt.poll(task)
+        host = pairs.batch(indices)
+        found = partitioning.to_host(run(variables, partitioning.put_batch(host, session.mesh)))
+        if states is not None:
+            write(states, indices, np.asarray(host.views[role.view].place), found)
+    if states is not None:
+        states.values.flush()  # type: ignore[attr-defined]  # a memory map
+        os.replace(temporary, path)
+        log.info("%s: %.1f MiB in %s", task, states.values.nbytes / 2**20, path)
+
+
+@functools.lru_cache(maxsize=2)
+def _reader(model: Any, view: str) -> Any:
+    return jax.jit(lambda variables, batch: read(model, variables, batch.views[view]).hidden)
+
+
 def _template_text(session: Session) -> str:
     choice = session.config.data.template
     if choice == "auto":
@@ -96,13 +151,17 @@ def _read(path: Any, key: dict[str, str]) -> np.ndarray:
             logps = file.get_tensor("logps")
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not a whole score cache ({error}); delete it to make it again") from None
+    _check_key(path, found, key)
+    log.info("scores read from %s", path)
+    return np.asarray(logps)
+
+
+def _check_key(path: Path, found: dict[str, str], key: dict[str, str]) -> None:
     changed = sorted(name for name in found.keys() | key.keys() if found.get(name) != key.get(name))
     if changed:
         raise CheckpointError(
             f"{path}: was made with other {', '.join(changed)}; delete it to make it again, or use a new run_dir"
         )
-    log.info("scores read from %s", path)
-    return np.asarray(logps)
 
 
 def peek(path: Any, data: str) -> np.ndarray | None:

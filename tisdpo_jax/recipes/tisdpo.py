@@ -20,11 +20,12 @@ import numpy as np
 
 from tisdpo_jax import partitioning
 from tisdpo_jax.config import Experiment, LossSection, StageSection
-from tisdpo_jax.data import EncodedSet, Layout, Order, recorded_columns
+from tisdpo_jax.data import EncodedSet, Layout, Order, States, recorded_columns
 from tisdpo_jax.errors import ConfigError
-from tisdpo_jax.models import Model
+from tisdpo_jax.models import Model, head_only
 from tisdpo_jax.recipes import models
-from tisdpo_jax.recipes.scores import cached_logps
+from tisdpo_jax.recipes.models import Base
+from tisdpo_jax.recipes.scores import cached_logps, cached_states
 from tisdpo_jax.recipes.session import Session, digest
 from tisdpo_jax.roles import Casting, Frozen, Role, contrast_roles, policy_role, resident_bytes
 from tisdpo_jax.training.loop import Job, Pairs, train
@@ -36,21 +37,30 @@ log = logging.getLogger(__name__)
 Columns = dict[str, np.ndarray]
 
 REFERENCE = Role("base")
+HEAD = Role("head")  # the reference where its last hidden states are on disk
 SIDES = {"plus": {"sft": (0,), "dpo": (0, 1)}, "minus": {"sft": (1,), "dpo": (1, 0)}}
 
 
-def base_stage(session: Session) -> Params:
+def base_stage(session: Session) -> Base:
     """The model that everything starts from: the pretrained one, or that after SFT on chosen responses."""
-    base = models.load_base(session)
+    load, freeze = functools.partial(models.load_pretrained, session), models.freeze_of(session)
     if session.config.sft.epochs == 0:
-        return base
-    trained = run_training(session, "sft", LossSection(name="sft"), session.config.sft, {"base": base}, {}, sides=(0,))
-    return models.fold_in(session, base, trained)
+        return Base(load, freeze)
+
+    def after_sft() -> Params:
+        base = Base(load, freeze)
+        frozen: Frozen = {"params": {"base": base.frozen()} if session.lora else {}, "lora": {}}
+        trained = run_training(
+            session, "sft", LossSection(name="sft"), session.config.sft, base, frozen, {}, sides=(0,)
+        )
+        return models.fold_in(session, base, trained)
+
+    return Base(after_sft, freeze)
 
 
-def contrast_stage(session: Session, base: Params) -> Frozen:
+def contrast_stage(session: Session, base: Base) -> Frozen:
     """pi+ and pi-, trained where the construction trains them, beside the base that they share or start from."""
-    frozen: Frozen = {"params": {"base": base}, "lora": {}}
+    frozen: Frozen = {"params": {"base": base.frozen()}, "lora": {}}
     construction = session.config.contrast.construction
     if construction not in ("sft", "dpo"):
         return frozen
@@ -60,13 +70,13 @@ def contrast_stage(session: Session, base: Params) -> Frozen:
         columns["reference_logps"] = cached_logps(session, "reference", REFERENCE, frozen, "train")
     for name in ("plus", "minus"):
         sides = SIDES[name][construction]
-        trained = run_training(
-            session, name, loss, session.config.contrast.training, {"base": base}, columns, sides=sides
-        )
+        training = session.config.contrast.training
+        trained = run_training(session, name, loss, training, base, frozen, columns, sides=sides)
         if session.lora:
             frozen["lora"][name] = trained
         else:
-            frozen["params"][name] = models.fold_in(session, base, trained)
+            whole, freeze = models.fold_in(session, base, trained), models.freeze_of(session)
+            frozen["params"][name] = freeze(whole) if freeze else whole
     return frozen
 
 
@@ -124,41 +134,59 @@ def policy_plan(config: Experiment, model: Model) -> tuple[Plan, tuple[str, ...]
     roles = None if cached else contrast_roles(config.contrast.construction, lora=lora)
     online = roles if config.loss.name == "tisdpo" else None
     live_reference = config.loss.name != "sft" and (wants_kl(config.loss) is not None or not cached)
-    casting = Casting(
-        policy_role(lora=lora), REFERENCE if live_reference else None, *(online if online else (None, None))
-    )
+    reference = (HEAD if takes_states(config) else REFERENCE) if live_reference else None
+    casting = Casting(policy_role(lora=lora), reference, *(online if online else (None, None)))
     plan = _plan(config, model, config.loss, casting, config.train)
     taken = {"tisdpo": ("weights",), "dlma": ("margin",)}.get(config.loss.name, ())
     return plan, (*taken, *(() if live_reference else ("reference_logps",)))
 
 
-def policy_stage(session: Session, frozen: Frozen, columns: dict[str, Columns]) -> Params:
-    """Trains the policy; on the way and at the end, the loss on the held-out pairs."""
+def takes_states(config: Experiment) -> bool:
+    """Whether the policy's step takes the reference's last hidden states in place of the reference."""
+    return wants_kl(config.loss) is not None and config.contrast.reference_states == "cached"
+
+
+def policy_stage(session: Session, base: Base, frozen: Frozen, columns: dict[str, Columns]) -> Params:
+    """Trains the policy; on the way and at the end, the loss on the held-out pairs.
+
+    Frozen models that its step does not read are given up; `base` comes back when it is asked for.
+    """
     config = session.config
     plan, names = policy_plan(config, session.model)
     kept = {split: {name: value for name, value in found.items() if name in names} for split, found in columns.items()}
+    states: dict[str, States] = {}
+    if takes_states(config):
+        states = {split: cached_states(session, REFERENCE, frozen, split) for split in session.splits()}
+        frozen["params"]["head"] = head_only(session.model.config, base.frozen())
+    needed = _needed(frozen, plan)
+    for kind, trees in (("params", frozen["params"]), ("lora", frozen["lora"])):
+        for key in trees.keys() - needed[kind].keys():  # type: ignore[literal-required]  # the two keys of Frozen
+            del trees[key]
     evaluate = None
     if session.eval is not None:
-        evaluate = functools.partial(evaluate_pairs, session, plan, _needed(frozen, plan), kept["eval"])
+        evaluate = functools.partial(evaluate_pairs, session, plan, needed, kept["eval"], states.get("eval"))
     return run_training(
         session,
         "policy",
         config.loss,
         config.train,
-        frozen["params"],
+        base,
+        needed,
         kept["train"],
         sides=(0,) if config.loss.name == "sft" else (0, 1),
         plan=plan,
-        lora=frozen["lora"],
+        states=states.get("train"),
         evaluate=evaluate,
     )
 
 
-def evaluate_pairs(session: Session, plan: Plan, frozen: Frozen, columns: Columns, trained: Params) -> dict[str, float]:
+def evaluate_pairs(
+    session: Session, plan: Plan, frozen: Frozen, columns: Columns, states: States | None, trained: Params
+) -> dict[str, float]:
     """The metrics of training, over all held-out pairs: sums and counts added, divided once."""
     run = _evaluator(dataclasses.replace(plan, micro_batches=1))
     pairs, batches = session.passing("eval", *plan.casting.views())
-    pairs = dataclasses.replace(pairs, columns=columns)
+    pairs = dataclasses.replace(pairs, columns=columns, states=states)
     totals: dict[str, Any] = {}
     for indices in batches:
         sums = jax.device_get(run(trained, frozen, partitioning.put_batch(pairs.batch(indices), session.mesh)))
@@ -176,25 +204,28 @@ def run_training(
     stage: str,
     loss: LossSection,
     section: StageSection,
-    params: dict[str, Params],
+    base: Base,
+    frozen: Frozen,
     columns: Columns,
     *,
     sides: tuple[int, ...] = (0, 1),
     plan: Plan | None = None,
-    lora: dict[str, Params] | None = None,
+    states: States | None = None,
     evaluate: Any = None,
 ) -> Params:
     """Trains a stage from the base, or brings back its result if it is there and was made from the same things."""
     config = session.config
     if plan is None:
         plan = stage_plan(config, session.model, loss, section, cached="reference_logps" in columns)
-    frozen = _needed({"params": params, "lora": lora or {}}, plan)
-    identity = _identity(session, loss, section, params["base"], columns, sides, frozen)
+    frozen = _needed(frozen, plan)
+    identity = _identity(session, loss, section, base.identity, columns, sides, frozen)
     finished = models.load_result(session, stage, identity)
     if finished is not None:
         log.info("stage %s: already done", stage)
         return finished
-    trained = models.new_trained(session, params["base"], stage)
+    trained = models.new_trained(session, base.full(), stage)
+    if ("params", "base") not in plan.casting.needs():
+        base.drop()
     held = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in resident_bytes(trained, frozen).items())
     log.info("stage %s: resident %s", stage, held)
     order, layout = feed(session, section, plan, sides)
@@ -202,7 +233,7 @@ def run_training(
         stage=stage,
         plan=plan,
         section=section,
-        pairs=Pairs(session.train, layout, columns),
+        pairs=Pairs(session.train, layout, columns, states),
         order=order,
         directory=session.run_dir / "checkpoints" / stage,
         identity=identity,
@@ -258,7 +289,7 @@ def _identity(
     session: Session,
     loss: LossSection,
     section: StageSection,
-    base: Params,
+    base: str,
     columns: Columns,
     sides: tuple[int, ...],
     frozen: Frozen,
@@ -273,8 +304,10 @@ def _identity(
         named.pop(free)  # what changes no result, or its last bits only
     live = {f"{kind}/{key}": models.identify(tree) for kind in ("params", "lora") for key, tree in frozen[kind].items()}
     return {
-        "model": models.identify(base),
+        "model": base,
         "dtype": f"{config.model.dtype}/{config.model.param_dtype}",
+        # another arithmetic for the same numbers: the last bits differ
+        "data.packing": config.data.packing,
         "lora": digest(dataclasses.asdict(config.lora)) if config.lora.rank else "none",
         "data": session.train.fingerprint(),
         "data.seed": config.data.seed,

@@ -2,7 +2,7 @@
 
 from tisdpo_jax.scoring._fused import fused_logps, fused_logps_and_kl
 from tisdpo_jax.scoring._logits import Direction, kl_from_logits, logps_from_logits
-from tisdpo_jax.scoring._text import contrast, score, score_pair_of_models
+from tisdpo_jax.scoring._text import contrast, read, score, score_pair_of_models
 
 __all__ = [
     "Direction",
@@ -11,6 +11,7 @@ __all__ = [
     "fused_logps_and_kl",
     "kl_from_logits",
     "logps_from_logits",
+    "read",
     "score",
     "score_pair_of_models",
 ]

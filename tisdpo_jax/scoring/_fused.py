@@ -207,10 +207,10 @@ def _local_forward(
     direction: Direction | None,
 ) -> tuple[tuple[Array, ...], _Sums]:
     (tokens,) = by_token
-    table = _Slice(heads[0], tokens.hidden.dtype, vocabulary, axes)
+    table = _Slice(heads[0], tokens.hidden, vocabulary, axes)
     reference = None
     if heads[1] is not None and tokens.reference is not None:
-        reference = _Slice(heads[1], tokens.reference.dtype, vocabulary, axes)
+        reference = _Slice(heads[1], tokens.reference, vocabulary, axes)
 
     def block(_: None, cut: _Tokens) -> tuple[None, Any]:
         cut = jax.tree.map(functools.partial(_gather, axes=axes), cut)
@@ -241,10 +241,10 @@ def _local_backward(
     trained: bool,
 ) -> tuple[Array, Array | None]:
     tokens = by_token[0]
-    table = _Slice(heads[0], tokens.hidden.dtype, vocabulary, axes)
+    table = _Slice(heads[0], tokens.hidden, vocabulary, axes)
     reference = None
     if heads[1] is not None and tokens.reference is not None:
-        reference = _Slice(heads[1], tokens.reference.dtype, vocabulary, axes)
+        reference = _Slice(heads[1], tokens.reference, vocabulary, axes)
 
     def block(head_grad: Array | None, inputs: Any) -> tuple[Array | None, Array]:
         cut, sums, g_logps, g_kl = jax.tree.map(functools.partial(_gather, axes=axes), inputs)
@@ -264,7 +264,7 @@ def _local_backward(
         hidden_grad = product(g, table.kernel.T).astype(cut.hidden.dtype)
         return head_grad, _scatter_sum(hidden_grad, axes)
 
-    zeros = jnp.zeros(table.kernel.shape, jnp.float32) if trained else None
+    zeros = jnp.zeros_like(table.kernel, jnp.float32) if trained else None
     head_grad, hidden_grad = jax.lax.scan(block, zeros, _cut(by_token, chunk))
     if head_grad is not None:
         if TOKENS in axes:
@@ -276,7 +276,8 @@ def _local_backward(
 class _Slice:
     """The columns of a head that this device has: of its share `[D / fsdp, V / tensor]`, `[D, V / tensor / fsdp]`."""
 
-    def __init__(self, share: Array, dtype: Any, vocabulary: int, axes: frozenset[str]) -> None:
+    def __init__(self, share: Array, hidden: Array, vocabulary: int, axes: frozenset[str]) -> None:
+        depth, dtype = hidden.shape[-1], hidden.dtype
         self._share, self._axes, self._vocabulary = share.shape, axes, vocabulary
         kernel = share.astype(dtype)
         group = jax.lax.axis_size(GROUP) if GROUP in axes else 1
@@ -284,7 +285,8 @@ class _Slice:
         if group > 1:
             kernel = jnp.pad(kernel, ((0, 0), (0, width * group - share.shape[1])))
             kernel = jax.lax.all_to_all(kernel, GROUP, split_axis=1, concat_axis=0, tiled=True)
-        self.kernel = kernel
+        self._rows = kernel.shape[0]
+        self.kernel = kernel[:depth]  # what was padded so that it divides
         inside = jnp.arange(width) + (jax.lax.axis_index(GROUP) * width if group > 1 else 0)
         begin = jax.lax.axis_index(SLICES) * share.shape[1] if SLICES in axes else 0
         # padding stands for no token: its number is one that no target has
@@ -321,6 +323,7 @@ class _Slice:
     def give_back(self, gradient: Array) -> Array:
         """A gradient of the kernel, as the share that the device was given."""
         if GROUP in self._axes:
+            gradient = jnp.pad(gradient, ((0, self._rows - gradient.shape[0]), (0, 0)))
             gradient = jax.lax.all_to_all(gradient, GROUP, split_axis=0, concat_axis=1, tiled=True)
         return gradient[:, : self._share[1]]
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from tisdpo_jax import partitioning
 from tisdpo_jax.checkpoint import Checkpoints
 from tisdpo_jax.config import StageSection
-from tisdpo_jax.data import EncodedSet, Layout, Order, make_batch
+from tisdpo_jax.data import EncodedSet, Layout, Order, States, make_batch
 from tisdpo_jax.errors import UserError
 from tisdpo_jax.roles import Frozen
 from tisdpo_jax.training import optim
@@ -40,9 +40,15 @@ class Pairs:
     encoded: EncodedSet
     layout: Layout
     columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    states: States | None = None  # of the reference
 
     def batch(self, indices: np.ndarray) -> Any:
-        return make_batch(self.encoded, indices, layout=self.layout, columns=self.columns)
+        batch = make_batch(self.encoded, indices, layout=self.layout, columns=self.columns)
+        if self.states is None:
+            return batch
+        elements = np.asarray(batch.views["main"].slots.elements)
+        states: Any = self.states.by_slot(indices, elements, self.layout)
+        return batch._replace(states=states)
 
     def tokens(self, indices: np.ndarray) -> int:
         """Real tokens that the main view of a batch shows to a model."""
@@ -70,6 +76,13 @@ class Job:
     max_skipped: int = 5
     log_every: int = 1
     eval_every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.plan.micro_batches != self.pairs.layout.parts:
+            raise ValueError(
+                f"stage {self.stage}: {self.plan.micro_batches} micro-batches, but the layout of its batches has "
+                f"{self.pairs.layout.parts} parts"
+            )
 
 
 def train(
