@@ -14,10 +14,11 @@ from tisdpo_jax.config import Experiment, build, nest, validate
 from tisdpo_jax.errors import ConfigError, UserError
 from tisdpo_jax.models.zoo import SIZES
 from tisdpo_jax.planning.advice import changes
-from tisdpo_jax.planning.program import Program, read_program
+from tisdpo_jax.planning.program import Program, large_buffers, read_program
 from tisdpo_jax.planning.report import StagePlan, plan_text
 from tisdpo_jax.planning.resident import resident
 from tisdpo_jax.planning.topology import CHIPS, open_topology, parse_topology
+from tisdpo_jax.recipes import abstract
 from tisdpo_jax.recipes import plan as recipe
 from tisdpo_jax.training import loop
 
@@ -32,8 +33,8 @@ def config_of(fields: dict[str, object]) -> Experiment:
 
 def session_of(fields: dict[str, object]) -> Any:
     config = config_of(fields)
-    return recipe.abstract_session(
-        config, recipe.read_transformer(config), recipe.read_lengths(config, ""), open_topology(CPU)
+    return abstract.abstract_session(
+        config, abstract.read_transformer(config), abstract.read_lengths(config, ""), open_topology(CPU)
     )
 
 
@@ -190,6 +191,23 @@ def test_a_plan_that_fits_is_left_alone_and_one_that_does_not_is_helped(tiny: di
     assert advise(config, roomy) == ()
 
 
+def test_no_buffer_over_the_vocabulary_is_larger_than_a_block_of_the_head(tiny: dict[str, object]) -> None:
+    """SmolLM2's shapes: 49,152 entries, an eighth of them on each device; a block holds 16 tokens of each device."""
+    sizes, shards, chunk = SIZES["smollm2_135m"], 8, 16
+    job = {"model.path": "demo", "data.train": "tfds:none", "data.max_length": 512, "data.max_response": 256}
+    (plan,) = recipe.plan(config_of({**tiny, **job, "model.head_chunk": chunk, "model.remat": "full"}), [CPU])
+    assert plan.program is not None and max(rows * tokens for _, rows, tokens in plan.rows) > 4 * shards * chunk
+    entries = {sizes.vocab_size, sizes.vocab_size // shards}
+    of_weights = {sizes.hidden_size, sizes.hidden_size // shards}
+    over_vocabulary = [
+        buffer
+        for buffer in large_buffers(plan.program, dtype="f32")
+        if entries & set(buffer.shape) and not of_weights & set(buffer.shape)
+    ]
+    block = shards * chunk * sizes.vocab_size // shards * 4
+    assert over_vocabulary and max(buffer.bytes for buffer in over_vocabulary) <= block
+
+
 def test_more_tokens_than_there_are_is_waste(tiny: dict[str, object]) -> None:
     fields = {**tiny, "contrast.construction": "dpo"}
     packed, padded = (
@@ -222,24 +240,24 @@ def test_remat_is_told_apart_from_waste(tiny: dict[str, object]) -> None:
     ],
 )
 def test_released_models_are_known_by_name(tiny: dict[str, object], name: str, key: str) -> None:
-    assert recipe.read_transformer(config_of({**tiny, "model.path": name})) == SIZES[key]
+    assert abstract.read_transformer(config_of({**tiny, "model.path": name})) == SIZES[key]
 
 
 def test_a_model_that_is_there_is_read(tiny: dict[str, object]) -> None:
-    assert recipe.read_transformer(config_of(tiny)).max_positions == 128
+    assert abstract.read_transformer(config_of(tiny)).max_positions == 128
 
 
 def test_an_unknown_model_says_what_is_known(tiny: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"model.path models/Falcon: no such directory.*llama2_7b"):
-        recipe.read_transformer(config_of({**tiny, "model.path": "models/Falcon"}))
+        abstract.read_transformer(config_of({**tiny, "model.path": "models/Falcon"}))
 
 
 def test_lengths_come_from_the_data_where_they_are_at_hand(tiny: dict[str, object]) -> None:
     config = config_of(tiny)
-    assert recipe.read_lengths(config, "").source.startswith("40 pairs of ")
+    assert abstract.read_lengths(config, "").source.startswith("40 pairs of ")
     away = config_of({**tiny, "data.train": "tfds:hh/harmless-base"})
-    assert "HH" in recipe.read_lengths(away, "").source
-    full = recipe.read_lengths(config, "full").train.pairs[0]
+    assert "HH" in abstract.read_lengths(away, "").source
+    full = abstract.read_lengths(config, "full").train.pairs[0]
     assert len(full.prompt) + len(full.chosen) == 48 and len(full.chosen) == 24
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from tisdpo_jax.planning.program import Program, large_buffers, read_program, read_text, splash_flops
+from tisdpo_jax.planning._flops import splash_flops
+from tisdpo_jax.planning.program import Program, large_buffers, read_program, read_text
 
 DEVICES = 8
 ROWS, WIDTH = 64, 96
