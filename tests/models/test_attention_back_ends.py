@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from tisdpo_jax.models import ComputeConfig, Mask, Model, attention, hidden_states
-from tisdpo_jax.testing import FAMILIES, device_mesh, random_params
+from tisdpo_jax.models.layers import readers_of_first
+from tisdpo_jax.testing import FAMILIES, device_mesh, random_batch, random_params
+from tisdpo_jax.types import Copies, Tree
 
 LENGTH = 128  # what splash needs
 
@@ -29,6 +31,31 @@ def packed(length: int) -> jax.Array:
     """Two rows of three segments each, of different lengths."""
     ends = np.asarray([[length // 5, length // 2], [length // 3, 4 * length // 5]])
     return jnp.asarray((np.arange(length) >= ends[..., None]).sum(1), jnp.int32)
+
+
+# Two rows: two pairs, the second without a second side, and padding; one pair with a prompt of one token.
+TREE = Tree(
+    jnp.asarray([[1] * 8 + [2] * 5 + [0] * 3, [1] * 16], jnp.int32),
+    jnp.asarray(
+        [[0, 0, 0, 1, 1, 1, 2, 2] + [0, 0, 1, 1, 1] + [0] * 3, [0] + [1] * 7 + [2] * 8],
+        jnp.int32,
+    ),
+)
+PLACES = jnp.asarray([[0, 1, 2, 3, 4, 5, 3, 4] + [0, 1, 2, 3, 4] + [0] * 3, [0, *range(1, 8), *range(1, 9)]], jnp.int32)
+
+
+def seen_in_the_tree(window: int | None) -> np.ndarray:
+    """A token sees its pair's prompt and its own side up to itself, as if nothing else stood in the row."""
+    pair, branch = np.asarray(TREE.pair), np.asarray(TREE.branch)
+    seen = np.zeros((2, 16, 16), bool)
+    for row, query in np.ndindex(2, 16):
+        path = [
+            key
+            for key in range(query + 1)
+            if pair[row, key] == pair[row, query] and branch[row, key] in (0, branch[row, query])
+        ]
+        seen[row, query, path[-window:] if window else path] = True
+    return seen
 
 
 def definition(q: jax.Array, k: jax.Array, v: jax.Array, seen: np.ndarray) -> np.ndarray:
@@ -64,6 +91,29 @@ def test_xla_is_the_definition(window: int | None, segmented: bool, kv_heads: in
     got = attention(q, k, v, mask=Mask(window, segments), backend="xla")
     seen = seen_by(16, window, None if segments is None else np.asarray(segments))
     np.testing.assert_allclose(got, definition(q, k, v, seen), atol=2e-6)
+
+
+@pytest.mark.parametrize("window", [None, 1, 2, 4, 50])
+def test_a_tree_is_its_branches_each_alone_behind_the_trunk(window: int | None) -> None:
+    """The prompt sees no response, responses do not see each other, and a window counts along the branch."""
+    q, k, v = queries_keys_values(16)
+    got = attention(q, k, v, mask=Mask(window, tree=TREE, places=PLACES), backend="xla")
+    real = np.asarray(TREE.pair) > 0
+    expected = definition(q, k, v, seen_in_the_tree(window))
+    np.testing.assert_allclose(np.asarray(got)[real], expected[real], atol=2e-6)
+    # who is seen, read from the gradient: of each query, with respect to all values
+    weights = jax.jacobian(lambda v: attention(q, k, v, mask=Mask(window, tree=TREE, places=PLACES), backend="xla"))(v)
+    reached = np.abs(np.asarray(weights)).sum((2, 3, 6, 7)) > 0  # [R, Tq, R, Tk]
+    np.testing.assert_array_equal(reached[[0, 1], :, [0, 1]][real], seen_in_the_tree(window)[real])
+    assert not reached[0, :, 1].any() and not reached[1, :, 0].any()
+
+
+def test_the_first_copy_of_a_token_is_the_one_that_is_read() -> None:
+    """Its reader is the token; of the other copies nothing is read, and nothing flows back into them."""
+    source = jnp.asarray([[0, 1, 2, 0, 1, 3, -1, -1]])
+    back = jnp.asarray([[[0, 3], [1, 4], [2, -1], [5, -1], [-1, -1]]])
+    readers = readers_of_first(Copies(source, jnp.asarray([[1, 1, 1, 2, 2, 2, 0, 0]]), back))
+    assert readers.tolist() == [[[0], [1], [2], [-1], [-1], [3], [-1], [-1]]]
 
 
 def test_explicit_positions_are_what_counts() -> None:
@@ -125,13 +175,20 @@ def test_bfloat16_softmax_is_taken_in_float32() -> None:
 # Refusals: never a mask that is not honoured.
 
 POSITIONS = jnp.zeros((2, LENGTH), jnp.int32)
+DECODING = Mask(query_positions=POSITIONS, key_positions=POSITIONS)
 
 
 @pytest.mark.parametrize(
     ("backend", "mask", "message"),
     [
-        ("splash", Mask(None, None, POSITIONS, POSITIONS), "'splash' cannot honour explicit positions"),
-        ("cudnn", Mask(None, None, POSITIONS, POSITIONS), "'cudnn' cannot honour explicit positions"),
+        (
+            "splash",
+            Mask(query_positions=POSITIONS, key_positions=POSITIONS),
+            "'splash' cannot honour explicit positions",
+        ),
+        ("cudnn", DECODING, "'cudnn' cannot honour explicit positions"),
+        ("splash", Mask(tree=Tree(POSITIONS, POSITIONS)), "'splash' cannot honour trees; repeat the prompts, or use"),
+        ("cudnn", Mask(tree=Tree(POSITIONS, POSITIONS)), "'cudnn' cannot honour trees; repeat the prompts, or use"),
         ("cudnn", Mask(segments=POSITIONS), "'cudnn' cannot honour segments"),
         ("cudnn", Mask(), "'cudnn' computes in bfloat16 or float16, not float32"),
         ("xla", Mask(query_positions=POSITIONS), "query_positions and key_positions go together"),
@@ -145,7 +202,7 @@ def test_a_back_end_that_cannot_honour_its_mask_raises(backend: str, mask: Mask,
 
 
 def test_splash_asks_for_rows_of_128() -> None:
-    with pytest.raises(ValueError, match=r"multiple of 128 tokens, not 100; set data\.max_length to one, or"):
+    with pytest.raises(ValueError, match=r"multiple of 128 tokens, not 100; pad them, or use"):
         attention(*queries_keys_values(100), mask=Mask(), backend="splash")
 
 
@@ -174,12 +231,15 @@ def test_a_window_of_nothing_raises(backend: str) -> None:
 
 @functools.cache
 def decoder(backend: Any) -> tuple[Any, Any]:
-    """Hidden states and the gradient of a sum of them, packed rows and a sliding window."""
+    """Hidden states of a batch of packed pairs and a gradient of them; a sliding window, which counts by positions."""
     model = Model(FAMILIES["mistral"], ComputeConfig(attention=backend))
-    tokens = np.random.default_rng(0).integers(0, 64, (2, LENGTH), np.int32)
+    layout = {"copies": backend == "splash", "multiple": LENGTH, "shards": 2}
+    rows = random_batch(0, pairs=5, prompt=12, elements=11, layout=layout).views["main"].rows
+    assert rows.tree is not None
+    real = jnp.asarray(rows.tree.pair > 0)[..., None]
 
     def total(params: Any) -> tuple[jax.Array, jax.Array]:
-        out = hidden_states(model, {"params": params}, jnp.asarray(tokens), segments=packed(LENGTH))
+        out = jnp.where(real, hidden_states(model, {"params": params}, jax.tree.map(jnp.asarray, rows)), 0.0)
         return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum(), out
 
     grad, out = jax.jit(jax.grad(total, has_aux=True))(random_params(0, model.config))

@@ -14,7 +14,7 @@ import pytest
 from tisdpo_jax.models import ComputeConfig, Model, RopeConfig, head_kernel, hidden_states, logits
 from tisdpo_jax.models.layers import rope_frequencies, rope_tables, rotate
 from tisdpo_jax.testing import FAMILIES, random_params, tiny_config
-from tisdpo_jax.types import Params
+from tisdpo_jax.types import Params, Rows, Tree
 
 ROWS, LENGTH, VOCABULARY = 3, 12, 64
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES)
@@ -31,8 +31,8 @@ def tokens(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, VOCABULARY, (ROWS, LENGTH), np.int32)
 
 
-def states(family: str, rows: Any, **options: Any) -> np.ndarray:
-    return np.asarray(apply(Model(FAMILIES[family]), {"params": params(family)}, rows, **options))
+def states(family: str, rows: Any) -> np.ndarray:
+    return np.asarray(apply(Model(FAMILIES[family]), {"params": params(family)}, rows))
 
 
 def other(rows: np.ndarray, where: Any) -> np.ndarray:
@@ -65,24 +65,30 @@ def test_rows_do_not_see_each_other(family: str) -> None:
 
 
 @EVERY_FAMILY
-def test_packed_segments_are_separate_rows(family: str) -> None:
+def test_pairs_in_a_row_are_conversations_in_rows_of_their_own(family: str) -> None:
+    """A prompt and two responses behind it, then another pair: each response as if it alone stood behind its prompt."""
     rows = tokens()
-    segments = np.broadcast_to((np.arange(LENGTH) >= 5).astype(np.int32), rows.shape)
-    positions = np.where(segments == 0, np.arange(LENGTH), np.arange(LENGTH) - 5).astype(np.int32)
-    packed = states(family, rows, segments=segments, positions=positions)
-    alone = np.concatenate((rows[:, 5:], np.zeros((ROWS, 5), np.int32)), 1)
-    np.testing.assert_allclose(packed[:, :5], states(family, rows)[:, :5], atol=1e-5)
-    np.testing.assert_allclose(packed[:, 5:], states(family, alone)[:, : LENGTH - 5], atol=1e-5)
+    pair = np.asarray([1] * 7 + [2] * 5, np.int32)
+    branch = np.asarray([0, 0, 0, 1, 1, 2, 2, 0, 1, 1, 1, 2], np.int32)
+    positions = np.asarray([0, 1, 2, 3, 4, 3, 4, 0, 1, 2, 3, 1], np.int32)
+    wide = lambda x: np.broadcast_to(x, rows.shape)  # noqa: E731
+    packed = states(family, Rows(rows, wide(positions), Tree(wide(pair), wide(branch))))
+    for number, side in ((1, 1), (1, 2), (2, 1), (2, 2)):
+        where = np.flatnonzero((pair == number) & ((branch == 0) | (branch == side)))
+        alone = np.zeros_like(rows)
+        alone[:, : len(where)] = rows[:, where]
+        np.testing.assert_allclose(packed[:, where], states(family, alone)[:, : len(where)], atol=1e-5)
 
 
 @EVERY_FAMILY
 def test_only_differences_of_positions_count(family: str) -> None:
     positions = np.arange(LENGTH, dtype=np.int32)[None]
-    np.testing.assert_allclose(
-        states(family, tokens(), positions=positions), states(family, tokens(), positions=positions + 100), atol=2e-4
-    )
-    stretched = states(family, tokens(), positions=positions * 2)
-    assert np.abs(states(family, tokens(), positions=positions) - stretched).max() > 1e-2
+
+    def at(positions: np.ndarray) -> np.ndarray:
+        return states(family, Rows(tokens(), positions))
+
+    np.testing.assert_allclose(at(positions), at(positions + 100), atol=2e-4)
+    assert np.abs(at(positions) - at(positions * 2)).max() > 1e-2
 
 
 def test_a_sliding_window_is_as_wide_as_it_says() -> None:

@@ -170,14 +170,15 @@ def test_a_mesh_of_some_devices() -> None:
 
 
 def test_every_row_lies_on_the_device_that_the_mesh_says(mesh: Mesh) -> None:
-    batch = random_batch(0, pairs=8)
+    batch = random_batch(0, pairs=8, layout={"shards": 8, "copies": True})
     placed = partitioning.put_batch(batch, mesh)
     for host, device in zip(jax.tree.leaves(batch), jax.tree.leaves(placed), strict=True):
         np.testing.assert_array_equal(device, host)
         rows = {shard.device: shard.data for shard in device.addressable_shards}
         for (data, fsdp, tensor), where in np.ndenumerate(mesh.devices):
-            first = 2 * (2 * data + fsdp)
-            np.testing.assert_array_equal(rows[where], host[first : first + 2], err_msg=f"{data, fsdp, tensor}")
+            count = len(host) // 4
+            first = count * (2 * data + fsdp)
+            np.testing.assert_array_equal(rows[where], host[first : first + count], err_msg=f"{data, fsdp, tensor}")
     expected = partitioning.batch_shardings(batch, mesh)
     assert all(x.sharding == s for x, s in zip(jax.tree.leaves(placed), jax.tree.leaves(expected), strict=True))
 

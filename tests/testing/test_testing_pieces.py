@@ -6,7 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-from tisdpo_jax.testing import FAMILIES, Pairs, device_mesh, random_adapters, random_batch, random_pairs, random_params
+from tisdpo_jax.testing import (
+    FAMILIES,
+    Pairs,
+    batch_of,
+    device_mesh,
+    random_adapters,
+    random_batch,
+    random_encoded,
+    random_pairs,
+    random_params,
+)
 
 
 def test_random_pairs_hold_what_losses_take() -> None:
@@ -20,20 +30,35 @@ def test_random_pairs_hold_what_losses_take() -> None:
     assert (np.asarray(random_pairs(1, (3, 2, 5)).policy_logps) != np.asarray(p.policy_logps)).any()
 
 
-def test_random_batches_hold_their_responses_where_they_say() -> None:
-    batch = random_batch(0, pairs=5, length=20, elements=6, prompts={"main": 0, "plus": 9})
-    assert batch.response.shape == batch.mask.shape == (5, 2, 6)
+def test_random_pairs_of_tokens_have_the_lengths_asked_for() -> None:
+    found = random_encoded(0, pairs=40, prompt=7, elements=5, vocab_size=9, prompts={"plus": 3, "minus": 8})
+    assert len(found.pairs) == 40 and found.elements(1) == 5
+    for pair in found.pairs:
+        assert 1 <= len(pair.prompt) <= 7 and {name: len(ids) for name, ids in pair.prompts.items()} == {
+            "main": len(pair.prompt),
+            "plus": 3,
+            "minus": 8,
+        }
+        for ids in (*pair.prompts.values(), pair.chosen, pair.rejected):
+            assert ids.dtype == np.int32 and ids.min() >= 1 and ids.max() < 9
+    lengths = {len(ids) for pair in found.pairs for ids in (pair.chosen, pair.rejected)}
+    assert lengths == {1, 2, 3, 4, 5} and {len(pair.prompt) for pair in found.pairs} == set(range(1, 8))
+    assert random_encoded(0).fingerprint() == random_encoded(0).fingerprint() != random_encoded(1).fingerprint()
+
+
+def test_random_batches_are_what_a_data_pipeline_would_deliver() -> None:
+    pairs = random_encoded(0, pairs=5, prompts={"plus": 9, "minus": 2})
+    batch = batch_of(pairs)
+    assert list(batch.views) == ["main", "plus", "minus"] and batch.record.tolist() == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(batch.mask, pairs.mask(pairs.elements(1)))
     for view in batch.views.values():
-        assert view.tokens.shape == (5, 2, 20)
-        for pair, side in np.ndindex(5, 2):
-            start, length = view.start[pair, side], view.length[pair, side]
-            count = int(batch.mask[pair, side].sum())
-            assert start >= 1 and length == start + count
-            np.testing.assert_array_equal(view.tokens[pair, side, start:length], batch.response[pair, side, :count])
-            np.testing.assert_array_equal(view.tokens[pair, side, length:], 0)
-        np.testing.assert_array_equal(view.start[:, 0], view.start[:, 1])
-    plus = batch.views["plus"]
-    assert (plus.start == 9).all() and (plus.tokens[:, 0, :9] == plus.tokens[:, 1, :9]).all()
+        assert view.rows.tree is not None and view.place.shape == batch.mask.shape
+        for b, s in np.ndindex(5, 2):
+            response = (pairs.pairs[b].chosen, pairs.pairs[b].rejected)[s]
+            found = view.slots.targets.ravel()[view.place[b, s, : len(response)]]
+            np.testing.assert_array_equal(found, response)
+    same = random_batch(0, pairs=5, prompts={"plus": 9, "minus": 2}, layout={"packed": False, "views": ("plus",)})
+    assert list(same.views) == ["plus"] and same.views["plus"].rows.tree is None and same.mask.shape == (5, 2, 6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,10 +13,11 @@ import pytest
 
 from tisdpo_jax import partitioning
 from tisdpo_jax.config import LossSection, WeightsSection
+from tisdpo_jax.data import fit, make_batch
 from tisdpo_jax.models import ComputeConfig, Model, init_adapters
 from tisdpo_jax.roles import Casting, Role, contrast_roles, policy_role
-from tisdpo_jax.testing import device_mesh, random_batch, random_params, tiny_config
-from tisdpo_jax.training.objective import Plan, take_sides
+from tisdpo_jax.testing import batch_of, device_mesh, random_encoded, random_params, tiny_config
+from tisdpo_jax.training.objective import Plan
 from tisdpo_jax.training.objective import objective as eager_objective
 from tisdpo_jax.training.step import accumulate, global_norm, init_state, train_step
 
@@ -25,9 +26,17 @@ objective = jax.jit(eager_objective, static_argnums=0)
 PAIRS = 16
 
 
+ENCODED = random_encoded(0, vocab_size=CONFIG.vocab_size, pairs=PAIRS, elements=6)
+
+
+def laid_out(**options):
+    """The pairs as a batch; rows for up to eight devices, which is less packed than they could be."""
+    return batch_of(ENCODED, elements=6, **{"shards": 8, **options})
+
+
 @pytest.fixture(scope="module")
 def batch():
-    return random_batch(0, vocab_size=CONFIG.vocab_size, pairs=PAIRS, elements=6, length=20)
+    return laid_out()
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +93,7 @@ def expected(trees, batch):
 
 @pytest.mark.parametrize(("sizes", "micro_batches"), [((2, 1, 1), 1), ((1, 2, 1), 4), ((2, 2, 2), 1), ((2, 2, 2), 4)])
 def test_mesh_and_micro_batches_change_nothing(expected, trees, batch, sizes, micro_batches):
+    batch = batch if micro_batches == 1 else laid_out(shards=sizes[0] * sizes[1], parts=micro_batches)
     found = run(plan(micro_batches=micro_batches), trees["policy"], frozen_of(trees), batch, device_mesh(*sizes))
     assert_same(expected, found)
 
@@ -93,20 +103,29 @@ def test_how_layers_are_computed_changes_nothing(expected, trees, batch, compute
     assert_same(expected, run(plan(**compute), trees["policy"], frozen_of(trees), batch))
 
 
-def test_micro_batches_of_unequal_token_counts_are_not_means_of_means(trees, batch):
+def test_micro_batches_of_unequal_token_counts_are_not_means_of_means(trees):
     """SFT divides by tokens: the first micro-batch is made much shorter than the others."""
-    short = batch._replace(mask=batch.mask * np.where((np.arange(PAIRS) % 4 == 0)[:, None, None], np.arange(6) < 1, 1))
+    short = [
+        dataclasses.replace(pair, chosen=pair.chosen[:1]) if number % 4 == 0 else pair
+        for number, pair in enumerate(ENCODED.pairs)
+    ]
+    short = dataclasses.replace(ENCODED, pairs=tuple(short))
     one, four = (
-        run(dataclasses.replace(plan("sft", micro_batches=count), sides=(0,)), trees["policy"], frozen_of(trees), short)
+        run(
+            plan("sft", micro_batches=count),
+            trees["policy"],
+            frozen_of(trees),
+            batch_of(short, elements=6, sides=(0,), parts=count),
+        )
         for count in (1, 4)
     )
     assert_same(one, four)
 
 
 @pytest.mark.parametrize(("sizes", "micro_batches"), [(None, 1), ((2, 2, 2), 4)])
-def test_adapters_that_are_zero_give_the_loss_of_full_fine_tuning(trees, batch, sizes, micro_batches):
+def test_adapters_that_are_zero_give_the_loss_of_full_fine_tuning(trees, sizes, micro_batches):
     """Policy = base: the loss is log 2 for both, and the adapter's gradient is that of the kernel through it."""
-    base = trees["base"]
+    base, batch = trees["base"], laid_out(shards=4, parts=micro_batches)
     adapter = init_adapters(jax.random.key(5), base, rank=2, targets="attention/(q|k|v|o)|mlp/(gate|up|down)")
     adapters = {
         name: jax.tree.map(lambda x, s=seed: x + 0.05 * s, adapter) for seed, name in ((1, "plus"), (2, "minus"))
@@ -170,22 +189,18 @@ def test_weights_online_equal_weights_from_a_column(trees, batch):
 
 def test_reversed_sides_are_the_swapped_pairs(trees, batch):
     forward, backward = (
-        objective(dataclasses.replace(plan("dpo"), sides=sides), trees["policy"], frozen_of(trees), batch).sums[
-            "margin"
-        ][0]
+        objective(plan("dpo"), trees["policy"], frozen_of(trees), laid_out(sides=sides)).sums["margin"][0]
         for sides in ((0, 1), (1, 0))
     )
     np.testing.assert_allclose(forward, -backward, rtol=1e-5)
-    one = take_sides(batch, (1,))
-    np.testing.assert_array_equal(one.response[:, 0], batch.response[:, 1])
-    assert one.views["main"].tokens.shape == (PAIRS, 1, 20)
 
 
-def test_filler_rows_count_nowhere(trees, batch):
-    half = PAIRS // 2
-    kept = jax.tree.map(lambda x: x[:half], batch)
-    filled = jax.tree.map(lambda x: np.concatenate([x[:half], np.zeros_like(x[half:])]), batch)
-    filled.views["main"] = filled.views["main"]._replace(start=np.maximum(filled.views["main"].start, 1))
+def test_fillers_count_nowhere(trees):
+    half = np.arange(PAIRS // 2)
+    kept, filled = (
+        make_batch(ENCODED, indices, layout=fit(ENCODED, [indices], elements=6))
+        for indices in (half, np.concatenate([half, np.full_like(half, -1)]))
+    )
     assert_same(
         run(plan(), trees["policy"], frozen_of(trees), kept),
         run(plan(), trees["policy"], frozen_of(trees), filled),
