@@ -54,6 +54,8 @@ JOBS: dict[str, dict[str, object]] = {
         "mesh.tensor": 2,
         "model.remat": "full",
     },
+    "states on disk": {"contrast.construction": "prompts", "contrast.reference_states": "cached"},
+    "int8": {"contrast.construction": "prompts", "model.frozen_dtype": "int8", "contrast.scores": "online"},
     "adapters": {"lora.rank": 2, "sft.epochs": 0.5, "sft.batch_size": 8, "contrast.construction": "prompts"},
 }
 
@@ -156,6 +158,19 @@ def refused(fields: dict[str, object], stage: str = "policy") -> tuple[Experimen
             "train.optimizer.name adafactor",
         ),
         ({}, "model.param_dtype", "bfloat16", "model.param_dtype bfloat16"),
+        (
+            # with bfloat16 in place of a small part, the norms and the head
+            {"model.path": "llama2_7b", "data.train": "tfds:none", "model.dtype": "bfloat16"},
+            "model.frozen_dtype",
+            "int8",
+            "model.frozen_dtype int8",
+        ),
+        (
+            {"model.path": "llama2_7b", "data.train": "tfds:none", "model.dtype": "bfloat16"},
+            "contrast.reference_states",
+            "cached",
+            "contrast.reference_states cached",
+        ),
         (
             {"contrast.scores": "online", "contrast.construction": "dpo"},
             "contrast.scores",

@@ -41,7 +41,9 @@ def test_training_all_parameters_is_three_forwards_and_one_for_each_frozen_model
     lengths = np.asarray([[30, 5, 7], [10, 3, 2]])
     once = useful.forward(CONFIG, lengths).total
     assert useful.training(CONFIG, lengths, [], adapters=0).total == pytest.approx(3 * once)
-    assert useful.training(CONFIG, lengths, [lengths, lengths], adapters=0).total == pytest.approx(5 * once)
+    assert useful.training(CONFIG, lengths, [useful.forward(CONFIG, lengths)] * 2, adapters=0).total == pytest.approx(
+        5 * once
+    )
 
 
 def test_frozen_matrices_have_no_gradient() -> None:

@@ -8,6 +8,7 @@ import math
 from tisdpo_jax.config import Experiment, StageSection
 from tisdpo_jax.planning.report import StagePlan
 from tisdpo_jax.planning.topology import GIB
+from tisdpo_jax.training.objective import wants_kl
 
 SECTIONS = {"sft": "sft", "plus": "contrast.training", "minus": "contrast.training", "policy": "train"}
 
@@ -57,10 +58,17 @@ def changes(config: Experiment, plan: StagePlan) -> list[Change]:
     contrasts = sum(held.get((name, "parameters"), 0) for name in ("plus", "minus"))
     if trained:
         # the base takes the place of the trained copy, where no reference held it already
-        base = 0 if ("base", "parameters") in held else trained * 2 // width
-        found.append(Change("lora.rank 16 (now 0)", trained + moments + gradients + contrasts - base))
+        added = 0 if ("base", "parameters") in held else trained * 2 // width
+        found.append(Change("lora.rank 16 (now 0)", trained + moments + gradients + contrasts - added))
     if config.contrast.scores == "online" and contrasts:
         found.append(Change("contrast.scores cached (now online)", contrasts))
+    frozen = sum(item.chip for item in plan.resident if item.term == "parameters" and item.name != "trained")
+    if config.model.frozen_dtype == "bfloat16" and frozen:
+        found.append(Change("model.frozen_dtype int8 (now bfloat16)", frozen / 2))
+    for item in plan.resident:
+        alone = item.name == "base" and item.used_by == ("reference",)
+        if alone and plan.stage == "policy" and wants_kl(config.loss):
+            found.append(Change("contrast.reference_states cached (now live)", item.chip))
     copies = plan.mesh.get("data", 1)
     if copies > 1:
         found.append(Change(f"mesh.data 1 and mesh.fsdp -1 (now data {copies})", resident * (1 - 1 / copies)))

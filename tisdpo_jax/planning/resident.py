@@ -17,7 +17,7 @@ class Resident:
     """One tree of arrays."""
 
     name: str  # "trained", "base", "plus", ..., "batch"
-    term: str  # "parameters", "adapters", "optimizer", "columns", "tokens"
+    term: str  # "parameters", "adapters", "optimizer", "tokens", "states", "columns"
     used_by: tuple[str, ...]  # roles that read it
     total: int  # bytes of the arrays, each counted once
     chip: int  # bytes on one device
@@ -40,7 +40,8 @@ def resident(state: TrainState | None, frozen: Frozen, batch: Any, casting: Cast
         found.append(_of(tree, key, "parameters", _readers(casting, "params", key)))
     for key, tree in frozen["lora"].items():
         found.append(_of(tree, key, "adapters", _readers(casting, "lora", key)))
-    found.append(_of(batch._replace(columns={}), "batch", "tokens", ()))
+    found.append(_of(batch._replace(columns={}, states=None), "batch", "tokens", ()))
+    found.append(_of(batch.states, "batch", "states", ()))
     found.append(_of(batch.columns, "batch", "columns", ()))
     return tuple(item for item in found if item.total)
 

@@ -57,19 +57,19 @@ def forward(config: TransformerConfig, lengths: Lengths) -> Flops:
     )
 
 
-def training(config: TransformerConfig, policy: Lengths, frozen: list[Lengths], *, adapters: int) -> Flops:
+def training(config: TransformerConfig, policy: Lengths, frozen: list[Flops], *, adapters: int) -> Flops:
     """A step: the policy forward and backward, frozen models forward.
 
     Args:
         policy: lengths of the pairs as the policy sees them.
-        frozen: of each frozen model that is run in the step, the lengths that it sees.
+        frozen: of each frozen model that is run in the step, what it costs over the pairs.
         adapters: parameters of the adapter that is trained; 0 where all parameters are.
     """
     once = forward(config, policy)
     total = once.times(2, 3, 2) if adapters else once.scaled(3)
     total += Flops(6.0 * adapters * float(policy.sum()), 0.0, 0.0)
-    for lengths in frozen:
-        total += forward(config, lengths)
+    for model in frozen:
+        total += model
     return total
 
 

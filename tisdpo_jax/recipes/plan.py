@@ -19,8 +19,10 @@ import numpy as np
 
 from tisdpo_jax import partitioning
 from tisdpo_jax.config import Experiment, LossSection, StageSection
-from tisdpo_jax.data import EncodedSet, Layout
+from tisdpo_jax.data import EncodedSet, Layout, States
+from tisdpo_jax.data.states import starts
 from tisdpo_jax.errors import ConfigError, UserError
+from tisdpo_jax.models import head_only
 from tisdpo_jax.models.config import TransformerConfig
 from tisdpo_jax.planning import lengths as measured
 from tisdpo_jax.planning import useful
@@ -33,8 +35,8 @@ from tisdpo_jax.recipes import models
 from tisdpo_jax.recipes.abstract import Lengths, LengthsFrom, abstract_session, read_lengths, read_transformer
 from tisdpo_jax.recipes.scores import scorer
 from tisdpo_jax.recipes.session import Session
-from tisdpo_jax.recipes.tisdpo import REFERENCE, SIDES, feed, policy_plan, stage_plan
-from tisdpo_jax.roles import Casting, Frozen, bind, contrast_roles, policy_role
+from tisdpo_jax.recipes.tisdpo import HEAD, REFERENCE, SIDES, feed, policy_plan, stage_plan
+from tisdpo_jax.roles import Casting, Frozen, Role, bind, contrast_roles, policy_role
 from tisdpo_jax.training import optim
 from tisdpo_jax.training.loop import Pairs, compile_step, state_shardings
 from tisdpo_jax.training.objective import Plan
@@ -136,7 +138,8 @@ class Lowered(NamedTuple):
 def lower_training(session: Session, step: Step) -> Lowered:
     """The step of a training, lowered as `training.loop` does it."""
     order, layout = feed(session, step.section, step.plan, step.sides)
-    pairs = Pairs(session.train, layout, _blank_columns(session, step.columns))
+    states = _blank_states(session) if step.plan.casting.reference == HEAD else None
+    pairs = Pairs(session.train, layout, _blank_columns(session, step.columns), states)
     optimizer = optim.optimizer(step.section.optimizer, order.steps)
     trained = models.abstract_trained(session)
     shape = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained)
@@ -152,7 +155,7 @@ def lower_training(session: Session, step: Step) -> Lowered:
     needed = useful.training(
         transformer,
         seen,
-        [_lengths(session.train, role.view, step.sides) for role in others],
+        [_scored(session, role, step.sides) for role in others],
         adapters=sum(leaf.size for leaf in jax.tree.leaves(trained)) if session.lora else 0,
     )
     share = step.section.batch_size / len(seen)
@@ -181,10 +184,11 @@ def lower_scores(session: Session) -> Lowered:
 
 def abstract_frozen(session: Session, casting: Casting) -> Frozen:
     """Shapes of the frozen trees that these roles read."""
-    places = {"params": models.abstract_base(session), "lora": models.abstract_trained(session)}
+    base, adapter = models.abstract_base(session), models.abstract_trained(session)
+    places = {"params": base, "lora": adapter}
     found: dict[str, dict[str, Any]] = {"params": {}, "lora": {}}
     for collection, key in sorted(casting.needs()):
-        tree = places[collection]
+        tree = head_only(session.model.config, base) if key == HEAD.params else places[collection]
         found[collection][key] = _placed(tree, partitioning.param_shardings(tree, session.mesh))
     return cast(Frozen, found)
 
@@ -201,6 +205,20 @@ def _blank_columns(session: Session, names: Sequence[str]) -> dict[str, np.ndarr
     count = len(session.train.pairs)
     shapes = {"margin": (count,)}
     return {name: np.zeros(shapes.get(name, (count, 2, session.elements)), np.float32) for name in names}
+
+
+def _blank_states(session: Session) -> States:
+    """A cache of hidden states as long as a run's, of one row that is read everywhere."""
+    width, dtype = session.model.config.hidden_size, session.config.model.dtype
+    row = np.zeros((1, width), np.uint16 if dtype == "bfloat16" else np.float32)
+    rows = int(measured.measure(session.train)[:, 1:].sum())
+    return States(np.broadcast_to(row, (rows, width)), starts(session.train), dtype)
+
+
+def _scored(session: Session, role: Role, sides: tuple[int, ...]) -> useful.Flops:
+    """What a frozen role costs over all pairs; its head alone, where its hidden states are on disk."""
+    once = useful.forward(session.model.config, _lengths(session.train, role.view, sides))
+    return once.times(0, 0, 1) if role == HEAD else once
 
 
 def _lengths(encoded: EncodedSet, view: str, sides: tuple[int, ...]) -> useful.Lengths:
