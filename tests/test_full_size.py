@@ -7,11 +7,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from tisdpo_jax import partitioning
 from tisdpo_jax.cli.options import load
-from tisdpo_jax.models import Model, abstract_params, init_adapters
+from tisdpo_jax.data import EncodedPair, EncodedSet, fit, make_batch
+from tisdpo_jax.models import Model, abstract_params, head_only, init_adapters
 from tisdpo_jax.models.zoo import SIZES
 from tisdpo_jax.recipes.session import check_batches, compute_config
 from tisdpo_jax.recipes.tisdpo import policy_plan
@@ -19,7 +21,7 @@ from tisdpo_jax.testing import device_mesh
 from tisdpo_jax.training import optim
 from tisdpo_jax.training.loop import state_shardings
 from tisdpo_jax.training.step import init_state, train_step
-from tisdpo_jax.types import Batch, View
+from tisdpo_jax.types import Batch
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
 PARAMETERS = {"llama2_7b": 6_738_415_616, "llama31_8b": 8_030_261_248, "smollm2_135m": 134_515_008}
@@ -48,7 +50,8 @@ def test_the_step_of_a_configuration_has_shapes_and_a_place_for_everything(path:
     plan, columns = policy_plan(config, model)
     frozen = {"params": {}, "lora": {}}
     for collection, key in plan.casting.needs():
-        frozen[collection][key] = base if collection == "params" else trained
+        whole = head_only(shape, base) if key == "head" else base
+        frozen[collection][key] = whole if collection == "params" else trained
     optimizer = optim.optimizer(config.train.optimizer, 100)
     state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained)
     mesh = device_mesh(1, 4, 1)
@@ -56,17 +59,36 @@ def test_the_step_of_a_configuration_has_shapes_and_a_place_for_everything(path:
     state_shardings(state, mesh)
     for tree in (*frozen["params"].values(), *frozen["lora"].values()):
         partitioning.param_shardings(tree, mesh)
-    batch = _batch(config, columns)
+    batch = _batch(config, plan, columns, mesh)
     after, metrics = jax.eval_shape(functools.partial(train_step, plan=plan, optimizer=optimizer), state, frozen, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert metrics["loss"].shape == () and metrics["loss"].dtype == jnp.float32
 
 
-def _batch(config, columns) -> Batch:
-    pairs, rows, elements = config.train.batch_size, config.data.max_length, config.data.max_response
-    ints = lambda *shape: jax.ShapeDtypeStruct((pairs, 2, *shape), jnp.int32)  # noqa: E731
-    mask = jax.ShapeDtypeStruct((pairs, 2, elements), jnp.float32)
-    names = ("main", "plus", "minus") if config.contrast.construction == "prompts" else ("main",)
-    views = {name: View(ints(rows), ints(), ints()) for name in names}
-    values = {name: jax.ShapeDtypeStruct((pairs,), jnp.float32) if name == "margin" else mask for name in columns}
-    return Batch(views, ints(elements), mask, jax.ShapeDtypeStruct((pairs,), jnp.int32), values)
+def _batch(config, plan, columns, mesh) -> Batch:
+    """The first batch of a training whose pairs are as long as the configuration allows, shapes alone."""
+    section, elements = config.train, config.data.max_response
+    ids = lambda count: np.zeros(count, np.int32)  # noqa: E731
+    prompt, response = ids(config.data.max_length - elements), ids(elements)
+    pair = EncodedPair("longest", "here:1", prompt, response, response, prompt, prompt)
+    pairs = EncodedSet((pair,) * section.batch_size, (), "here", {})
+    splash = config.model.attention == "splash"
+    indices = np.arange(section.batch_size)
+    layout = fit(
+        pairs,
+        [indices],
+        elements=elements,
+        shards=partitioning.batch_shards(mesh),
+        parts=section.micro_batches,
+        sides=(0,) if config.loss.name == "sft" else (0, 1),
+        views=plan.casting.views(),
+        packed=config.data.packing == "shared",
+        copies=splash and config.data.packing == "shared",
+        multiple=128 if splash else 8,
+    )
+    width = {"margin": ()}
+    values = {name: np.zeros((len(indices), *width.get(name, (2, elements))), np.float32) for name in columns}
+    batch = make_batch(pairs, indices, layout=layout, columns=values)
+    for x in jax.tree.leaves((batch.views, batch.mask)):
+        assert x.shape[0] % partitioning.batch_shards(mesh) == 0, "rows and pairs are dealt out to devices"
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
