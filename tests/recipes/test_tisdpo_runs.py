@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import html.parser
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -109,6 +110,76 @@ def test_cached_and_online_scores_train_the_same_policy(tiny, tmp_path):
         assert command("train", **options)[0] == 0
         runs[scores] = [row["loss"] for row in rows(tmp_path / scores) if row["split"] == "train"]
     np.testing.assert_allclose(runs["cached"], runs["online"], rtol=1e-4)
+
+
+SAME = {
+    "packing": {"data__packing": "none"},
+    "reference states on disk": {"contrast__reference_states": "cached"},
+    "both, four micro-batches": {
+        "data__packing": "none",
+        "contrast__reference_states": "cached",
+        "train__micro_batches": 4,
+        "mesh__fsdp": 4,
+        "mesh__tensor": 2,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def plainly(tiny, tmp_path_factory):
+    """Metrics of a run with (P) in which nothing is special."""
+    run_dir = tmp_path_factory.mktemp("plainly")
+    options = {**tiny, "contrast__construction": "prompts", "mesh__fsdp": 4, "mesh__tensor": 2}
+    assert command("train", **{**options, "run_dir": run_dir})[0] == 0
+    return options, rows(run_dir)
+
+
+@pytest.mark.parametrize("how", SAME)
+def test_what_saves_memory_and_time_trains_the_same_policy(plainly, tmp_path, how):
+    options, expected = plainly
+    code, output = command("train", **{**options, "run_dir": tmp_path, **SAME[how]})
+    assert code == 0, output
+    assert "the step was compiled 1 time(s)" in output
+    found = rows(tmp_path)
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        for name in ("loss", "margin", "chosen_kl", "chosen_logps", "chosen_weight"):
+            np.testing.assert_allclose(one[name], other[name], rtol=2e-4, atol=2e-5, err_msg=name)
+    held = next(line for line in output.splitlines() if "stage policy: resident" in line)
+    # with its states on disk, of the reference the head alone is on the devices
+    assert ("params/head" in held) == ("contrast__reference_states" in SAME[how])
+    assert ("params/base" in held) != ("params/head" in held)
+
+
+def test_stale_states_are_refused_by_name(plainly, tmp_path):
+    options = {**plainly[0], "run_dir": tmp_path, "contrast__reference_states": "cached"}
+    assert command("train", **options)[0] == 0
+    shutil.rmtree(tmp_path / "models")
+    label = tmp_path / "scores" / "train-reference-states.json"
+    key = json.loads(label.read_text())
+    label.write_text(json.dumps({**key, "model": "another"}))
+    code, output = command("train", **options)
+    assert code == 2 and "was made with other model" in output
+    label.write_text(json.dumps(key))
+    (tmp_path / "scores" / "train-reference-states.npy").write_bytes(b"torn")
+    code, output = command("train", **options)
+    assert code == 2 and "no whole cache of states" in output and "delete" in output
+
+
+@pytest.mark.parametrize("lora", [0, 2], ids=["whole models", "adapters"])
+def test_frozen_models_in_int8_train_nearly_the_same_policy(tiny, tmp_path, lora):
+    options = {**tiny, "contrast__construction": "sft", "contrast__scores": "online", "lora__rank": lora}
+    options |= {"mesh__fsdp": 8, "data__limit": 24}
+    found = {}
+    for dtype in ("float32", "int8"):
+        code, output = command("run", **{**options, "run_dir": tmp_path / dtype, "model__frozen_dtype": dtype})
+        assert code == 0, output
+        found[dtype] = [row["chosen_logps"] for row in rows(tmp_path / dtype) if row["stage"] == "policy"]
+        sizes = next(line for line in output.splitlines() if "stage policy: resident" in line)
+        found[dtype, "bytes"] = sizes
+    assert found["int8"] != found["float32"], "nothing was quantised"
+    np.testing.assert_allclose(found["int8"], found["float32"], rtol=0.02)
+    assert found["int8", "bytes"] != found["float32", "bytes"]
 
 
 @pytest.fixture(scope="module")

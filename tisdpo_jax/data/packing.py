@@ -1,13 +1,12 @@
 """Laying pairs into rows: the prompt once, both responses behind it, several pairs a row; one shape for a whole stage.
 
-Pairs go to rows longest first, each to the row that is emptiest. What decides is the pairs of a batch and nothing
+Pairs go to rows largest first, each to the row that is emptiest. What decides is the pairs of a batch and nothing
 else, so every process lays out the same global batch, and a resumed run the same as before.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import heapq
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +17,9 @@ from tisdpo_jax.data.encoded import EncodedPair, EncodedSet
 
 Ints = npt.NDArray[np.int32]
 
+SLOT_WEIGHTS = (1.0, 0.7, 0.4, 0.0)  # tried; which is best depends on the lengths and on what the head costs
+SEARCHED = 32  # batches that the number of rows is chosen by; the length of rows is then made to fit them all
+
 
 @dataclasses.dataclass(frozen=True)
 class RowShape:
@@ -27,6 +29,7 @@ class RowShape:
     tokens: int  # T
     slots: int  # M
     copies: int = 0  # U; 0 where the attention back end needs none
+    slot_weight: float = 1.0  # how much even slots count against even tokens where pairs are dealt to rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +74,12 @@ def fit(
     copies: bool = False,
     multiple: int = 8,
     width: int = 1024,
+    head: float = 0.1,
 ) -> Layout:
     """The smallest layout that holds each of `batches`.
 
     Rows and their length are chosen together: as few tokens as possible in the product, longer rows counted dearer
-    for what attention costs.
+    for what attention costs, and slots for what the head costs.
 
     Args:
         encoded: the pairs.
@@ -87,13 +91,14 @@ def fit(
         copies: whether the attention back end needs the prompts repeated.
         multiple: of T, U and M.
         width: of the model; attention over a row of T tokens costs about T / (4 width) of the matrices.
+        head: what the head costs, against the layers.
     """
     groups = [part for indices in batches for part in _parts(indices, parts)]
     count = max((len(group) for group in groups), default=1)
     found = []
     for view in views:
         if packed:
-            shape = _packed_shape(encoded, groups, view, sides, shards, copies, multiple, width)
+            shape = _packed_shape(encoded, groups, view, sides, shards, copies, multiple, width, head)
         else:
             longest = max(_longest_row(encoded.pairs[i], view, sides) for group in groups for i in group if i >= 0)
             shape = RowShape(count * len(sides), _round_up(longest, multiple), elements)
@@ -110,36 +115,58 @@ def _packed_shape(
     copies: bool,
     multiple: int,
     width: int,
+    head: float,
 ) -> RowShape:
     sizes = np.asarray([_sizes(pair, view, sides) for pair in encoded.pairs], np.int64)  # [n, 3]
     members = [group[group >= 0] for group in groups]
     longest = max((int(sizes[group, 0].max()) for group in members if len(group)), default=1)
     most = max((len(group) for group in groups), default=1)
-    best: tuple[float, RowShape] | None = None
-    for rows in range(shards, max(most, shards) + shards, shards):
+
+    def needed(groups: list[npt.NDArray[np.int64]], rows: int, slot_weight: float) -> RowShape:
         loads = np.zeros(3, np.int64)
-        for group in members:
-            for row in assign(sizes[group, 0], rows):
+        for group in groups:
+            for row in assign(sizes[group], rows, _weights(slot_weight, copies)):
                 if row:
                     loads = np.maximum(loads, sizes[group[row]].sum(0))
         tokens, slots, unshared = (_round_up(int(load), multiple) for load in loads)
-        cost = rows * tokens * (1.0 + tokens / (4.0 * width))
-        if best is None or cost < best[0]:
-            best = cost, RowShape(rows, tokens, slots, unshared if copies else 0)
-        if tokens <= _round_up(longest, multiple):
+        return RowShape(rows, tokens, slots, unshared if copies else 0, slot_weight)
+
+    def cost(shape: RowShape) -> float:
+        attention = (shape.copies or shape.tokens) / (4.0 * width)
+        return shape.rows * (shape.tokens * (1.0 + attention) + shape.slots * head)
+
+    tried: list[RowShape] = []
+    for rows in range(shards, max(most, shards) + shards, shards):
+        tried += [needed(members[:SEARCHED], rows, slot_weight) for slot_weight in SLOT_WEIGHTS]
+        if min(shape.tokens for shape in tried[-len(SLOT_WEIGHTS) :]) <= _round_up(longest, multiple):
             break
-    assert best is not None
-    return best[1]
+    best = min(tried, key=cost)
+    return needed(members, best.rows, best.slot_weight)
 
 
-def assign(loads: Sequence[int] | npt.NDArray[np.int64], rows: int) -> list[list[int]]:
-    """Items of each row: the largest first, each to the row with the least in it."""
-    heap = [(0, row) for row in range(rows)]
+def _weights(slot_weight: float, copies: bool) -> tuple[float, float, float]:
+    return 1.0, slot_weight, 1.0 if copies else 0.0
+
+
+def assign(sizes: npt.NDArray[np.int64], rows: int, weights: Sequence[float]) -> list[list[int]]:
+    """Items of each row: the largest first, each to the row that it leaves the emptiest.
+
+    Args:
+        sizes: [n, k], what each item takes of k kinds of places. A row is as full as the fullest kind, against an
+            even share or, where one item alone takes more, that item.
+        rows: how many.
+        weights: [k], what fullness of each kind counts.
+    """
+    items = np.asarray(sizes, np.float64)
+    if not len(items):
+        return [[] for _ in range(rows)]
+    items = items / np.maximum(np.maximum(items.sum(0) / rows, items.max(0)), 1.0) * np.asarray(weights)
+    loads = np.zeros((rows, items.shape[1]))
     found: list[list[int]] = [[] for _ in range(rows)]
-    for item in sorted(range(len(loads)), key=lambda i: (-int(loads[i]), i)):
-        load, row = heapq.heappop(heap)
-        found[row].append(item)
-        heapq.heappush(heap, (load + int(loads[item]), row))
+    for item in np.argsort(-items.max(1), kind="stable"):
+        row = int(np.argmin((loads + items[item]).max(1)))
+        found[row].append(int(item))
+        loads[row] += items[item]
     return found
 
 
@@ -176,8 +203,9 @@ def lay_out(encoded: EncodedSet, indices: npt.NDArray[np.int64], view: str, layo
         pairs = [(number, encoded.pairs[i]) for number, i in enumerate(members) if i >= 0]
         rows = shape.rows // layout.parts
         if layout.packed:
-            totals = [_sizes(pair, view, sides)[0] for _, pair in pairs]
-            dealt = [[(*pairs[item], tuple(range(len(sides)))) for item in row] for row in assign(totals, rows)]
+            sizes = np.asarray([_sizes(pair, view, sides) for _, pair in pairs], np.int64).reshape(-1, 3)
+            parted = assign(sizes, rows, _weights(shape.slot_weight, shape.copies > 0))
+            dealt = [[(*pairs[item], tuple(range(len(sides)))) for item in row] for row in parted]
         else:
             dealt = [[] for _ in range(rows)]
             for number, pair in pairs:

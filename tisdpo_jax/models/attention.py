@@ -8,6 +8,7 @@ of it; `splash` (TPU) and `cudnn` (GPU) do what their kernels do, and refuse the
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -115,10 +116,30 @@ def _plain(q: Array, k: Array, v: Array, seen: Array) -> Array:
         seen = seen[:, :, None]
     else:
         scores, out = "rqhd,rkhd->rhqk", "rhqk,rkhd->rqhd"
-    z = jnp.einsum(scores, q, k).astype(jnp.float32) * size**-0.5
-    # a query that sees nothing sees everything alike: its row is padding, which nobody reads
-    weights = jax.nn.softmax(jnp.where(seen, z, jnp.finfo(jnp.float32).min), axis=-1).astype(v.dtype)
+    weights = _softmax(jnp.einsum(scores, q, k), seen, size**-0.5)
     return jnp.einsum(out, weights, v).reshape(rows, length, heads, size)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _softmax(z: Array, seen: Array, scale: float) -> Array:
+    """Softmax of `scale z` over what is seen, in float32, given in the dtype of `z`, which is all that is kept."""
+    # a query that sees nothing sees everything alike: its row is padding, which nobody reads
+    masked = jnp.where(seen, z.astype(jnp.float32) * scale, jnp.finfo(jnp.float32).min)
+    return jax.nn.softmax(masked, axis=-1).astype(z.dtype)
+
+
+def _softmax_forward(z: Array, seen: Array, scale: float) -> tuple[Array, Array]:
+    p = _softmax(z, seen, scale)
+    return p, p
+
+
+def _softmax_backward(scale: float, p: Array, g: Array) -> tuple[Array, None]:
+    wide, g = p.astype(jnp.float32), g.astype(jnp.float32)
+    inner = jnp.sum(wide * g, axis=-1, keepdims=True)
+    return (wide * (g - inner) * scale).astype(p.dtype), None  # where nothing is seen, p is 0
+
+
+_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def _check(mask: Mask, queries: tuple[int, ...], keys: tuple[int, ...]) -> None:
@@ -171,7 +192,13 @@ def _splash_kernel(length: int, heads: int, window: int | None, interpret: bool)
         )
     full = (length, length)
     one = splash.CausalMask(full) if window is None else splash.LocalMask(full, (window - 1, 0), 0)
-    with jax.ensure_compile_time_eval():
+
+    def make() -> Any:
         kernel = splash.make_splash_mha_single_device(splash.MultiHeadMask([one] * heads), interpret=interpret)
         # numpy leaves: device arrays of one host could not be closed over by a program of several
         return jax.tree.map(np.asarray, kernel)
+
+    # Its tables are arrays of this host, whatever is being traced, and for devices that need not be here: contexts of
+    # JAX do not reach into another thread.
+    with ThreadPoolExecutor(1) as outside:
+        return outside.submit(make).result()

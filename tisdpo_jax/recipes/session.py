@@ -90,6 +90,7 @@ class Session:
             copies=splash and self.config.data.packing == "shared",
             multiple=128 if splash else 8,
             width=self.model.config.hidden_size,
+            head=self.model.config.vocab_size / (12 * self.model.config.num_layers * self.model.config.hidden_size),
         )
 
     def passing(self, split: str, *views: str) -> tuple[Pairs, list[np.ndarray]]:

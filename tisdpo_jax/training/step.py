@@ -46,23 +46,23 @@ def train_step(
 def accumulate(plan: Plan, trained: Params, frozen: Frozen, batch: Batch) -> tuple[Params, Objective]:
     """Gradients of the mean loss over the batch, taken `plan.micro_batches` parts at a time, float32 sums."""
 
-    def value(trained: Params, part: Batch) -> tuple[Array, Objective]:
+    def value(trained: Params, part: Batch, *, mean: bool) -> tuple[Array, Objective]:
         result = objective(plan, trained, frozen, part)
-        return result.total, result
+        return result.total / jnp.maximum(result.denominator, 1.0) if mean else result.total, result
+
+    if plan.micro_batches == 1:  # the mean at once: no second copy of the gradients
+        (_, result), grads = jax.value_and_grad(value, has_aux=True)(trained, batch, mean=True)
+        return grads, result
 
     def gradient(part: Batch) -> tuple[Params, Objective]:
-        (_, result), grads = jax.value_and_grad(value, has_aux=True)(trained, part)
+        (_, result), grads = jax.value_and_grad(value, has_aux=True)(trained, part, mean=False)
         return jax.tree.map(lambda g: g.astype(jnp.float32), grads), result
 
-    if plan.micro_batches == 1:
-        total = gradient(batch)
-    else:
-        parts = jax.tree.map(lambda x: _deal(x, plan.micro_batches), batch)
-        first = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
-        add = lambda carry, part: (jax.tree.map(jnp.add, carry, gradient(part)), None)  # noqa: E731 (one line says it)
-        total, _ = jax.lax.scan(add, zeros, parts)
-    grads, result = total
+    parts = jax.tree.map(lambda x: _deal(x, plan.micro_batches), batch)
+    first = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+    add = lambda carry, part: (jax.tree.map(jnp.add, carry, gradient(part)), None)  # noqa: E731 (one line says it)
+    (grads, result), _ = jax.lax.scan(add, zeros, parts)
     count = jnp.maximum(result.denominator, 1.0)
     return jax.tree.map(lambda g, p: (g / count).astype(p.dtype), grads, trained), result
 
