@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from tisdpo_jax import partitioning
 from tisdpo_jax.config import Experiment, LossSection, StageSection
@@ -147,7 +148,7 @@ def lower_training(session: Session, step: Step) -> Lowered:
     state = _placed(shape, shardings)
     frozen = abstract_frozen(session, step.plan.casting)
     batch = _placed_batch(session, pairs.batch(order.batch(0)))
-    with jax.set_mesh(session.mesh):
+    with _under(session.mesh):
         lowered = compile_step(step.plan, optimizer, shardings, session.mesh).lower(state, frozen, batch)
     config, casting, transformer = session.config, step.plan.casting, session.model.config
     others = [role for role in (casting.reference, casting.plus, casting.minus) if role is not None]
@@ -174,7 +175,7 @@ def lower_scores(session: Session) -> Lowered:
     pairs, batches = session.passing("train", role.view)
     frozen = abstract_frozen(session, casting)
     batch = _placed_batch(session, pairs.batch(batches[0]))
-    with jax.set_mesh(session.mesh):
+    with _under(session.mesh):
         run = scorer(session.model, role.view, config.model.head_chunk)
         lowered = run.lower(bind(role, None, frozen), batch)
     lengths = _lengths(session.train, role.view, (0, 1))
@@ -191,6 +192,11 @@ def abstract_frozen(session: Session, casting: Casting) -> Frozen:
         tree = head_only(session.model.config, base) if key == HEAD.params else places[collection]
         found[collection][key] = _placed(tree, partitioning.param_shardings(tree, session.mesh))
     return cast(Frozen, found)
+
+
+def _under(mesh: Mesh) -> Any:
+    """Tracing under a mesh as `jax.set_mesh` does; constants made on the way stay on devices that are there."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def _placed(tree: Any, shardings: Any) -> Any:
