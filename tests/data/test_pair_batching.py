@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tisdpo_jax.data import EncodedPair, EncodedSet, Layout, fit, make_batch, recorded_columns
+from tisdpo_jax.data import EncodedPair, EncodedSet, Layout, RowShape, fit, make_batch, recorded_columns
 from tisdpo_jax.data.encoded import Ids
 
 
@@ -30,7 +30,7 @@ def layout(indices: Any, **options: Any) -> Layout:
 
 
 def test_a_pair_is_its_prompt_and_both_responses_behind_it() -> None:
-    batch = make_batch(BOTH, [1, 0], layout=layout([1, 0], multiple=8))
+    batch = make_batch(BOTH, [1, 0], layout=Layout(2, 4, (("main", RowShape(2, 8, 8)),)))
     assert list(batch.views) == ["main"]
     rows, slots, place = batch.views["main"]
     assert rows.tree is not None and rows.copies is None
