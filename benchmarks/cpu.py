@@ -19,16 +19,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from our_side import CASES, OurSide
-from reporting import machine, peak_memory, processor, table, write_json
+from cases import CASES, COMMON, chosen
+from reporting import GIB, give_back_memory, machine, peak_memory, processor, table, write_json
+from stepping import Steps
 
+from tisdpo_jax import interchange
 from tisdpo_jax.cli.options import load
 from tisdpo_jax.config import Experiment, validate
-from tisdpo_jax.errors import UserError
+from tisdpo_jax.recipes import models
+from tisdpo_jax.recipes.session import Session, open_session
+from tisdpo_jax.training.interrupt import Interrupt
 
-TRL = "TRL dpo, live reference"
-TRL_CACHED = "TRL dpo, precomputed"
+TRL, TRL_CACHED, LIVE = "TRL dpo live", "TRL dpo cached", "dpo live"
 PACKAGES = ("tisdpo_jax", "jax", "jaxlib", "flax", "optax", "trl", "torch", "transformers", "accelerate")
 
 
@@ -38,7 +40,7 @@ def read_arguments(arguments: list[str]) -> tuple[argparse.Namespace, Experiment
     parser.add_argument("--template", default="auto", help="as data.template; hh for Anthropic's HH")
     parser.add_argument("--pairs", type=int, default=8, help="pairs an optimizer step (8)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count (5)")
-    parser.add_argument("--cases", default="", help="only cases whose names hold one of these words, comma-separated")
+    parser.add_argument("--cases", default="", help="only cases that begin like this, comma-separated")
     parser.add_argument("--threads", type=int, default=0, help="threads of PyTorch (all cores)")
     parser.add_argument("--no-trl", action="store_true", help="our cases alone")
     parser.add_argument(
@@ -48,7 +50,7 @@ def read_arguments(arguments: list[str]) -> tuple[argparse.Namespace, Experiment
     options, rest = parser.parse_known_args(arguments)
     if min(options.pairs, options.rounds) < 1:
         parser.error("--pairs and --rounds must be at least 1")
-    overrides = {
+    overrides = COMMON | {
         "model.path": "demo",
         "model.dtype": "float32",
         "model.frozen_dtype": "float32",
@@ -57,7 +59,7 @@ def read_arguments(arguments: list[str]) -> tuple[argparse.Namespace, Experiment
         "data.on_error": "skip",
         "train.batch_size": str(options.pairs),
         "train.optimizer.name": "adamw",
-        "train.optimizer.learning_rate": "1e-6",
+        "train.optimizer.learning_rate": "1e-9",  # all cases stay where they begin, and find the same values
         "train.optimizer.warmup_steps": "0",
         "train.optimizer.clip_norm": "1.0",
     }
@@ -71,21 +73,18 @@ def dotted(rest: list[str], parser: argparse.ArgumentParser) -> dict[str, str]:
     return {name[2:]: value for name, value in zip(rest[::2], rest[1::2], strict=True)}
 
 
-def chosen(names: list[str], words: str) -> list[str]:
-    wanted = [word.strip() for word in words.split(",") if word.strip()]
-    return [name for name in names if not wanted or any(word in name for word in wanted)]
-
-
-def open_trl(ours: OurSide, options: argparse.Namespace, config: Experiment) -> Any:
+def open_trl(session: Session, options: argparse.Namespace) -> Any:
+    """TRL's trainer on the same weights."""
     from trl_side import TrlSide
 
     directory = Path(tempfile.mkdtemp()) / "model"
-    ours.export(directory)
+    params = models.load_pretrained(session)
+    interchange.save_huggingface(directory, params, session.model.config, tokenizer=session.tokenizer)
     return TrlSide(
         directory,
         threads=options.threads or machine(())["cores"],
-        max_length=config.data.max_length,
-        learning_rate=config.train.optimizer.learning_rate,
+        max_length=session.config.data.max_length,
+        learning_rate=session.config.train.optimizer.learning_rate,
         checkpointing=options.checkpointing,
     )
 
@@ -93,51 +92,45 @@ def open_trl(ours: OurSide, options: argparse.Namespace, config: Experiment) -> 
 def main() -> None:
     options, config = read_arguments(sys.argv[1:])
     names = chosen([*([] if options.no_trl else [TRL, TRL_CACHED]), *CASES], options.cases)
-    if not names:
-        raise UserError(f"--cases {options.cases}: no case has such a name")
-    ours = OurSide(config, {name: case for name, case in CASES.items() if name in names})
-    trl = open_trl(ours, options, config) if {TRL, TRL_CACHED} & set(names) else None
+    session = open_session(config, Path(tempfile.mkdtemp()), Interrupt())
+    ours = Steps(session, [name for name in CASES if name in names] or [LIVE], lambda: models.load_pretrained(session))
+    trl = open_trl(session, options) if {TRL, TRL_CACHED} & set(names) else None
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    tokens = {"rows": 0, "unique": 0}
     for number in range(options.rounds + 1):
-        indices = ours.order.batch(number % ours.order.steps)
-        pairs = ours.pairs(indices)
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            found = one_step(name, ours, trl, indices, pairs)
-            if number:
-                taken[name].append(found)
-            print(
-                f"round {number}  {name:<26} {found['seconds']:8.2f} s  logps {found['chosen_logps']:.3f}", flush=True
-            )
-        if number:
-            tokens["rows"] += sum(2 * len(p) + len(c) + len(r) for p, c, r in pairs)
-            tokens["unique"] += sum(len(p) + len(c) + len(r) for p, c, r in pairs)
-    report(options, ours, names, taken, tokens)
+            found = one_step(name, number, ours, trl)
+            give_back_memory()
+            taken[name].append(found)
+            line = f"round {number}  {name:<18} {found['seconds']:8.2f} s  logps {found['chosen_logps']:.3f}"
+            print(f"{line}  peak {(peak_memory() or 0) / GIB:.1f} GiB", flush=True)
+    report(options, ours, names, {name: found[1:] for name, found in taken.items()})
 
 
-def one_step(name: str, ours: OurSide, trl: Any, indices: np.ndarray, pairs: Any) -> dict[str, float]:
-    """Seconds, and the log-likelihood of the chosen responses, which both sides must find the same at first."""
+def one_step(name: str, number: int, ours: Steps, trl: Any) -> dict[str, float]:
+    """Seconds, and the log-likelihood of the chosen responses, which both sides must find the same."""
     if name in CASES:
-        seconds = ours.step(name, indices)
+        seconds = ours.take(name, number)
         return {"seconds": seconds, "chosen_logps": ours.metrics["chosen_logps"]}
+    indices = [i for i in ours.batch(number) if i >= 0]
+    found = [ours.encoded.pairs[i] for i in indices]
+    pairs = [(pair.prompt.tolist(), pair.chosen.tolist(), pair.rejected.tolist()) for pair in found]
     examples = trl.examples(pairs) if name == TRL else trl.score(pairs)
     return {"seconds": trl.step(examples), "chosen_logps": trl.metric("logps/chosen")}
 
 
 def report(
-    options: argparse.Namespace,
-    ours: OurSide,
-    names: list[str],
-    taken: dict[str, list[dict[str, float]]],
-    tokens: dict[str, int],
+    options: argparse.Namespace, ours: Steps, names: list[str], taken: dict[str, list[dict[str, float]]]
 ) -> None:
     rows, cases = [], {}
-    total = options.pairs * options.rounds
+    lengths = [ours.lengths(number) for number in range(1, options.rounds + 1)]
+    total = sum(map(len, lengths))
+    unique = int(sum(batch.sum() for batch in lengths))
+    tokens = {"rows": unique + int(sum(batch[:, 0].sum() for batch in lengths)), "unique": unique}
     for name in names:
         seconds = [found["seconds"] for found in taken[name]]
         against = {}
-        for base in (TRL, "dpo, live reference"):
+        for base in (TRL, LIVE):
             if base in names and base != name:
                 ratios = [b["seconds"] / s for b, s in zip(taken[base], seconds, strict=True)]
                 against[base] = statistics.median(ratios)
@@ -152,15 +145,12 @@ def report(
             "compiled_shapes": ours.compiled(name) if name in CASES else None,
         }
         found = cases[name]
-        times = [against.get(base) for base in (TRL, "dpo, live reference")]
+        times = [against.get(base) for base in (TRL, LIVE)]
         rows.append([name, *(found[key] for key in list(found)[:4]), *times])
-    shape = ours.shape["main"]
-    twice, once = tokens["rows"] / total, tokens["unique"] / total  # a pair
+    shape, twice, once = ours.shape(), tokens["rows"] / total, tokens["unique"] / total
     print(f"\n{processor()}, {machine(())['cores']} cores; {options.data}")
-    print(
-        f"{options.rounds} rounds of {options.pairs} pairs; tokens a pair: {twice:.0f}, with the prompt once {once:.0f}"
-    )
-    print(f"our batches: {shape['rows']} rows of {shape['tokens']} tokens")
+    print(f"{options.rounds} rounds of {options.pairs} pairs, ours in {shape['rows']} rows of {shape['tokens']} tokens")
+    print(f"tokens a pair: {twice:.0f}, with the prompt once {once:.0f}")
     print(table(["step", "pairs/s", "tokens/s", "median s", "min s", "x TRL", "x our live dpo"], rows))
     write_json(
         options.json,
@@ -172,7 +162,7 @@ def report(
             "pairs": options.pairs,
             "rounds": options.rounds,
             "tokens": tokens,
-            "rows": ours.shape,
+            "rows": ours.shape(),
             "peak_resident_bytes": peak_memory(),
             "cases": cases,
         },
@@ -182,5 +172,5 @@ def report(
 if __name__ == "__main__":
     try:
         main()
-    except UserError as error:
+    except ValueError as error:
         sys.exit(f"error: {error}")

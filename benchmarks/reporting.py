@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib.metadata
 import json
 import os
 import platform
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +71,19 @@ def peak_memory() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def failure(stderr: str, code: int) -> str:
+    """One line that says why a process failed: the error at the end of a traceback, or the last line."""
+    lines = [line for line in stderr.strip().splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b|error:", line)]
+    return [f"exit {code}", *lines[-1:], *errors[-1:]][-1][:200]
+
+
+def give_back_memory() -> None:
+    """Returns freed memory to the system where glibc keeps it: two frameworks in one process would keep it twice."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def write_json(path: Path | None, report: Any) -> None:

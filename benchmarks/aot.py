@@ -1,0 +1,282 @@
+"""Steps of 7B and 8B models compiled ahead of time for TPU slices: what they need, without the hardware.
+
+    python benchmarks/aot.py [--models llama2_7b,llama31_8b] [--topologies v5e:8x8,v5p:4x4x4,v6e:8x8] [--cases WORD,...]
+                             [--pairs-per-chip 8] [--frontier] [--tunix DIR] [--json FILE] [--section.field value]...
+
+Each row is the training step of `tisdpo run`, compiled by the TPU's own compiler (extra `tpu`): the policy in bfloat16
+with float32 masters and AdamW moments, whole layers recomputed, pure FSDP, real lengths of HH. HBM is exact; "est" is
+the sum of the compiler's estimates and sees no interconnect, whose lower bound stands beside it: a lead below 10 % is
+none. Every compilation runs in a process of its own.
+
+`--frontier` looks for the longest rows at one pair a chip, and for the most pairs a chip at rows of 1024 tokens.
+`--tunix DIR` adds plain DPO at equal padded work beside what `tunix_step.py` wrote to DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cases import CASES, COMMON, chosen
+from reporting import GIB, failure, machine, table, write_json
+
+from tisdpo_jax.cli.options import load
+from tisdpo_jax.config import validate
+from tisdpo_jax.planning.program import Program, read_text
+from tisdpo_jax.planning.topology import CHIPS, parse_topology, prepare
+
+PACKAGES = ("tisdpo_jax", "jax", "jaxlib", "libtpu", "flax", "optax")
+BASE = COMMON | {
+    "model.dtype": "bfloat16",
+    "model.param_dtype": "float32",
+    "model.frozen_dtype": "bfloat16",
+    "model.remat": "full",
+    "model.attention": "splash",
+    "data.train": "demo:train",  # not read: lengths are those of HH
+    "data.max_length": "512",
+    "data.max_response": "256",
+    "train.optimizer.name": "adamw",
+}
+# What Tunix computes: bfloat16 throughout, rows padded to one length, no clipping, attention by the compiler.
+EQUAL_WORK = CASES["dpo live"] | {
+    "model.param_dtype": "bfloat16",
+    "model.attention": "xla",
+    "data.packing": "none",
+    "train.optimizer.clip_norm": "0",
+}
+HEADER = [
+    *("model", "topology", "step", "pairs", "rows", "HBM GiB", "waste", "est ms", "est ms a pair", "ICI ms"),
+    *("MFU", "compile s", "note"),
+]
+
+
+def read_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    parser = argparse.ArgumentParser(prog="aot.py", description="Steps compiled ahead of time for TPU slices.")
+    parser.add_argument("--models", default="llama2_7b,llama31_8b", help="shapes of models.zoo, comma-separated")
+    parser.add_argument("--topologies", default="v5e:8x8,v5p:4x4x4,v6e:8x8", help="comma-separated")
+    parser.add_argument("--cases", default="dpo live,tisdpo states", help="only cases that begin like this")
+    parser.add_argument("--pairs-per-chip", type=int, default=8, help="pairs of a step, for each chip (8)")
+    parser.add_argument("--frontier", action="store_true", help="longest rows and most pairs too; many compilations")
+    parser.add_argument("--no-table", action="store_true", help="without the first table")
+    parser.add_argument("--tunix", type=Path, help="directory that tunix_step.py wrote to")
+    parser.add_argument("--timeout", type=int, default=1800, help="seconds that a compilation may take (1800)")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options, rest = parser.parse_known_args(arguments)
+    if len(rest) % 2 or any(not name.startswith("--") or "." not in name for name in rest[::2]):
+        parser.error(f"cannot read {' '.join(rest)!r}; fields of the configuration are --section.field value")
+    return options, {name[2:]: value for name, value in zip(rest[::2], rest[1::2], strict=True)}
+
+
+def main() -> None:
+    options, overrides = read_arguments(sys.argv[1:])
+    if options.worker:
+        print(json.dumps(compile_here(**json.loads(options.worker))), flush=True)
+        return
+    models, topologies = options.models.split(","), options.topologies.split(",")
+    names = chosen(list(CASES), options.cases)
+    found: list[dict[str, Any]] = []
+    equal, frontier = [], []
+
+    def run(model: str, topology: str, name: str, pairs: int, lengths: str, more: dict[str, str]) -> dict[str, Any]:
+        fields = BASE | CASES.get(name, {}) | more | overrides | {"train.batch_size": str(pairs), "model.path": model}
+        return compile_apart(options, {"topology": topology, "lengths": lengths, "fields": fields}) | {"step": name}
+
+    if not options.no_table:
+        for model in models:
+            for topology in topologies:
+                for name in names:
+                    pairs = options.pairs_per_chip * parse_topology(topology).count
+                    found.append(run(model, topology, name, pairs, "hh", {}))
+                    show(found[-1])
+        print(table(HEADER, [row(item) for item in found]) + "\n")
+        print(table(["model", "topology", "step", *TRAFFIC], [traffic_row(item) for item in found]) + "\n")
+    if options.frontier:
+        for model in models:
+            for topology in topologies:
+                frontier += [edge(run, model, topology, name) for name in names]
+        print(table(list(frontier[0]), [list(item.values()) for item in frontier]) + "\n")
+    if options.tunix:
+        equal = equal_work(options.tunix, run)
+        print(table(list(equal[0]), [list(item.values()) for item in equal]) + "\n")
+    report = {
+        "benchmark": "aot",
+        "command": ["python", "benchmarks/aot.py", *sys.argv[1:]],
+        "machine": machine(PACKAGES),
+        "steps": found,
+        "frontier": frontier,
+        "equal_work": equal,
+    }
+    write_json(options.json, report)
+
+
+def compile_here(*, topology: str, lengths: str, fields: dict[str, str]) -> dict[str, Any]:
+    """The plan of one step, in this process."""
+    spec = parse_topology(topology)
+    prepare([spec])
+    from tisdpo_jax.recipes.plan import plan
+
+    return plan(validate(load(None, fields)), [spec], lengths=lengths)[0].as_json()  # type: ignore[arg-type]
+
+
+def compile_apart(options: argparse.Namespace, work: dict[str, Any]) -> dict[str, Any]:
+    """The same in a process of its own; `error` where it failed."""
+    about = {"topology": work["topology"], "model": work["fields"]["model.path"]}
+    about |= {"pairs": int(work["fields"]["train.batch_size"]), "fields": work["fields"]}
+    command = [sys.executable, __file__, "--worker", json.dumps(work)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=options.timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return about | {"error": f"more than {options.timeout} s"}
+    if done.returncode == 0:
+        return about | json.loads(done.stdout.splitlines()[-1])
+    return about | {"error": failure(done.stderr, done.returncode)}
+
+
+def row(found: dict[str, Any]) -> list[Any]:
+    start = [found["model"], found["topology"], found["step"], found["pairs"]]
+    if "error" in found:
+        return [*start, *[None] * (len(HEADER) - 5), found["error"]]
+    seconds = found["seconds"]
+    return [
+        *start,
+        "; ".join(f"{rows['rows']} x {rows['tokens']}" for rows in found["rows"]),
+        found["hbm"] / GIB if found["hbm"] else None,
+        found["waste"],
+        milliseconds(seconds),
+        milliseconds(seconds / found["pairs"]) if seconds else None,
+        milliseconds(found["interconnect_seconds"]),
+        found["mfu"],
+        found["compile_seconds"],
+        "" if found["fits"] is not False else "does not fit",
+    ]
+
+
+TRAFFIC = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+
+
+def traffic_row(found: dict[str, Any]) -> list[Any]:
+    """GB a step and chip, by kind of collective."""
+    return [found["model"], found["topology"], found["step"], *traffic((found.get("program") or {}).get("collectives"))]
+
+
+def traffic(collectives: Any) -> list[float]:
+    sizes = {item["kind"]: item["bytes"] / 1e9 for item in collectives or ()}
+    return [sizes.get(kind, 0.0) for kind in TRAFFIC]
+
+
+def show(found: dict[str, Any]) -> None:
+    print(f"{found['model']} {found['topology']} {found['step']}: {row(found)[4:]}", file=sys.stderr, flush=True)
+
+
+def milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1e3
+
+
+def edge(run: Callable[..., dict[str, Any]], model: str, topology: str, name: str) -> dict[str, Any]:
+    """The longest rows at one pair a chip, and the most pairs a chip at rows of 1024; every pair as long as may be."""
+    chips = parse_topology(topology).count
+
+    def long(hundreds: int) -> bool:
+        size = {"data.max_length": str(1024 * hundreds), "data.max_response": str(512 * hundreds)}
+        return run(model, topology, name, chips, "full", size).get("fits") is True
+
+    def many(pairs: int) -> bool:
+        size = {"data.max_length": "1024", "data.max_response": "512"}
+        return run(model, topology, name, chips * pairs, "full", size).get("fits") is True
+
+    return {
+        "model": model,
+        "topology": topology,
+        "step": name,
+        "longest rows": 1024 * furthest(long, 64),
+        "most pairs a chip": furthest(many, 128),
+    }
+
+
+def furthest(fits: Callable[[int], bool], limit: int) -> int:
+    """The largest of 1, 1.5, 2, 3, 4, 6, 8, ... up to `limit` that fits; 0 where 1 does not."""
+    best = 0
+    for value in sorted({2**n for n in range(12)} | {3 * 2**n for n in range(11)}):
+        if value > limit or not fits(value):
+            break
+        best = value
+    return best
+
+
+def equal_work(directory: Path, run: Callable[..., dict[str, Any]]) -> list[dict[str, Any]]:
+    """Plain DPO on the same padded rows: Tunix's two programs together, and ours, for each JSON file in `directory`."""
+    rows = []
+    for file in sorted(directory.glob("tunix-*.json")):
+        theirs = json.loads(file.read_text())
+        rows.append(tunix_row(directory, theirs))
+        size = {"data.max_length": str(theirs["length"]), "data.max_response": str(theirs["response"])}
+        ours = run(theirs["model"], theirs["topology"], "dpo live, padded", theirs["pairs"], "full", EQUAL_WORK | size)
+        if "error" in ours:
+            raise SystemExit(f"error: our step did not compile: {ours['error']}")
+        values = traffic(ours["program"]["collectives"])
+        rows.append(
+            equal_row(
+                "ours", theirs, ours["seconds"], ours["hbm"], ours["program"]["flops"], ours["compile_seconds"], values
+            )
+        )
+    if not rows:
+        raise SystemExit(f"error: {directory}: no tunix-*.json; run benchmarks/tunix_step.py --out {directory}")
+    return rows
+
+
+def tunix_row(directory: Path, theirs: dict[str, Any]) -> dict[str, Any]:
+    programs: dict[str, Program] = {}
+    for part, about in theirs["programs"].items():
+        with gzip.open(directory / about["hlo"], "rt") as text:
+            programs[part] = read_text(text.read())
+    clock = CHIPS[theirs["topology"].partition(":")[0]].clock
+    seconds = sum(program.cycles for program in programs.values()) / clock
+    flops = sum(program.flops for program in programs.values())
+    # The training program does not take the reference's weights, which lie beside it all the same.
+    reference = theirs["programs"]["reference"]["memory"]["argument"]
+    hbm = max(
+        theirs["programs"]["train"]["memory"]["hbm"] + reference, theirs["programs"]["reference"]["memory"]["hbm"]
+    )
+    compile_seconds = sum(about["compile_seconds"] for about in theirs["programs"].values())
+    values = [
+        sum(pair)
+        for pair in zip(*(traffic(map(vars, program.collectives)) for program in programs.values()), strict=True)
+    ]
+    name = "Tunix, all donated" if "model" in theirs["donated"] else "Tunix"
+    return equal_row(name, theirs, seconds, hbm, flops, compile_seconds, values)
+
+
+def equal_row(
+    name: str,
+    theirs: dict[str, Any],
+    seconds: float,
+    hbm: int,
+    flops: float,
+    compile_seconds: float,
+    values: list[float],
+) -> dict[str, Any]:
+    return {
+        "model": theirs["model"],
+        "topology": theirs["topology"],
+        "rows": f"{2 * theirs['pairs']} x {theirs['length']}",
+        "whose": name,
+        "est ms": milliseconds(seconds),
+        "HBM GiB": hbm / GIB,
+        "matmul TFLOP a chip": flops / 1e12,
+        "compile s": compile_seconds,
+        **{f"{kind} GB": value for kind, value in zip(TRAFFIC, values, strict=True)},
+    }
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

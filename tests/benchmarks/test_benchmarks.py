@@ -1,0 +1,133 @@
+"""What the benchmarks do besides measuring: tables, choosing cases, searching for the largest, naming a failure."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a script of benchmarks/ the way Python runs one: with its folder first on the path."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+    def of(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return of
+
+
+def test_a_table_lines_up_and_leaves_what_is_not_known_empty(load: Any) -> None:
+    text = load("reporting").table(["model", "s"], [["tiny", 1.23456], ["large", None], ["x", 12_345.6]])
+    assert text.splitlines() == [
+        "| model |      s |",
+        "| ----- | -----: |",
+        "| tiny  |   1.23 |",
+        "| large |        |",
+        "| x     | 12,346 |",
+    ]
+
+
+def test_a_row_of_another_length_is_refused(load: Any) -> None:
+    with pytest.raises(ValueError, match="cells"):
+        load("reporting").table(["a", "b"], [[1]])
+
+
+def test_of_a_failed_process_the_error_is_named(load: Any) -> None:
+    failure = load("reporting").failure
+    assert failure("Traceback\n  File x\nsome.Error: why\n----\nhint: y\n", 1) == "some.Error: why"
+    assert failure("noise\nerror: no such case", 2) == "error: no such case"
+    assert failure("only this", 1) == "only this"
+    assert failure("", -9) == "exit -9"
+
+
+def test_cases_are_chosen_by_how_they_begin(load: Any) -> None:
+    cases = load("cases")
+    names = list(cases.CASES)
+    assert cases.chosen(names, "") == names
+    assert cases.chosen(names, "dpo live, tisdpo no") == ["dpo live", "tisdpo no KL"]
+    with pytest.raises(ValueError, match="dpo live"):
+        cases.chosen(names, "ppo")
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 5, 16, 17, 63, 100, 512])
+@pytest.mark.parametrize("start", [1, 4, 16])
+def test_the_largest_batch_is_found_to_within_a_sixteenth(load: Any, most: int, start: int) -> None:
+    asked = []
+
+    def fits(pairs: int) -> bool:
+        asked.append(pairs)
+        return pairs <= most
+
+    found = load("gpu").largest(fits, start, 256)
+    reach = min(most, 256)
+    assert found == 0 if start > most else found <= reach < found + max(found // 16, 1) + 1
+    assert max(asked) <= 256 and len(asked) < 20
+
+
+def test_the_frontier_goes_on_until_something_does_not_fit(load: Any) -> None:
+    furthest = load("aot").furthest
+    assert furthest(lambda value: value <= 13, 64) == 12
+    assert furthest(lambda value: True, 64) == 64
+    assert furthest(lambda value: False, 64) == 0
+
+
+def test_every_case_is_a_configuration(load: Any) -> None:
+    aot, cases = load("aot"), load("cases")
+    for name, fields in cases.CASES.items():
+        config = aot.validate(aot.load(None, aot.BASE | fields | {"model.path": "llama2_7b"}))
+        assert config.loss.name in name
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("cpu.py", ["--rounds", "0"], "--pairs and --rounds"),
+        ("cpu.py", ["--what", "1"], "--section.field"),
+        ("cpu.py", ["--cases", "ppo", "--no-trl"], "cases are"),
+        ("gpu.py", ["--models", "gpt5"], "smollm2_135m"),
+        ("aot.py", ["--model.path"], "--section.field"),
+        ("aot.py", ["--cases", "ppo"], "cases are"),
+    ],
+)
+def test_a_wrong_argument_gives_one_line_and_no_traceback(script: str, arguments: list[str], message: str) -> None:
+    command = [sys.executable, str(BENCHMARKS / script), *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=BENCHMARKS.parent, env=environment()
+    )
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert message in done.stderr
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(BENCHMARKS.parent), "JAX_PLATFORMS": "cpu"}
+
+
+@pytest.mark.slow
+def test_the_gpu_script_runs_on_what_there_is(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "gpu.py"),
+        "--models",
+        "tiny",
+        "--cases",
+        "tisdpo states",
+        "--pairs",
+        "2",
+    ]
+    command += ["--steps", "1", "--largest", "0", "--json", str(file)]
+    subprocess.run(command, check=True, capture_output=True, text=True, cwd=BENCHMARKS.parent, env=environment())
+    (result,) = json.loads(file.read_text())["results"]
+    assert result["pairs_per_second"] > 0 and "error" not in result
