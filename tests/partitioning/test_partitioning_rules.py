@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from tisdpo_jax import partitioning
 from tisdpo_jax.errors import ConfigError
-from tisdpo_jax.models import abstract_params, init_adapters
+from tisdpo_jax.models import abstract_params, init_adapters, quantize
 from tisdpo_jax.partitioning import AxisRules
 from tisdpo_jax.testing import FAMILIES, device_mesh, random_batch, tiny_config
 
@@ -47,7 +47,8 @@ def test_every_parameter_and_adapter_of_every_family_is_covered(name: str) -> No
 def test_no_entry_of_the_table_is_for_a_parameter_that_does_not_exist() -> None:
     params = abstract_params(EVERY_OPTION)
     lora = jax.eval_shape(lambda key: init_adapters(key, params, rank=4, targets=".*"), jax.random.key(0))
-    assert set(partitioning.PARAM_AXES) == set(leaves(params)) | set(leaves(lora))
+    small = jax.eval_shape(quantize, params)
+    assert set(partitioning.PARAM_AXES) == set(leaves(params)) | set(leaves(lora)) | set(leaves(small))
 
 
 def test_where_parameters_lie(mesh: Mesh) -> None:
