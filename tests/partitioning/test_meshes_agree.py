@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 
 from tisdpo_jax import losses, partitioning
-from tisdpo_jax.models import Model, logits
+from tisdpo_jax.models import Model, abstract_params, logits
 from tisdpo_jax.scoring import score_pair_of_models
 from tisdpo_jax.testing import (
     batch_of,
@@ -90,6 +92,31 @@ def test_what_is_laid_out_is_really_split() -> None:
         shards = placed["layers"]["attention"][name]["kernel"].addressable_shards
         assert {shard.data.shape for shard in shards} == {part}
     assert {s.data.shape for s in placed["head"]["kernel"].addressable_shards} == {(8, 32)}
+
+
+@pytest.mark.parametrize(("shape", "tied"), [((1, 8, 1), False), ((2, 2, 2), True)], ids=str)
+def test_no_device_ever_holds_a_whole_table_or_head(shape: tuple[int, int, int], tied: bool) -> None:
+    """Of the loss and its gradient, compiled: nothing that a device makes is as large as half of either."""
+    config = tiny_config(vocab_size=2048, num_layers=1, tied_head=tied)
+    mesh, model = device_mesh(*shape), Model(config)
+    shapes = abstract_params(config)
+    shardings = partitioning.param_shardings(shapes, mesh)
+    place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
+    params = jax.tree.map(place, shapes, shardings)
+    host = random_batch(0, pairs=8, layout={"shards": shape[0] * shape[1]})
+    batch = jax.tree.map(place, host, partitioning.batch_shardings(host, mesh))
+
+    def loss(params: Any, base: Any, batch: Any) -> jax.Array:
+        got, reference = score_pair_of_models(model, {"params": params}, {"params": base}, batch, chunk=CHUNK)
+        return losses.tisdpo_loss(got.logps, reference, batch.mask, batch.mask, token_kl=got.kl).loss.mean()
+
+    with jax.set_mesh(mesh):
+        step = jax.jit(jax.value_and_grad(loss), out_shardings=(partitioning.replicated(mesh), shardings))
+        text = step.lower(params, params, batch).compile().as_text()
+    sizes = [math.prod(map(int, found.split(","))) for found in re.findall(r"\b[a-z]+[0-9]+\[([0-9,]+)\]", text)]
+    whole = config.vocab_size * config.hidden_size
+    assert whole // (shape[1] * shape[2]) in sizes, "shares are found"
+    assert max(sizes) < whole // 2
 
 
 # XLA says on stderr when it can only get from one layout to another by replicating an array everywhere.
