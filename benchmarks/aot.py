@@ -6,7 +6,8 @@
 Each row is the training step of `tisdpo run`, compiled by the TPU's own compiler (extra `tpu`): the policy in bfloat16
 with float32 masters and AdamW moments, whole layers recomputed, pure FSDP, real lengths of HH. HBM is exact; "est" is
 the sum of the compiler's estimates and sees no interconnect, whose lower bound stands beside it: a lead below 10 % is
-none. Every compilation runs in a process of its own.
+none. Every compilation runs in a process of its own; "CPU s" is all that the process took, which a busy machine does
+not stretch as it does the clock.
 
 `--frontier` looks for the longest rows at one pair a chip, and for the most pairs a chip at rows of 1024 tokens.
 `--tunix DIR` adds plain DPO at equal padded work beside what `tunix_step.py` wrote to DIR.
@@ -19,6 +20,7 @@ import gzip
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,7 @@ EQUAL_WORK = CASES["dpo live"] | {
 }
 HEADER = [
     *("model", "topology", "step", "pairs", "rows", "HBM GiB", "waste", "est ms", "est ms a pair", "ICI ms"),
-    *("MFU", "compile s", "note"),
+    *("MFU", "compile s", "CPU s", "note"),
 ]
 
 
@@ -85,7 +87,8 @@ def main() -> None:
     equal, frontier = [], []
 
     def run(model: str, topology: str, name: str, pairs: int, lengths: str, more: dict[str, str]) -> dict[str, Any]:
-        fields = BASE | CASES.get(name, {}) | more | overrides | {"train.batch_size": str(pairs), "model.path": model}
+        size = {"model.path": model, "train.batch_size": str(pairs), "evaluation.batch_size": str(pairs)}
+        fields = BASE | CASES.get(name, {}) | more | size | overrides
         return compile_apart(options, {"topology": topology, "lengths": lengths, "fields": fields}) | {"step": name}
 
     if not options.no_table:
@@ -122,7 +125,8 @@ def compile_here(*, topology: str, lengths: str, fields: dict[str, str]) -> dict
     prepare([spec])
     from tisdpo_jax.recipes.plan import plan
 
-    return plan(validate(load(None, fields)), [spec], lengths=lengths)[0].as_json()  # type: ignore[arg-type]
+    found = plan(validate(load(None, fields)), [spec], lengths=lengths)[0].as_json()  # type: ignore[arg-type]
+    return found | {"cpu_seconds": time.process_time()}  # of the whole process: the clock lies on a busy machine
 
 
 def compile_apart(options: argparse.Namespace, work: dict[str, Any]) -> dict[str, Any]:
@@ -154,6 +158,7 @@ def row(found: dict[str, Any]) -> list[Any]:
         milliseconds(found["interconnect_seconds"]),
         found["mfu"],
         found["compile_seconds"],
+        found["cpu_seconds"],
         "" if found["fits"] is not False else "does not fit",
     ]
 
@@ -167,8 +172,7 @@ def traffic_row(found: dict[str, Any]) -> list[Any]:
 
 
 def traffic(collectives: Any) -> list[float]:
-    sizes = {item["kind"]: item["bytes"] / 1e9 for item in collectives or ()}
-    return [sizes.get(kind, 0.0) for kind in TRAFFIC]
+    return [sum(item["bytes"] / 1e9 for item in collectives or () if item["kind"] == kind) for kind in TRAFFIC]
 
 
 def show(found: dict[str, Any]) -> None:
@@ -211,67 +215,57 @@ def furthest(fits: Callable[[int], bool], limit: int) -> int:
 
 
 def equal_work(directory: Path, run: Callable[..., dict[str, Any]]) -> list[dict[str, Any]]:
-    """Plain DPO on the same padded rows: Tunix's two programs together, and ours, for each JSON file in `directory`."""
-    rows = []
+    """Plain DPO on the same padded rows: Tunix's two programs together, for each JSON file in `directory`, and ours."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for file in sorted(directory.glob("tunix-*.json")):
         theirs = json.loads(file.read_text())
-        rows.append(tunix_row(directory, theirs))
-        size = {"data.max_length": str(theirs["length"]), "data.max_response": str(theirs["response"])}
-        ours = run(theirs["model"], theirs["topology"], "dpo live, padded", theirs["pairs"], "full", EQUAL_WORK | size)
+        work = tuple(theirs[key] for key in ("model", "topology", "pairs", "length", "response"))
+        found.setdefault(work, []).append(equal_row(work, tunix_side(directory, theirs)))
+    if not found:
+        raise SystemExit(f"error: {directory}: no tunix-*.json; run benchmarks/tunix_step.py --out {directory}")
+    for work, rows in found.items():
+        model, topology, pairs, length, response = work
+        size = {"data.max_length": str(length), "data.max_response": str(response)}
+        ours = run(model, topology, "dpo live, padded", pairs, "full", EQUAL_WORK | size)
         if "error" in ours:
             raise SystemExit(f"error: our step did not compile: {ours['error']}")
-        values = traffic(ours["program"]["collectives"])
-        rows.append(
-            equal_row(
-                "ours", theirs, ours["seconds"], ours["hbm"], ours["program"]["flops"], ours["compile_seconds"], values
-            )
-        )
-    if not rows:
-        raise SystemExit(f"error: {directory}: no tunix-*.json; run benchmarks/tunix_step.py --out {directory}")
-    return rows
+        rows.append(equal_row(work, ours | ours["program"] | {"whose": "ours"}))
+    return [row for rows in found.values() for row in rows]
 
 
-def tunix_row(directory: Path, theirs: dict[str, Any]) -> dict[str, Any]:
-    programs: dict[str, Program] = {}
-    for part, about in theirs["programs"].items():
+def tunix_side(directory: Path, theirs: dict[str, Any]) -> dict[str, Any]:
+    """Tunix's two programs as the one step that they make."""
+    programs: list[Program] = []
+    for about in theirs["programs"].values():
         with gzip.open(directory / about["hlo"], "rt") as text:
-            programs[part] = read_text(text.read())
+            programs.append(read_text(text.read()))
+    reference, train = (theirs["programs"][part] for part in ("reference", "train"))
     clock = CHIPS[theirs["topology"].partition(":")[0]].clock
-    seconds = sum(program.cycles for program in programs.values()) / clock
-    flops = sum(program.flops for program in programs.values())
-    # The training program does not take the reference's weights, which lie beside it all the same.
-    reference = theirs["programs"]["reference"]["memory"]["argument"]
-    hbm = max(
-        theirs["programs"]["train"]["memory"]["hbm"] + reference, theirs["programs"]["reference"]["memory"]["hbm"]
-    )
-    compile_seconds = sum(about["compile_seconds"] for about in theirs["programs"].values())
-    values = [
-        sum(pair)
-        for pair in zip(*(traffic(map(vars, program.collectives)) for program in programs.values()), strict=True)
-    ]
-    name = "Tunix, all donated" if "model" in theirs["donated"] else "Tunix"
-    return equal_row(name, theirs, seconds, hbm, flops, compile_seconds, values)
-
-
-def equal_row(
-    name: str,
-    theirs: dict[str, Any],
-    seconds: float,
-    hbm: int,
-    flops: float,
-    compile_seconds: float,
-    values: list[float],
-) -> dict[str, Any]:
     return {
-        "model": theirs["model"],
-        "topology": theirs["topology"],
-        "rows": f"{2 * theirs['pairs']} x {theirs['length']}",
-        "whose": name,
-        "est ms": milliseconds(seconds),
-        "HBM GiB": hbm / GIB,
-        "matmul TFLOP a chip": flops / 1e12,
-        "compile s": compile_seconds,
-        **{f"{kind} GB": value for kind, value in zip(TRAFFIC, values, strict=True)},
+        "whose": "Tunix, parameters donated too" if "model" in theirs["donated"] else "Tunix",
+        "seconds": sum(program.cycles for program in programs) / clock,
+        # The training program is not given the reference's weights, which lie beside it all the same.
+        "hbm": max(reference["memory"]["hbm"], train["memory"]["hbm"] + reference["memory"]["argument"]),
+        "flops": sum(program.flops for program in programs),
+        "compile_seconds": reference["compile_seconds"] + train["compile_seconds"],
+        "cpu_seconds": theirs["cpu_seconds"],
+        "collectives": [vars(item) for program in programs for item in program.collectives],
+    }
+
+
+def equal_row(work: tuple[Any, ...], side: dict[str, Any]) -> dict[str, Any]:
+    model, topology, pairs, length, _ = work
+    return {
+        "model": model,
+        "topology": topology,
+        "rows": f"{2 * pairs} x {length}",
+        "whose": side["whose"],
+        "est ms": milliseconds(side["seconds"]),
+        "HBM GiB": side["hbm"] / GIB,
+        "TFLOP a chip": side["flops"] / 1e12,
+        "compile s": side["compile_seconds"],
+        "CPU s": side["cpu_seconds"],
+        **{f"{kind} GB": size for kind, size in zip(TRAFFIC, traffic(side["collectives"]), strict=True)},
     }
 
 

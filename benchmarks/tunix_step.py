@@ -163,6 +163,7 @@ def main() -> None:
     mesh = topologies.make_mesh(topology, (len(topology.devices), 1), ("fsdp", "tp"))
     mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * 2)
     name = f"tunix-{options.model}-{options.topology.replace(':', '_')}-S{options.length}-P{options.pairs}"
+    name += "-donated" if options.donate_model else ""
     options.out.mkdir(parents=True, exist_ok=True)
 
     def make() -> Any:
@@ -205,6 +206,7 @@ def main() -> None:
         "donated": donated,
         "versions": {package: importlib.metadata.version(package) for package in packages},
         "programs": programs,
+        "cpu_seconds": time.process_time(),  # of the whole process
     }
     (options.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
     print(f"wrote {name}.json")
