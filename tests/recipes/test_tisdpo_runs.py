@@ -115,10 +115,10 @@ def test_cached_and_online_scores_train_the_same_policy(tiny, tmp_path):
 SAME = {
     "packing": {"data__packing": "none"},
     "reference states on disk": {"contrast__reference_states": "cached"},
-    "both, four micro-batches": {
+    "both, two micro-batches": {
         "data__packing": "none",
         "contrast__reference_states": "cached",
-        "train__micro_batches": 4,
+        "train__micro_batches": 2,
         "mesh__fsdp": 4,
         "mesh__tensor": 2,
     },

@@ -99,6 +99,9 @@ class MeshSection:
     data: int = field(1, "devices over which batches are split and parameters repeated")
     fsdp: int = field(-1, "devices over which batches and parameters are split; -1 takes all that remain")
     tensor: int = field(1, "devices over which heads, MLP and vocabulary are split")
+    compiler_options: str = field(
+        "", "XLA options of the training steps, `name=value` with commas between; docs/performance.md has some that pay"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

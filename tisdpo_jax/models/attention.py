@@ -116,30 +116,34 @@ def _plain(q: Array, k: Array, v: Array, seen: Array) -> Array:
         seen = seen[:, :, None]
     else:
         scores, out = "rqhd,rkhd->rhqk", "rhqk,rkhd->rqhd"
-    weights = _softmax(jnp.einsum(scores, q, k), seen, size**-0.5)
+    weights = _softmax_of_scores(q, k, seen, scores)
     return jnp.einsum(out, weights, v).reshape(rows, length, heads, size)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _softmax(z: Array, seen: Array, scale: float) -> Array:
-    """Softmax of `scale z` over what is seen, in float32, given in the dtype of `z`, which is all that is kept."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _softmax_of_scores(q: Array, k: Array, seen: Array, product: str) -> Array:
+    """Scores and their softmax in float32, given in the dtype of `q`: all that the backward pass keeps and reads."""
+    z = jnp.einsum(product, q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     # a query that sees nothing sees everything alike: its row is padding, which nobody reads
-    masked = jnp.where(seen, z.astype(jnp.float32) * scale, jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(masked, axis=-1).astype(z.dtype)
+    return jax.nn.softmax(jnp.where(seen, z, jnp.finfo(jnp.float32).min), axis=-1).astype(q.dtype)
 
 
-def _softmax_forward(z: Array, seen: Array, scale: float) -> tuple[Array, Array]:
-    p = _softmax(z, seen, scale)
-    return p, p
+def _softmax_forward(q: Array, k: Array, seen: Array, product: str) -> tuple[Array, tuple[Array, Array, Array]]:
+    p = _softmax_of_scores(q, k, seen, product)
+    return p, (q, k, p)
 
 
-def _softmax_backward(scale: float, p: Array, g: Array) -> tuple[Array, None]:
+def _softmax_backward(product: str, saved: tuple[Array, Array, Array], g: Array) -> tuple[Array, Array, None]:
+    q, k, p = saved
     wide, g = p.astype(jnp.float32), g.astype(jnp.float32)
-    inner = jnp.sum(wide * g, axis=-1, keepdims=True)
-    return (wide * (g - inner) * scale).astype(p.dtype), None  # where nothing is seen, p is 0
+    z = wide * (g - jnp.sum(wide * g, axis=-1, keepdims=True)) * q.shape[-1] ** -0.5  # 0 where nothing is seen, as p
+    z = z.astype(p.dtype)
+    inputs, scores = product.split("->")
+    first, second = inputs.split(",")
+    return jnp.einsum(f"{scores},{second}->{first}", z, k), jnp.einsum(f"{scores},{first}->{second}", z, q), None
 
 
-_softmax.defvjp(_softmax_forward, _softmax_backward)
+_softmax_of_scores.defvjp(_softmax_forward, _softmax_backward)
 
 
 def _check(mask: Mask, queries: tuple[int, ...], keys: tuple[int, ...]) -> None:

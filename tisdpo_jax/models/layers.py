@@ -61,6 +61,8 @@ class Projection(nn.Module):
             kernel.dtype == jnp.int8
         ):  # gathered as such; its scale belongs to the outputs, so it comes after the product
             kernel = partitioning.constrain(kernel, tuple(None if axis == "embed" else axis for axis in self.axes))
+        if kernel.dtype != jnp.dtype(dtype):  # else XLA converts the weights of all layers at once, before the loop
+            kernel = written(kernel)
         y = x @ kernel.astype(dtype)
         if kernel.dtype == jnp.int8:
             y *= self.get_variable("params", "kernel_scale").astype(dtype)

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import yaml
 
 from tisdpo_jax import partitioning
 from tisdpo_jax.config import Experiment, LossSection, StageSection
@@ -226,7 +227,7 @@ def run_training(
     trained = models.new_trained(session, base.full(), stage)
     if ("params", "base") not in plan.casting.needs():
         base.drop()
-    held = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in resident_bytes(trained, frozen).items())
+    held = ", ".join(f"{name} {size / 2**20:.2f} MiB" for name, size in resident_bytes(trained, frozen).items())
     log.info("stage %s: resident %s", stage, held)
     order, layout = feed(session, section, plan, sides)
     job = Job(
@@ -273,7 +274,19 @@ def _plan(config: Experiment, model: Model, loss: LossSection, casting: Casting,
         weights=config.weights,
         micro_batches=section.micro_batches,
         head_chunk=config.model.head_chunk,
+        compiler_options=compiler_options(config.mesh.compiler_options),
     )
+
+
+def compiler_options(text: str) -> tuple[tuple[str, bool | int | float | str], ...]:
+    """`a=1,b=true` as pairs of names and plain values. Raises: ConfigError for a part without name or value."""
+    found = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = part.partition("=")
+        if not name.strip() or not value.strip():
+            raise ConfigError(f"mesh.compiler_options: {part!r} is not name=value")
+        found.append((name.strip(), yaml.safe_load(value)))
+    return tuple(found)
 
 
 def _needed(frozen: Frozen, plan: Plan) -> Frozen:

@@ -113,7 +113,12 @@ def train(
             began = time.perf_counter()
             indices = job.order.batch(done)
             host = job.pairs.batch(indices)
-            state, measured = step(state, frozen, partitioning.put_batch(host, mesh))
+            try:
+                state, measured = step(state, frozen, partitioning.put_batch(host, mesh))
+            except jax.errors.JaxRuntimeError as error:
+                if "compile option" in str(error):
+                    raise UserError(f"mesh.compiler_options: {str(error).splitlines()[0]}") from None
+                raise
             done += 1
             values = {name: float(value) for name, value in jax.device_get(measured).items()}
             values["tokens_per_second"] = job.pairs.tokens(indices) / (time.perf_counter() - began)
@@ -164,7 +169,8 @@ def start(job: Job, trained: Params, optimizer: Any, mesh: Mesh) -> tuple[TrainS
 def compile_step(plan: Plan, optimizer: Any, shardings: Any, mesh: Mesh) -> Any:
     """The jitted step. Its output shardings are pinned: left to the compiler, the second call would compile again."""
     step = functools.partial(train_step, plan=plan, optimizer=optimizer)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, partitioning.replicated(mesh)))
+    layout, options = (shardings, partitioning.replicated(mesh)), dict(plan.compiler_options) or None
+    return jax.jit(step, donate_argnums=0, out_shardings=layout, compiler_options=options)
 
 
 def state_shardings(shape: TrainState, mesh: Mesh) -> Any:

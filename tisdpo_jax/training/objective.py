@@ -37,6 +37,7 @@ class Plan:
     weights: WeightsSection = WeightsSection()
     micro_batches: int = 1
     head_chunk: int = 256
+    compiler_options: tuple[tuple[str, Any], ...] = ()  # of XLA
 
 
 class Objective(NamedTuple):
