@@ -57,14 +57,12 @@ class Projection(nn.Module):
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.dtype(self.compute.param_dtype))
         # One axis of tokens: XLA on CPU takes a slow path for the gradient of a matrix that is summed over two.
         shape, x = x.shape, x.astype(dtype).reshape(-1, x.shape[-1])
-        if (
-            kernel.dtype == jnp.int8
-        ):  # gathered as such; its scale belongs to the outputs, so it comes after the product
+        if kernel.dtype == jnp.int8:  # gathered as such
             kernel = partitioning.constrain(kernel, tuple(None if axis == "embed" else axis for axis in self.axes))
         if kernel.dtype != jnp.dtype(dtype):  # else XLA converts the weights of all layers at once, before the loop
             kernel = written(kernel)
         y = x @ kernel.astype(dtype)
-        if kernel.dtype == jnp.int8:
+        if kernel.dtype == jnp.int8:  # a scale belongs to an output, so it comes after the product
             y *= self.get_variable("params", "kernel_scale").astype(dtype)
         if self.has_variable("lora", "a"):
             a: Array = self.get_variable("lora", "a")

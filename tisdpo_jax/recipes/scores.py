@@ -106,10 +106,10 @@ def cached_states(session: Session, role: Role, frozen: Frozen, split: str) -> S
     try:
         _check_key(path, json.loads(label.read_text(encoding="utf-8")), key)
         return open_states(path, encoded, width, dtype)
+    except CheckpointError:
+        raise
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: not a whole cache of states ({error}); delete {label} to make it again"
-        ) from None
+        raise CheckpointError(f"{path}: no whole cache of states ({error}); delete {label} to make it again") from None
 
 
 def _make_states(session: Session, role: Role, frozen: Frozen, split: str, path: Path) -> None:
