@@ -14,7 +14,7 @@ from tisdpo_jax.config import Experiment, build, nest, validate
 from tisdpo_jax.errors import ConfigError, UserError
 from tisdpo_jax.models.zoo import SIZES
 from tisdpo_jax.planning.advice import changes
-from tisdpo_jax.planning.program import Program, large_buffers, read_program
+from tisdpo_jax.planning.program import Memory, Program, large_buffers, read_program
 from tisdpo_jax.planning.report import StagePlan, plan_text
 from tisdpo_jax.planning.resident import resident
 from tisdpo_jax.planning.topology import CHIPS, open_topology, parse_topology
@@ -121,6 +121,9 @@ def test_roles_and_terms_are_named(tiny: dict[str, object]) -> None:
         readers = ("policy", "reference", "plus", "minus") if lora else ("reference",)
         assert held["base parameters"].used_by == readers
         assert held["base parameters"].chip < held["base parameters"].total
+    alone = lowered({**tiny, "lora.rank": 2})  # pi+ and pi- were cached: nobody plays them
+    (base,) = [item for item in resident(*alone[3:6], alone.casting) if item.name == "base"]
+    assert base.used_by == ("policy", "reference")
 
 
 def refused(fields: dict[str, object], stage: str = "policy") -> tuple[Experiment, StagePlan]:
@@ -202,8 +205,11 @@ def test_a_plan_that_fits_is_left_alone_and_one_that_does_not_is_helped(tiny: di
     big = dataclasses.replace(plan, needed=CHIPS["v5e"].hbm + 2**30)
     assert advise(config, big)[0].startswith("1.00 GiB too much")
     assert "DOES NOT FIT" in plan_text([big])
-    roomy = dataclasses.replace(plan, program=Program(1, 1, (), (), (), None), needed=None)
-    assert advise(config, roomy) == ()
+    for spare, fits in ((0, True), (-1, False)):
+        memory = Memory(CHIPS["v5e"].hbm - spare - 5, 4, 3, 2, 0)
+        compiled = dataclasses.replace(plan, program=Program(1, 1, (), (), (), memory), needed=None)
+        assert compiled.fits is fits
+        assert bool(advise(config, compiled)) is not fits
 
 
 def test_no_buffer_over_the_vocabulary_is_larger_than_a_block_of_the_head(tiny: dict[str, object]) -> None:
