@@ -30,6 +30,8 @@ from tisdpo_jax.types import Batch
 ENCODED = random_encoded(3, pairs=16, prompt=14, elements=9, prompts={"plus": 17, "minus": 6})
 SPLASH = {"copies": True, "multiple": 128}
 ONE_LAYER = tiny_config(num_layers=1)
+# of every token its own, so that a pair that is taken for another does not pass
+WEIGHTS = np.random.default_rng(0).uniform(0.2, 2.0, (16, 2, 9)).astype(np.float32)
 
 
 def plan(config: Any, *, loss: str, construction: str, lora: bool, micro_batches: int, attention: Any) -> Plan:
@@ -55,6 +57,8 @@ def run(
     mesh: tuple[int, int, int] | None = None,
 ) -> tuple[Any, Any]:
     """Mean gradients, and the sums of loss and metrics."""
+    if construction == "none":
+        batch = batch._replace(columns={"weights": WEIGHTS[:, : batch.mask.shape[1]] * batch.mask})
     made = plan(
         config, loss=loss, construction=construction, lora=lora, micro_batches=micro_batches, attention=attention
     )
