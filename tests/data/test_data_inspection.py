@@ -65,5 +65,6 @@ def test_file_summary_counts_everything() -> None:
     assert "... and 1 more" in text
     lengths = {line.split("  ")[1]: line.split()[-1] for line in text.splitlines() if "prompt  " in line}
     assert set(lengths) == {"prompt", "plus prompt", "minus prompt"}
-    assert "responses of 16" in text
+    assert "a pair takes 18 tokens on average, its prompt counted once" in text  # 13 + 3 + 2
+    assert "padded to the longest it would take 32" in text  # 2 * (13 + 3)
     assert "0 usable" in file_summary(encode(count=0, bad=1))
