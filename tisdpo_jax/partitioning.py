@@ -35,6 +35,9 @@ class AxisRules:
     layers: tuple[str, ...] = ()
     norm: tuple[str, ...] = ()
     rank: tuple[str, ...] = ()
+    adapter_heads: tuple[str, ...] = ("tensor", "fsdp")  # of adapters: what fsdp does not split already
+    adapter_kv_heads: tuple[str, ...] = ("tensor", "fsdp")
+    adapter_mlp: tuple[str, ...] = ("tensor", "fsdp")
 
 
 _ATTENTION = {"q": ("embed", "heads"), "k": ("embed", "kv_heads"), "v": ("embed", "kv_heads"), "o": ("heads", "embed")}
@@ -55,9 +58,13 @@ def _param_axes() -> dict[str, tuple[str, ...]]:
             axes[f"{path}/kernel"] = ("layers", inputs, outputs)
             axes[f"{path}/bias"] = ("layers", outputs)
             axes[f"{path}/kernel_scale"] = ("layers", outputs)
-            axes[f"{path}/a"] = ("layers", inputs, "rank")
-            axes[f"{path}/b"] = ("layers", "rank", outputs)
+            axes[f"{path}/a"] = ("layers", _of_adapter(inputs), "rank")
+            axes[f"{path}/b"] = ("layers", "rank", _of_adapter(outputs))
     return axes
+
+
+def _of_adapter(axis: str) -> str:
+    return axis if axis == "embed" else f"adapter_{axis}"
 
 
 PARAM_AXES = _param_axes()

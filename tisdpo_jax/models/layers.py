@@ -65,9 +65,10 @@ class Projection(nn.Module):
         if kernel.dtype == jnp.int8:  # a scale belongs to an output, so it comes after the product
             y *= self.get_variable("params", "kernel_scale").astype(dtype)
         if self.has_variable("lora", "a"):
-            a: Array = self.get_variable("lora", "a")
-            b: Array = self.get_variable("lora", "b")
-            y += (x @ a.astype(dtype)) @ b.astype(dtype) * jnp.asarray(self.compute.lora_scale, dtype)
+            inputs, outputs = (None if axis == "embed" else axis for axis in self.axes)
+            a: Array = partitioning.constrain(self.get_variable("lora", "a").astype(dtype), (inputs, None))
+            b: Array = partitioning.constrain(self.get_variable("lora", "b").astype(dtype), (None, outputs))
+            y += (x @ a) @ b * jnp.asarray(self.compute.lora_scale, dtype)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.dtype(self.compute.param_dtype))
             y += bias.astype(dtype)
