@@ -293,6 +293,16 @@ def test_what_the_compiler_says_of_memory_is_understood() -> None:
     assert recipe._memory_asked("RESOURCE_EXHAUSTED: something else", 0) is None
 
 
+def test_held_out_pairs_widen_the_responses_as_in_a_run(tiny: dict[str, object]) -> None:
+    config = config_of(tiny)
+    pairs = abstract.read_lengths(config, "")
+    longer = abstract.read_lengths(config_of({**tiny, "data.max_length": 200, "data.max_response": 100}), "full").train
+    session = abstract.abstract_session(
+        config, abstract.read_transformer(config), pairs._replace(held_out=longer), open_topology(CPU)
+    )
+    assert pairs.train.elements() < session.elements == 104
+
+
 def command(tiny: dict[str, object], *options: str) -> list[str]:
     return ["plan", *(f"--{name}={value}" for name, value in tiny.items()), *options]
 
@@ -325,6 +335,7 @@ def test_the_command_prints_a_table_and_json(tiny: dict[str, object], capsys: py
         (("--topology", "cpu:8", "--lengths", "long"), r"--lengths is 'long'; it must be one of data, hh, full"),
         (("--topology", "cpu:8", "--stage", "sft"), r"--stage sft: this configuration has plus, minus, policy, score"),
         (("--topology", "cpu:8", "--train.batch_size", "12"), r"train.batch_size 12 does not divide"),
+        (("--topology", "cpu:8", "--mesh.compiler_options", "xla_no=1"), r"mesh.compiler_options: .*xla_no"),
     ],
 )
 def test_mistakes_of_the_command_are_one_line(

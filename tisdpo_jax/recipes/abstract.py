@@ -38,13 +38,13 @@ def read_transformer(config: Experiment) -> TransformerConfig:
         return interchange.read_config(path)
     name = _plain(path.name)
     known = {_plain(key): key for key in SIZES} | ALIASES
-    matches = sorted((key for key in known if key in name), key=len)
-    if not matches:
+    found = next((key for shape, key in known.items() if shape in name), None)
+    if found is None:
         raise ConfigError(
             f"model.path {config.model.path}: no such directory, and its name is none of {', '.join(SIZES)}; "
             "name a directory with a config.json, or one of these"
         )
-    return SIZES[known[matches[-1]]]
+    return SIZES[found]
 
 
 def _plain(name: str) -> str:

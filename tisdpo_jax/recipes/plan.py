@@ -241,6 +241,8 @@ def compile_plan(session: Session, spec: Spec, step: Lowered, lengths: str, note
     try:
         program = read_program(step.lowered.compile())
     except jax.errors.JaxRuntimeError as error:
+        if "compile option" in str(error).lower():
+            raise UserError(f"mesh.compiler_options: {str(error).splitlines()[0]}") from None
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         needed = _memory_asked(str(error), sum(item.chip for item in held))
