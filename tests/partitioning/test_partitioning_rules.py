@@ -106,7 +106,7 @@ def test_heads_are_dealt_out_whole(mesh: Mesh, heads: int, kv_heads: int, field:
 
 
 def test_an_unknown_axis_raises() -> None:
-    with pytest.raises(ValueError, match=r"unknown logical axis 'emebd' in \('emebd', 'mlp'\); known: batch, embed"):
+    with pytest.raises(ValueError, match=r"unknown logical axis 'emebd' in \('emebd', 'mlp'\); known: .*batch, embed"):
         partitioning.spec(("emebd", "mlp"))
 
 
