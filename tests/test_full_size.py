@@ -72,7 +72,7 @@ def _batch(config, plan, columns, mesh) -> Batch:
     prompt, response = ids(config.data.max_length - elements), ids(elements)
     pair = EncodedPair("longest", "here:1", prompt, response, response, prompt, prompt)
     pairs = EncodedSet((pair,) * section.batch_size, (), "here", {})
-    splash = config.model.attention == "splash"
+    splash = compute_config(config).attention == "splash"
     indices = np.arange(section.batch_size)
     layout = fit(
         pairs,

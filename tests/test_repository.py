@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"types", "errors", "config", "_version"},
     {"losses", "weights"},
-    {"roles", "scoring", "partitioning", "models"},
+    {"roles", "scoring", "partitioning", "models", "routing"},
     {"training", "evaluation", "data", "interchange", "sampling", "checkpoint", "distributed", "planning"},
     {"recipes"},
     {"cli"},
@@ -29,7 +29,7 @@ ARITHMETIC = {"losses", "weights"}
 ARITHMETIC_IMPORTS = {"jax", "__future__", "typing", "collections", "dataclasses", "functools", "math"}
 ARITHMETIC_ROOMS = {"types"}
 
-MEANING = {"scoring", "models", "roles", "partitioning"}
+MEANING = {"scoring", "models", "roles", "partitioning", "routing"}
 # Whatever reads, writes or talks: files, formats, processes, networks.
 WORLD = {
     *("os", "io", "pathlib", "shutil", "tempfile", "glob", "json", "csv", "pickle", "gzip", "zipfile", "tarfile"),

@@ -59,8 +59,6 @@ class Projection(nn.Module):
         shape, x = x.shape, x.astype(dtype).reshape(-1, x.shape[-1])
         if kernel.dtype == jnp.int8:  # gathered as such
             kernel = partitioning.constrain(kernel, tuple(None if axis == "embed" else axis for axis in self.axes))
-        if kernel.dtype != jnp.dtype(dtype):  # else XLA converts the weights of all layers at once, before the loop
-            kernel = written(kernel)
         y = x @ kernel.astype(dtype)
         if kernel.dtype == jnp.int8:  # a scale belongs to an output, so it comes after the product
             y *= self.get_variable("params", "kernel_scale").astype(dtype)

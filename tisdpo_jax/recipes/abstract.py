@@ -103,7 +103,7 @@ def abstract_session(config: Experiment, transformer: TransformerConfig, pairs: 
     check_batches(config, mesh)
     partitioning.check_heads(transformer.num_heads, transformer.num_kv_heads, mesh)
     partitioning.param_shardings(abstract_params(transformer), mesh)
-    compute = dataclasses.replace(compute_config(config), platform=topology.platform)
+    compute = compute_config(config, topology.platform)
     if topology.spec.kind == "gpu" and compute.attention == "cudnn":
         compute = dataclasses.replace(compute, attention="xla")  # the stand-in, a CPU, has no such kernel
     nothing = cast(Any, None)

@@ -77,7 +77,7 @@ class Session:
         views: Sequence[str] = ("main",),
     ) -> Layout:
         """One shape for `batches` of these pairs."""
-        splash = self.config.model.attention == "splash"
+        splash = self.model.compute.attention == "splash"
         return fit(
             encoded,
             batches,
@@ -150,15 +150,20 @@ def open_session(config: Experiment, run_dir: Path, interrupt: Interrupt) -> Ses
     )
 
 
-def compute_config(config: Experiment) -> ComputeConfig:
-    """How the configuration wants the model computed."""
+def compute_config(config: Experiment, platform: str = "") -> ComputeConfig:
+    """How the configuration wants the model computed, on `platform` or, without it, on the default one."""
+    attention = config.model.attention
+    if attention == "auto":  # a kernel over rows with repeated prompts pays where scores of whole rows would be large
+        on_tpu = (platform or jax.default_backend()) == "tpu"
+        attention = "splash" if on_tpu and config.data.max_length >= 1024 else "xla"
     return ComputeConfig(
         dtype=config.model.dtype,
         param_dtype=config.model.param_dtype,
-        attention=config.model.attention,
+        attention=attention,
         remat=config.model.remat,
         layer_loop=config.model.layer_loop,
         lora_scale=config.lora.alpha / config.lora.rank if config.lora.rank else 1.0,
+        platform=platform,
     )
 
 
