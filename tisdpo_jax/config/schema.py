@@ -42,7 +42,9 @@ class ModelSection:
         "bfloat16", "dtype of parameters that are not trained; int8 is for the layers' weights, with bfloat16 around"
     )
     attention: Literal["auto", "xla", "splash", "cudnn"] = field(
-        "auto", "attention back end: xla anywhere, splash on TPU, cudnn on GPU; auto is splash on TPU from data.max_length 1024 on, else xla"
+        "auto",
+        "attention back end: xla anywhere, splash on TPU, cudnn on GPU; "
+        "auto is splash on TPU from data.max_length 1024 on, else xla",
     )
     remat: Literal["none", "full", "dots"] = field(
         "none", "what the backward pass recomputes: nothing, whole layers, or all but matmul results"
