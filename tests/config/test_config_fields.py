@@ -96,7 +96,7 @@ LOSS_FLIPS = {
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(LossSection)])
 def test_every_field_of_the_loss_changes_it(pairs, field: str) -> None:
     name, value = LOSS_FLIPS[field]
-    batch = Batch({}, pairs.mask, pairs.mask, np.arange(6), {"margin": np.linspace(-3, 3, 6, dtype=np.float32)})
+    batch = Batch({}, pairs.mask, np.arange(6), {"margin": np.linspace(-3, 3, 6, dtype=np.float32)})
 
     def value_of(section: LossSection) -> np.ndarray:
         weights = np.asarray(pairs.mask) * 1.5
