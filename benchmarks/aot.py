@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from cases import CASES, COMMON, chosen
-from reporting import GIB, failure, machine, table, write_json
+from reporting import GIB, in_own_process, machine, table, write_json
 
 from tisdpo_jax.cli.options import load
 from tisdpo_jax.config import validate
@@ -125,7 +124,7 @@ def compile_here(*, topology: str, lengths: str, fields: dict[str, str]) -> dict
     prepare([spec])
     from tisdpo_jax.recipes.plan import plan
 
-    found = plan(validate(load(None, fields)), [spec], lengths=lengths)[0].as_json()  # type: ignore[arg-type]
+    found = plan(validate(load(None, fields)), [spec], lengths=lengths)[0].as_json()  # type: ignore[arg-type]  # a word of the command line
     return found | {"cpu_seconds": time.process_time()}  # of the whole process: the clock lies on a busy machine
 
 
@@ -133,14 +132,7 @@ def compile_apart(options: argparse.Namespace, work: dict[str, Any]) -> dict[str
     """The same in a process of its own; `error` where it failed."""
     about = {"topology": work["topology"], "model": work["fields"]["model.path"]}
     about |= {"pairs": int(work["fields"]["train.batch_size"]), "fields": work["fields"]}
-    command = [sys.executable, __file__, "--worker", json.dumps(work)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=options.timeout, check=False)
-    except subprocess.TimeoutExpired:
-        return about | {"error": f"more than {options.timeout} s"}
-    if done.returncode == 0:
-        return about | json.loads(done.stdout.splitlines()[-1])
-    return about | {"error": failure(done.stderr, done.returncode)}
+    return about | in_own_process(__file__, work, options.timeout)
 
 
 def row(found: dict[str, Any]) -> list[Any]:

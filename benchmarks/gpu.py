@@ -17,7 +17,6 @@ import argparse
 import functools
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 from cases import CASES, COMMON, chosen
-from reporting import GIB, failure, machine, table, write_json
+from reporting import GIB, in_own_process, machine, table, write_json
 from stepping import Steps
 
 from tisdpo_jax.cli.options import load
@@ -113,16 +112,7 @@ def run(options: argparse.Namespace, model: str, name: str, pairs: int, steps: i
     """One case in a process of its own; `error` instead of numbers where it failed."""
     about = {"model": model, "case": name, "pairs": pairs}
     how = {"steps": steps, "attention": options.attention, "remat": options.remat, "peak_tflops": options.peak_tflops}
-    command = [sys.executable, __file__, "--worker", json.dumps(about | how)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=options.timeout, check=False)
-    except subprocess.TimeoutExpired:
-        return about | {"error": f"more than {options.timeout} s"}
-    if done.returncode == 0:
-        return about | json.loads(done.stdout.splitlines()[-1])
-    if any(mark in done.stderr for mark in OUT_OF_MEMORY) or done.returncode == -9:
-        return about | {"error": "out of memory"}
-    return about | {"error": failure(done.stderr, done.returncode)}
+    return about | in_own_process(__file__, about | how, options.timeout, OUT_OF_MEMORY)
 
 
 def largest(fits: Callable[[int], bool], start: int, limit: int) -> int:

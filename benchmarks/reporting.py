@@ -9,6 +9,8 @@ import json
 import os
 import platform
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,24 @@ def peak_memory() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def in_own_process(script: str, work: Any, timeout: float, out_of_memory: Sequence[str] = ()) -> dict[str, Any]:
+    """What `script --worker JSON` prints last, as JSON; `error` instead where it failed or took too long.
+
+    Where it says one of `out_of_memory`, or the system killed it, the error is "out of memory".
+    """
+    command = [sys.executable, script, "--worker", json.dumps(work)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return {"error": f"more than {timeout} s"}
+    if done.returncode == 0:
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
+    if out_of_memory and (done.returncode == -9 or any(mark in done.stderr for mark in out_of_memory)):
+        return {"error": "out of memory"}
+    return {"error": failure(done.stderr, done.returncode)}
 
 
 def failure(stderr: str, code: int) -> str:

@@ -17,7 +17,7 @@ def encode(count: int = 1, bad: int = 0, **options: object) -> EncodedSet:
     )
     rejections = tuple(Rejection(f"f.jsonl:{100 + i}", "empty response", "chosen") for i in range(bad))
     settings = {"template": "auto", "max_length": 60, "max_response": 30, **options}
-    return encode_pairs(PairSet(pairs, rejections, "f.jsonl"), TOKENIZER, **settings)  # type: ignore[arg-type]
+    return encode_pairs(PairSet(pairs, rejections, "f.jsonl"), TOKENIZER, **settings)  # type: ignore[arg-type]  # settings of several types
 
 
 def rows(text: str) -> list[tuple[int, int, str, str, str]]:

@@ -22,7 +22,7 @@ VIEWS = ("main", "plus", "minus")
 def pairs_of(lengths: list[list[int]]) -> EncodedSet:
     """Pairs of given lengths (prompt, chosen, rejected, plus, minus), no token twice."""
     counter = itertools.count(1)
-    draw = lambda n: np.asarray(list(itertools.islice(counter, n)), np.int32)  # noqa: E731
+    draw = lambda n: np.asarray(list(itertools.islice(counter, n)), np.int32)  # noqa: E731 (one line says it)
     pairs = [
         EncodedPair(str(number), f"here:{number}", *(draw(size) for size in sizes))
         for number, sizes in enumerate(lengths)
@@ -85,7 +85,7 @@ def check_inverses(layout: Layout, view: View) -> None:
 
 
 def check_copies(encoded: EncodedSet, indices: Any, layout: Layout, name: str, view: View) -> None:
-    source, segments, back = view.rows.copies  # type: ignore[misc]
+    source, segments, back = view.rows.copies  # type: ignore[misc]  # not None: asked for
     reads = {(r, source[r, u], u) for r, u in np.argwhere(source >= 0)}
     read = [(r, t, back[r, t, k]) for r, t, k in np.argwhere(back >= 0)]
     assert len(read) == len(reads) and set(read) == reads

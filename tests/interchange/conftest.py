@@ -24,7 +24,7 @@ def checkpoint(tmp_path: Path) -> Callable[..., tuple[Path, Params]]:
 
     def make(config: TransformerConfig = BASE, **options: object) -> tuple[Path, Params]:
         params = random_params(config)
-        save_huggingface(tmp_path / "model", params, config, **options)  # type: ignore[arg-type]
+        save_huggingface(tmp_path / "model", params, config, **options)  # type: ignore[arg-type]  # options of several types
         return tmp_path / "model", params
 
     return make

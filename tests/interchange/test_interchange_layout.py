@@ -80,7 +80,7 @@ def test_shards_hold_their_limit_and_each_tensor_once(checkpoint: Checkpoint) ->
     sizes = {}
     for file in files:
         with safe_open(file, framework="numpy") as handle:
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (the handle is no mapping)
         assert sum(x.nbytes for x in tensors.values()) <= 20_000
         assert all(index["weight_map"][name] == file.name for name in tensors)
         assert not sizes.keys() & tensors.keys()

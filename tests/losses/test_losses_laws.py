@@ -227,7 +227,7 @@ def test_tdpo_2_stops_the_gradient_of_the_chosen_kl_only() -> None:
             kl,
             p.mask,
             alpha=1.0,
-            variant=variant,  # type: ignore[arg-type]
+            variant=variant,  # type: ignore[arg-type]  # 1 or 2
         ).loss.sum()
 
     first, second = (jax.value_and_grad(loss)(p.token_kl, variant) for variant in (1, 2))
@@ -252,7 +252,7 @@ def test_tdpo_without_its_kl_is_dpo_and_a_third_variant_raises() -> None:
     tdpo = losses.tdpo_loss(p.policy_logps, p.reference_logps, p.token_kl, p.mask, alpha=0.0)
     np.testing.assert_array_equal(tdpo.loss, dpo.loss)
     with pytest.raises(ValueError, match="variant is 3; it must be 1 or 2"):
-        losses.tdpo_loss(*p[:2], p.token_kl, p.mask, variant=3)  # type: ignore[arg-type]
+        losses.tdpo_loss(*p[:2], p.token_kl, p.mask, variant=3)  # type: ignore[arg-type]  # what is tested
 
 
 def test_dlma_clamps_the_self_reward_and_only_that() -> None:

@@ -60,7 +60,7 @@ EVERY = pytest.mark.parametrize("name", [*LOSSES, SFT])
 def test_jit(name: str) -> None:
     function = jax.jit(value_and_gradient(name))
     groups = [function(Pairs(*(x[i] for x in pairs()))) for i in range(GROUPS)]
-    check(name, tuple(jnp.stack(parts) for parts in zip(*groups, strict=True)))  # type: ignore[arg-type]
+    check(name, tuple(jnp.stack(parts) for parts in zip(*groups, strict=True)))  # type: ignore[arg-type]  # lists of arrays
 
 
 @EVERY
