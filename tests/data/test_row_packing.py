@@ -261,3 +261,12 @@ def test_a_view_that_the_pairs_do_not_have() -> None:
     encoded = random_encoded(0)
     with pytest.raises(KeyError, match="plus"):
         fit(encoded, [np.arange(4)], elements=6, views=("plus",))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_batches_of_fillers_alone_have_a_layout(packed: bool) -> None:
+    encoded = random_encoded(0, pairs=2)
+    nothing = np.full(4, -1)
+    layout = fit(encoded, [nothing], elements=6, packed=packed)
+    batch = make_batch(encoded, nothing, layout=layout)
+    assert not batch.mask.any() and (batch.record == -1).all()

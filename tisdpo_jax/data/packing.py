@@ -100,7 +100,8 @@ def fit(
         if packed:
             shape = _packed_shape(encoded, groups, view, sides, shards, copies, multiple, width, head)
         else:
-            longest = max(_longest_row(encoded.pairs[i], view, sides) for group in groups for i in group if i >= 0)
+            lengths = (_longest_row(encoded.pairs[i], view, sides) for group in groups for i in group if i >= 0)
+            longest = max(lengths, default=1)
             shape = RowShape(count * len(sides), _round_up(longest, multiple), elements)
         found.append((view, dataclasses.replace(shape, rows=shape.rows * parts)))
     return Layout(count * parts, elements, tuple(found), sides, parts, packed)
