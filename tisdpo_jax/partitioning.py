@@ -156,15 +156,19 @@ def check_heads(num_heads: int, num_kv_heads: int, mesh: Mesh) -> None:
             )
 
 
-def check_batch(batch_size: int, mesh: Mesh, *, parts: int = 1, field: str) -> None:
-    """Raises ConfigError when `batch_size` pairs in `parts` micro-batches do not divide by the mesh."""
+def places(batch_size: int, mesh: Mesh, *, parts: int = 1, field: str = "batch_size") -> int:
+    """Places that a batch needs so that each of `parts` micro-batches divides by the mesh; fillers take what is over.
+
+    Raises: ConfigError when micro-batches alone leave devices without a pair; fewer of them cost no memory.
+    """
     shards = batch_shards(mesh)
-    if batch_size % (shards * parts):
-        cut = f" times {parts} micro-batches" if parts > 1 else ""
+    if parts > 1 and batch_size < shards * parts:
+        stage = field.rpartition(".")[0]
         raise ConfigError(
-            f"{field} {batch_size} does not divide by mesh data*fsdp = {shards}{cut}; "
-            f"use a multiple of {shards * parts}, or change mesh.data, mesh.fsdp"
+            f"{field} {batch_size} in {parts} micro-batches leaves {batch_size // parts} pairs for mesh data*fsdp = "
+            f"{shards} devices; set {stage}.micro_batches to {max(batch_size // shards, 1)}"
         )
+    return -(-batch_size // (shards * parts)) * shards * parts
 
 
 def batch_shardings(batch: Any, mesh: Mesh) -> Any:

@@ -73,9 +73,11 @@ def test_yaml_that_is_none(capsys, tmp_path):
     assert "not sections and fields" in told(capsys, "run", file)
 
 
-def test_batch_that_does_not_divide_the_mesh(capsys, tiny, tmp_path):
-    line = told(capsys, *run(tiny, tmp_path, **{"train.batch_size": 12, "mesh.fsdp": 8}))
-    assert "train.batch_size 12 does not divide by mesh data*fsdp = 8" in line
+def test_micro_batches_that_leave_devices_idle_and_a_mesh_that_is_too_large(capsys, tiny, tmp_path):
+    fields = {"train.batch_size": 12, "train.micro_batches": 4, "mesh.fsdp": 8}
+    line = told(capsys, *run(tiny, tmp_path, **fields))
+    assert "train.batch_size 12 in 4 micro-batches leaves 3 pairs for mesh data*fsdp = 8" in line
+    assert "set train.micro_batches to 1" in line
     line = told(capsys, *run(tiny, tmp_path, **{"mesh.fsdp": 3}))
     assert "needs 3 devices, but there are 8" in line
 

@@ -82,6 +82,15 @@ def test_order_is_the_same_for_ever() -> None:
     assert [batch.tolist() for batch in made.batches()] == [[0, 5, 3], [3, 7, 2], [2, 6, 7], [1, 4, 4]]
 
 
+def test_places_beyond_the_batch_size_are_fillers_and_change_nothing_else() -> None:
+    lengths = np.random.default_rng(0).integers(1, 90, 50)
+    plain, filled = Order(lengths, 6, 0, 1.5), Order(lengths, 6, 0, 1.5, places=8)
+    assert filled.steps == plain.steps
+    for one, other in zip(filled.batches(), plain.batches(), strict=True):
+        assert one.shape == (8,) and (one[6:] == -1).all()
+        np.testing.assert_array_equal(one[:6], other)
+
+
 def spread(lengths: Any, batches: Any) -> float:
     """Tokens of the fullest batch, less those of the emptiest, as a part of the mean."""
     totals = np.asarray([lengths[batch[batch >= 0]].sum() for batch in batches])

@@ -185,22 +185,16 @@ def test_every_row_lies_on_the_device_that_the_mesh_says(mesh: Mesh) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "parts", "message"),
-    [
-        (
-            6,
-            1,
-            r"train\.batch_size 6 does not divide by mesh data\*fsdp = 4; use a multiple of 4, or change mesh\.data",
-        ),
-        (12, 2, r"train\.batch_size 12 does not .* = 4 times 2 micro-batches; use a multiple of 8"),
-    ],
+    ("size", "parts", "expected"), [(8, 2, 8), (6, 1, 8), (1, 1, 4), (12, 2, 16), (8, 1, 8), (9, 2, 16)]
 )
-def test_a_batch_that_does_not_divide_raises_and_names_the_field(
-    mesh: Mesh, size: int, parts: int, message: str
-) -> None:
-    partitioning.check_batch(8, mesh, parts=2, field="train.batch_size")
-    with pytest.raises(ConfigError, match=message):
-        partitioning.check_batch(size, mesh, parts=parts, field="train.batch_size")
+def test_a_batch_has_as_many_places_as_divide_by_the_mesh(mesh: Mesh, size: int, parts: int, expected: int) -> None:
+    assert partitioning.batch_shards(mesh) == 4
+    assert partitioning.places(size, mesh, parts=parts) == expected
+
+
+def test_micro_batches_that_leave_devices_idle_raise_and_say_how_many_to_take(mesh: Mesh) -> None:
+    with pytest.raises(ConfigError, match=r"train\.batch_size 9 in 3 micro-batches .* set train\.micro_batches to 2"):
+        partitioning.places(9, mesh, parts=3, field="train.batch_size")
 
 
 def test_a_batch_that_does_not_divide_is_never_replicated(mesh: Mesh) -> None:

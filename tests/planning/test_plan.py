@@ -334,7 +334,7 @@ def test_the_command_prints_a_table_and_json(tiny: dict[str, object], capsys: py
         (("--topology", "v9:8"), r"unknown chip 'v9'"),
         (("--topology", "cpu:8", "--lengths", "long"), r"--lengths is 'long'; it must be one of data, hh, full"),
         (("--topology", "cpu:8", "--stage", "sft"), r"--stage sft: this configuration has plus, minus, policy, score"),
-        (("--topology", "cpu:8", "--train.batch_size", "12"), r"train.batch_size 12 does not divide"),
+        (("--topology", "cpu:8", "--train.batch_size", "12", "--train.micro_batches", "4"), r"leaves 3 pairs .* to 1"),
         (("--topology", "cpu:8", "--mesh.compiler_options", "xla_no=1"), r"mesh.compiler_options: .*xla_no"),
     ],
 )

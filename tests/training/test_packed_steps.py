@@ -58,7 +58,7 @@ def run(
 ) -> tuple[Any, Any]:
     """Mean gradients, and the sums of loss and metrics."""
     if construction == "none":
-        batch = batch._replace(columns={"weights": WEIGHTS[:, : batch.mask.shape[1]] * batch.mask})
+        batch = batch._replace(columns={"weights": WEIGHTS[: len(batch.mask), :, : batch.mask.shape[2]] * batch.mask})
     made = plan(
         config, loss=loss, construction=construction, lora=lora, micro_batches=micro_batches, attention=attention
     )
@@ -150,3 +150,13 @@ def test_packed_on_a_mesh_is_padded_on_one_device(
     packed = batch_of(ENCODED, views=("main",), shards=mesh[0] * mesh[1], parts=micro_batches, **options)
     found = run(packed, micro_batches=micro_batches, attention=attention, mesh=mesh)
     same(found, padded(ONE_LAYER, ("main",), (0, 1)))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_batch_that_does_not_divide_by_the_devices_is_filled_up(packed: bool) -> None:
+    """Five pairs on eight devices train what they train on one: fillers count nowhere."""
+    indices = np.asarray([3, 0, 7, 2, 9])
+    rows = {"views": ("main",), "packed": packed}
+    filled = batch_of(ENCODED, indices=np.pad(indices, (0, 3), constant_values=-1), shards=8, **rows)
+    assert filled.mask.shape[0] == 8 and filled.views["main"].rows.tokens.shape[0] % 8 == 0
+    same(run(filled, mesh=(1, 8, 1)), run(batch_of(ENCODED, indices=indices, **rows)))

@@ -199,7 +199,7 @@ class TrainSection(StageSection):
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSection:
-    batch_size: int = field(8, "pairs a scoring step, over all devices")
+    batch_size: int = field(8, "pairs a scoring step, over all devices; rounded up to a multiple of them")
     generate: int = field(2, "held-out prompts that base and policy answer for the report")
     max_new_tokens: int = field(64, "tokens of each answer")
     heat_maps: int = field(8, "pairs whose token weights are drawn in the report")

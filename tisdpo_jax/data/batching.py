@@ -119,16 +119,18 @@ class Order:
     batch_size: int
     seed: int
     epochs: float
+    places: int = 0  # entries of a batch where it is filled up to divide by the devices; 0: batch_size
 
     @property
     def steps(self) -> int:
         return num_steps(len(self.lengths), self.batch_size, self.epochs)
 
     def batch(self, step: int) -> Indices:
-        """Pairs of batch `step`, [batch_size]; -1 fills up where pairs ran out."""
+        """Pairs of batch `step`, [places]; -1 fills up."""
         if not 0 <= step < self.steps:
             raise ValueError(f"step {step} is outside the {self.steps} steps of {self.epochs:g} epochs")
-        return _window(self, step // WINDOW)[step % WINDOW]
+        members = _window(self, step // WINDOW)[step % WINDOW]
+        return np.pad(members, (0, max(self.places - self.batch_size, 0)), constant_values=-1)
 
     def batches(self) -> Iterator[Indices]:
         """All of them, in order."""

@@ -132,6 +132,7 @@ class Lowered(NamedTuple):
     frozen: Frozen
     batch: Any
     layout: Layout
+    pairs: int  # of the data in a batch; the layout may have places for more
     useful: useful.Flops
     recomputed: useful.Flops
 
@@ -159,10 +160,11 @@ def lower_training(session: Session, step: Step) -> Lowered:
         [_scored(session, role, step.sides) for role in others],
         adapters=sum(leaf.size for leaf in jax.tree.leaves(trained)) if session.lora else 0,
     )
-    share = step.section.batch_size / len(seen)
+    size = step.section.batch_size
+    share = size / len(seen)
     again = useful.recomputed(transformer, seen, config.model.remat)
     return Lowered(
-        step.stage, lowered, casting, state, frozen, batch, layout, needed.scaled(share), again.scaled(share)
+        step.stage, lowered, casting, state, frozen, batch, layout, size, needed.scaled(share), again.scaled(share)
     )
 
 
@@ -179,8 +181,9 @@ def lower_scores(session: Session) -> Lowered:
         run = scorer(session.model, role.view, config.model.head_chunk)
         lowered = run.lower(bind(role, None, frozen), batch)
     lengths = _lengths(session.train, role.view, (0, 1))
-    needed = useful.forward(session.model.config, lengths).scaled(config.evaluation.batch_size / len(lengths))
-    return Lowered("score", lowered, casting, None, frozen, batch, pairs.layout, needed, needed.scaled(0.0))
+    size = pairs.layout.pairs
+    needed = useful.forward(session.model.config, lengths).scaled(size / len(lengths))
+    return Lowered("score", lowered, casting, None, frozen, batch, pairs.layout, size, needed, needed.scaled(0.0))
 
 
 def abstract_frozen(session: Session, casting: Casting) -> Frozen:
@@ -253,7 +256,7 @@ def compile_plan(session: Session, spec: Spec, step: Lowered, lengths: str, note
         stage=step.stage,
         mesh={name: int(size) for name, size in session.mesh.shape.items()},
         model=Path(session.config.model.path).name,
-        pairs=step.layout.pairs,
+        pairs=step.pairs,
         rows=tuple((view, shape.rows, shape.tokens) for view, shape in step.layout.views),
         lengths=lengths,
         resident=held,

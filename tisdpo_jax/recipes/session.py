@@ -96,7 +96,8 @@ class Session:
     def passing(self, split: str, *views: str) -> tuple[Pairs, list[np.ndarray]]:
         """All pairs of a split once, in batches for evaluation and scoring: the pairs, and the batches' indices."""
         encoded = self.split(split)
-        batches = balanced_batches(encoded.lengths(views[0]), self.config.evaluation.batch_size)
+        size = partitioning.places(self.config.evaluation.batch_size, self.mesh)
+        batches = balanced_batches(encoded.lengths(views[0]), size)
         return Pairs(encoded, self.layout(encoded, batches, views=views)), batches
 
     def splits(self) -> tuple[str, ...]:
@@ -174,15 +175,23 @@ def model_path(config: Experiment) -> Path:
 
 
 def check_batches(config: Experiment, mesh: Mesh) -> None:
-    """Every batch of the run divides by the mesh, or a ConfigError names the field."""
+    """Raises ConfigError for a stage whose micro-batches leave devices idle; warns of batches that do not divide."""
     stages: list[tuple[str, StageSection]] = [("train", config.train)]
     if config.sft.epochs > 0:
         stages.append(("sft", config.sft))
     if config.contrast.construction in ("sft", "dpo"):
         stages.append(("contrast.training", config.contrast.training))
     for name, section in stages:
-        partitioning.check_batch(section.batch_size, mesh, parts=section.micro_batches, field=f"{name}.batch_size")
-    partitioning.check_batch(config.evaluation.batch_size, mesh, field="evaluation.batch_size")
+        size, parts, field = section.batch_size, section.micro_batches, f"{name}.batch_size"
+        places = partitioning.places(size, mesh, parts=parts, field=field)
+        if places > size and jax.process_index() == 0:
+            cut = f" times {parts} micro-batches" if parts > 1 else ""
+            shards = partitioning.batch_shards(mesh)
+            log.warning(
+                "%s %d does not divide by mesh data*fsdp = %d%s: %d of %d places stay empty; "
+                "a multiple of %d, or a larger mesh.tensor, fills them",
+                *(field, size, shards, cut, places - size, places, shards * parts),
+            )
 
 
 def open_data(config: Experiment, tokenizer: Any) -> tuple[EncodedSet, EncodedSet | None]:

@@ -254,7 +254,13 @@ def run_training(
 def feed(session: Session, section: StageSection, plan: Plan, sides: tuple[int, ...]) -> tuple[Order, Layout]:
     """Which pairs each step of a stage takes, and the one shape that holds them all."""
     encoded = session.train
-    order = Order(encoded.lengths(sides=sides), section.batch_size, session.config.data.seed, section.epochs)
+    order = Order(
+        encoded.lengths(sides=sides),
+        section.batch_size,
+        session.config.data.seed,
+        section.epochs,
+        places=partitioning.places(section.batch_size, session.mesh, parts=section.micro_batches),
+    )
     views = plan.casting.views()
     return order, session.layout(encoded, order.batches(), parts=section.micro_batches, sides=sides, views=views)
 

@@ -71,9 +71,9 @@ def random_encoded(
     return EncodedSet(tuple(found), (), "random", {})
 
 
-def batch_of(encoded: EncodedSet, *, elements: int = 0, **layout: Any) -> Batch:
-    """All pairs as one batch of host arrays; `layout` as `data.fit` takes it, all views by default."""
-    indices = np.arange(len(encoded.pairs))
+def batch_of(encoded: EncodedSet, *, elements: int = 0, indices: Any = None, **layout: Any) -> Batch:
+    """All pairs, or some, as one batch of host arrays; `layout` as `data.fit` takes it, all views by default."""
+    indices = np.arange(len(encoded.pairs)) if indices is None else indices
     layout.setdefault("views", tuple(encoded.pairs[0].prompts))
     made = fit(encoded, [indices], elements=elements or encoded.elements(1), **layout)
     return make_batch(encoded, indices, layout=made)
