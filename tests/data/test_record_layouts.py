@@ -215,3 +215,20 @@ def test_detection_needs_both_sides() -> None:
 
 def test_messages_are_values() -> None:
     assert Message(USER, "a") == Message(USER, "a")
+
+
+def test_a_field_may_name_the_subset_in_every_layout() -> None:
+    records = {
+        "pairs": {"prompt": "hi", "chosen": "a", "rejected": "b"},
+        "hh": {"chosen": hh("q", "a"), "rejected": hh("q", "b")},
+        "hf": HF,
+    }
+    for layout, record in records.items():
+        for value, group in (("maths", "maths"), (3, "3"), (None, None)):
+            pair = read_record({**record, "topic": value}, layout, origin="x:1", default_id="1", group_field="topic")
+            assert pair.group == group
+    assert read_record(records["pairs"], "pairs", origin="x:1", default_id="1", group_field="topic").group is None
+    # without being named it is a field that nothing reads, and a list names no subset
+    assert reason({**records["pairs"], "topic": "maths"}, "pairs")[0] == "unknown field"
+    with pytest.raises(Unusable, match="wrong type"):
+        read_record({**HF, "topic": ["a"]}, "hf", origin="x:1", default_id="1", group_field="topic")

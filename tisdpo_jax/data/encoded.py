@@ -35,6 +35,7 @@ class EncodedPair:
     margin: float | None = None
     chosen_weights: npt.NDArray[np.float32] | None = None  # [C]
     rejected_weights: npt.NDArray[np.float32] | None = None  # [R]
+    group: str | None = None  # its subset
 
     @property
     def prompts(self) -> dict[str, Ids]:

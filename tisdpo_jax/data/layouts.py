@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tisdpo_jax.data.records import Message, Pair, Unusable
-from tisdpo_jax.data.validation import check_pair, read_id, read_margin, read_weights
+from tisdpo_jax.data.validation import check_pair, read_group, read_id, read_margin, read_weights
 
 PAIRS_FIELDS = ("id", "prompt", "messages", "chosen", "rejected", "chosen_weights", "rejected_weights", "margin")
 ROLES = {
@@ -49,10 +49,13 @@ def detect_layout(record: Any) -> str | None:
     return "hh" if chosen.startswith("\n\nHuman:") else None
 
 
-def read_record(record: Any, layout: str, *, origin: str, default_id: str) -> Pair:
-    """The pair that a record holds, checked; `Unusable` says why there is none."""
+def read_record(record: Any, layout: str, *, origin: str, default_id: str, group_field: str = "") -> Pair:
+    """The pair that a record holds, checked; `Unusable` says why there is none. `group_field` names its subset."""
     if not isinstance(record, Mapping):
         raise Unusable("not an object", f"a {type(record).__name__} stands where fields are expected")
+    group = read_group(record, group_field) if group_field else None
+    if layout == "pairs" and group_field:  # which else knows no such field
+        record = {name: value for name, value in record.items() if name != group_field or name in PAIRS_FIELDS}
     messages, chosen, rejected = READERS[layout](record)
     pair = Pair(
         id=read_id(record, default_id),
@@ -63,6 +66,7 @@ def read_record(record: Any, layout: str, *, origin: str, default_id: str) -> Pa
         margin=read_margin(record),
         chosen_weights=read_weights(record, "chosen_weights"),
         rejected_weights=read_weights(record, "rejected_weights"),
+        group=group,
     )
     check_pair(pair)
     return pair

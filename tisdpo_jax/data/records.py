@@ -38,6 +38,7 @@ class Pair:
     margin: float | None = None
     chosen_weights: tuple[float, ...] | None = None  # one per response token, the end-of-turn token too
     rejected_weights: tuple[float, ...] | None = None
+    group: str | None = None  # what the record says in the field that names its subset
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,9 @@ from tisdpo_jax.errors import DataError
 DEMO_SPLITS = ("train", "eval")
 
 
-def read_pairs(source: Any, *, format: str = "auto", limit: int = 0, data_dir: str | None = None) -> PairSet:
+def read_pairs(
+    source: Any, *, format: str = "auto", limit: int = 0, data_dir: str | None = None, group_field: str = ""
+) -> PairSet:
     """All pairs of a source, and every record that is not one with its line and reason.
 
     Args:
@@ -27,6 +29,7 @@ def read_pairs(source: Any, *, format: str = "auto", limit: int = 0, data_dir: s
             the fields of one.
         limit: look at no more than this many records, good or bad; 0 looks at all.
         data_dir: where TFDS keeps prepared data sets; None leaves that to TFDS.
+        group_field: a field that names the subset of each record, kept as `Pair.group`.
 
     Raises:
         DataError: a source that is missing, empty or damaged as a whole. Bad records are not
@@ -36,7 +39,7 @@ def read_pairs(source: Any, *, format: str = "auto", limit: int = 0, data_dir: s
         raise DataError(f"data.format {format!r} is none of auto, {', '.join(READERS)}")
     name, rows, noted = _open(source, limit, data_dir)
     layout = _detect(name, rows) if format == "auto" else format
-    return _convert(name, rows, layout, noted)
+    return _convert(name, rows, layout, noted, group_field)
 
 
 def _open(source: Any, limit: int, data_dir: str | None) -> tuple[str, list[Row], list[Rejection]]:
@@ -123,7 +126,7 @@ def _detect(name: str, rows: Sequence[Row]) -> str:
     )
 
 
-def _convert(name: str, rows: Sequence[Row], layout: str, noted: Sequence[Rejection]) -> PairSet:
+def _convert(name: str, rows: Sequence[Row], layout: str, noted: Sequence[Rejection], group_field: str) -> PairSet:
     pairs: list[Pair] = []
     rejections = list(noted)
     first_with: dict[str, str] = {}
@@ -133,7 +136,7 @@ def _convert(name: str, rows: Sequence[Row], layout: str, noted: Sequence[Reject
             if isinstance(row.value, Unusable):
                 raise row.value
             default_id = row.place.replace(" ", "-") if " " in row.place else f"line-{row.place}"
-            pair = read_record(row.value, layout, origin=origin, default_id=default_id)
+            pair = read_record(row.value, layout, origin=origin, default_id=default_id, group_field=group_field)
             if pair.id in first_with:
                 raise Unusable("duplicate id", f"{pair.id!r}, as at {first_with[pair.id]}")
         except Unusable as problem:

@@ -66,6 +66,18 @@ def read_margin(record: Mapping[str, Any]) -> float | None:
     return None if value is None else _number(value, "margin")
 
 
+def read_group(record: Mapping[str, Any], name: str) -> str | None:
+    """What a record says in the field that names its subset, as text; None where it says nothing."""
+    value = record.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str | int | float):
+        raise Unusable("wrong type", f"'{name}' names the subset and must be text or a number")
+    text = str(value)
+    _check_text(text, name)
+    return text
+
+
 def read_weights(record: Mapping[str, Any], name: str) -> tuple[float, ...] | None:
     """One finite number for each response token, or None."""
     value = record.get(name)
