@@ -221,7 +221,7 @@ def test_a_field_may_name_the_subset_in_every_layout() -> None:
     records = {
         "pairs": {"prompt": "hi", "chosen": "a", "rejected": "b"},
         "hh": {"chosen": hh("q", "a"), "rejected": hh("q", "b")},
-        "hf": HF,
+        "hf": {**HF, "rejected": as_dicts((USER, "hi"), (ASSISTANT, "b"))},
     }
     for layout, record in records.items():
         for value, group in (("maths", "maths"), (3, "3"), (None, None)):
@@ -231,4 +231,4 @@ def test_a_field_may_name_the_subset_in_every_layout() -> None:
     # without being named it is a field that nothing reads, and a list names no subset
     assert reason({**records["pairs"], "topic": "maths"}, "pairs")[0] == "unknown field"
     with pytest.raises(Unusable, match="wrong type"):
-        read_record({**HF, "topic": ["a"]}, "hf", origin="x:1", default_id="1", group_field="topic")
+        read_record({**records["hf"], "topic": ["a"]}, "hf", origin="x:1", default_id="1", group_field="topic")
