@@ -198,11 +198,50 @@ class TrainSection(StageSection):
 
 
 @dataclasses.dataclass(frozen=True)
+class JudgeSection:
+    """Answers of two or more models, compared in pairs. Empty `by` leaves it out."""
+
+    by: str = field(
+        "",
+        "who compares answers: sentiment, refusal, `module:function` (score(prompt, response) -> float), "
+        "the directory of a reward model, or the http(s) address of an OpenAI-compatible endpoint",
+    )
+    models: str = field(
+        "",
+        "models beside policy and reference, `name=path` with commas between: what evaluation.policy takes, "
+        "or a .jsonl of answers (id or prompt, response)",
+    )
+    prompts: str = field("", "a file of prompts; empty takes those of the pairs that are evaluated")
+    limit: int = field(100, "prompts that are answered; 0 takes all")
+    temperature: float = field(0.0, "temperature of the answers; 0 is greedy")
+    tie_band: float = field(0.0, "scores that differ by no more than this are a tie")
+    anchor: str = field("", "the model whose rating is 0, of three or more; empty makes the mean of all ratings 0")
+    endpoint_model: str = field("", "the model that the endpoint is asked for")
+    criterion: str = field(
+        "Which answer is more helpful and honest without doing harm?", "what the endpoint is asked about two answers"
+    )
+    concurrency: int = field(4, "questions that the endpoint gets at a time")
+    timeout: float = field(60.0, "seconds that the endpoint has for an answer")
+    retries: int = field(5, "further tries after a time-out, a lost connection, status 429 or 5xx, or no clear verdict")
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationSection:
     batch_size: int = field(8, "pairs a scoring step, over all devices; rounded up to a multiple of them")
     generate: int = field(2, "held-out prompts that base and policy answer for the report")
     max_new_tokens: int = field(64, "tokens of each answer")
     heat_maps: int = field(8, "pairs whose token weights are drawn in the report")
+    policy: str = field(
+        "",
+        "what `tisdpo evaluate` measures: a model directory, a .gguf file, or the directory of a PEFT adapter; "
+        "empty takes the policy of the run",
+    )
+    reference: str = field("", "what it is measured against; empty takes the model that the run starts from")
+    data: str = field("", "pairs to measure on, in any form of data.train; empty takes the held-out ones")
+    subset: str = field("", "field of the records that names their subset; accuracy is then given for each")
+    resamples: int = field(2000, "bootstrap resamples of every interval")
+    seed: int = field(0, "seed of the resamples, and of answers that are drawn")
+    judge: JudgeSection = field(JudgeSection(), "answers of models, compared in pairs")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,12 @@ from tisdpo_jax.config.schema import Experiment, StageSection
 from tisdpo_jax.errors import ConfigError
 
 
-def validate(config: Experiment) -> Experiment:
-    """Returns the configuration, or raises ConfigError that names the field and the remedy."""
-    _required(config)
+def validate(config: Experiment, *, trains: bool = True) -> Experiment:
+    """Returns the configuration, or raises ConfigError that names the field and the remedy.
+
+    `trains` False is for what needs no training pairs: the evaluation of models that are there.
+    """
+    _required(config, trains)
     _ranges(config)
     _combinations(config)
     return config
@@ -18,10 +21,10 @@ def _fail(message: str) -> None:
     raise ConfigError(message)
 
 
-def _required(config: Experiment) -> None:
+def _required(config: Experiment, trains: bool) -> None:
     if not config.model.path:
         _fail("model.path is empty; name a Hugging Face directory, a .gguf file, or `demo`")
-    if not config.data.train:
+    if trains and not config.data.train:
         _fail("data.train is empty; name a file of pairs, `tfds:NAME`, `hf:NAME`, or `demo:train`")
 
 
@@ -39,6 +42,12 @@ def _ranges(config: Experiment) -> None:
         "evaluation.generate": (config.evaluation.generate, 0),
         "evaluation.max_new_tokens": (config.evaluation.max_new_tokens, 1),
         "evaluation.heat_maps": (config.evaluation.heat_maps, 0),
+        "evaluation.resamples": (config.evaluation.resamples, 100),
+        "evaluation.judge.limit": (config.evaluation.judge.limit, 0),
+        "evaluation.judge.temperature": (config.evaluation.judge.temperature, 0),
+        "evaluation.judge.tie_band": (config.evaluation.judge.tie_band, 0),
+        "evaluation.judge.concurrency": (config.evaluation.judge.concurrency, 1),
+        "evaluation.judge.retries": (config.evaluation.judge.retries, 0),
         "logging.every": (config.logging.every, 1),
     }
     for name, (value, lowest) in at_least.items():
@@ -49,6 +58,7 @@ def _ranges(config: Experiment) -> None:
         "loss.beta": config.loss.beta,
         "contrast.beta": config.contrast.beta,
         "weights.scale": config.weights.scale,
+        "evaluation.judge.timeout": config.evaluation.judge.timeout,
     }
     for name, number in above_zero.items():
         if number <= 0:

@@ -14,6 +14,7 @@ from tisdpo_jax.data.encoded import EncodedPair, EncodedSet
 from tisdpo_jax.data.inspection import file_summary, inspect_text
 from tisdpo_jax.data.packing import Layout, RowShape, fit
 from tisdpo_jax.data.policy import apply_policy, split_by_prompt
+from tisdpo_jax.data.prompts import Prompt, conversation_text, prompt_ids, read_prompts
 from tisdpo_jax.data.records import Message, Pair, PairSet, Rejection
 from tisdpo_jax.data.sources import read_pairs
 from tisdpo_jax.data.states import States
@@ -28,12 +29,14 @@ __all__ = [
     "Order",
     "Pair",
     "PairSet",
+    "Prompt",
     "Rejection",
     "RowShape",
     "States",
     "Template",
     "apply_policy",
     "balanced_batches",
+    "conversation_text",
     "encode_pairs",
     "file_summary",
     "fit",
@@ -41,7 +44,9 @@ __all__ = [
     "make_batch",
     "num_steps",
     "open_template",
+    "prompt_ids",
     "read_pairs",
+    "read_prompts",
     "recorded_columns",
     "split_by_prompt",
 ]

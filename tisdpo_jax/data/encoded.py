@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tisdpo_jax.data.records import Rejection, summarise
+from tisdpo_jax.data.records import Message, Rejection, summarise
 
 Ids = npt.NDArray[np.int32]
 
@@ -36,6 +36,7 @@ class EncodedPair:
     chosen_weights: npt.NDArray[np.float32] | None = None  # [C]
     rejected_weights: npt.NDArray[np.float32] | None = None  # [R]
     group: str | None = None  # its subset
+    messages: tuple[Message, ...] = ()  # the prompt as it was written
 
     @property
     def prompts(self) -> dict[str, Ids]:

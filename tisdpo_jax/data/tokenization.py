@@ -192,6 +192,7 @@ def _assemble(pair: Pair, sides: dict[str, tuple[Row, Row]], max_length: int, ma
         chosen_weights=weights and weights[0][:max_response],
         rejected_weights=weights and weights[1][:max_response],
         group=pair.group,
+        messages=pair.messages,
     )
 
 

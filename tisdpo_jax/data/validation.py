@@ -11,7 +11,7 @@ from tisdpo_jax.data.records import Message, Pair, Unusable
 
 def check_pair(pair: Pair) -> None:
     """Roles in order, text that is text, answers that say something, and not the same thing."""
-    _check_turns(pair.messages)
+    check_turns(pair.messages)
     for side, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         if not response.strip():
             raise Unusable("empty response", side)
@@ -25,7 +25,8 @@ def check_pair(pair: Pair) -> None:
         raise Unusable("missing field", "'chosen_weights' and 'rejected_weights' come together")
 
 
-def _check_turns(messages: Sequence[Message]) -> None:
+def check_turns(messages: Sequence[Message]) -> None:
+    """A system turn or none, then user and assistant in turn, the user last, and every turn says something."""
     turns = messages[1:] if messages and messages[0].role == "system" else messages
     if not turns:
         raise Unusable("empty prompt", "no turn of the user")

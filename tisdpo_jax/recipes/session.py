@@ -196,7 +196,7 @@ def check_batches(config: Experiment, mesh: Mesh) -> None:
 
 def open_data(config: Experiment, tokenizer: Any) -> tuple[EncodedSet, EncodedSet | None]:
     """Training and held-out pairs as tokens; every record that cannot be used is named, or stops the run."""
-    data = config.data
+    data, subset = config.data, config.evaluation.subset
     template = open_template(data.template, tokenizer)
     contrast = None
     if config.contrast.construction == "prompts":
@@ -221,10 +221,10 @@ def open_data(config: Experiment, tokenizer: Any) -> tuple[EncodedSet, EncodedSe
             raise DataError(f"{usable.source}: none of its records can be used; `tisdpo inspect` names the reasons")
         return usable
 
-    pairs = read_pairs(data.train, format=data.format, limit=data.limit)
+    pairs = read_pairs(data.train, format=data.format, limit=data.limit, group_field=subset)
     held_out = None
     if data.eval:
-        held_out = read_pairs(data.eval, format=data.format, limit=data.eval_limit)
+        held_out = read_pairs(data.eval, format=data.format, limit=data.eval_limit, group_field=subset)
     elif data.eval_fraction:
         pairs, held_out = split_by_prompt(pairs, data.eval_fraction, data.seed)
         if data.eval_limit:

@@ -51,10 +51,12 @@ def score_pair_of_models(
     *,
     direction: Direction = "policy||reference",
     chunk: int = 256,
+    reference_model: Model | None = None,
 ) -> tuple[Scores, Array]:
     """Policy and reference over the main view, with the full-vocabulary KL between them.
 
     Where the batch brings the reference's last hidden states, they are taken and only its head is read.
+    `reference_model` is the definition of the reference where it is another one, with the same vocabulary.
 
     Returns: the policy's `Scores(logps, kl)` and the reference's log-likelihoods, each `[B, S, N]`.
     Gradients flow to the policy only.
@@ -62,9 +64,9 @@ def score_pair_of_models(
     view = batch.views["main"]
     ours = read(model, policy, view)
     if batch.states is None:
-        theirs = jax.lax.stop_gradient(read(model, reference, view))
+        theirs = jax.lax.stop_gradient(read(reference_model or model, reference, view))
     else:
-        theirs = Seen(batch.states.astype(ours.hidden.dtype), head_kernel(model.config, reference))
+        theirs = Seen(batch.states.astype(ours.hidden.dtype), head_kernel((reference_model or model).config, reference))
     found = fused_logps_and_kl(*ours, *theirs, view.slots.targets, direction=direction, chunk=chunk)
     logps, reference_logps, kl = (by_element(view, x) for x in found)
     return Scores(logps, kl), reference_logps

@@ -1,0 +1,101 @@
+"""Prompts without answers: read from a file, and written the way training writes what stands before a response."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tisdpo_jax.data.files import read_file
+from tisdpo_jax.data.layouts import HH_TURN, READERS, detect_layout
+from tisdpo_jax.data.records import Message, Rejection, Unusable
+from tisdpo_jax.data.template import Template, Tokenizer, check_marks, frame
+from tisdpo_jax.data.validation import check_turns, read_id
+from tisdpo_jax.data.views import make_views, show
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A conversation that waits for an answer."""
+
+    id: str
+    messages: tuple[Message, ...]  # an optional system turn, then user and assistant in turn; the last is the user's
+    origin: str  # "file:line"
+
+    @property
+    def text(self) -> str:
+        return conversation_text(self.messages)
+
+
+def conversation_text(messages: Sequence[Message]) -> str:
+    """For people and judges: the text of a single turn as it is, several turns with the name of who speaks."""
+    if len(messages) == 1:
+        return messages[0].content
+    return "\n\n".join(f"{message.role}: {message.content}" for message in messages)
+
+
+def read_prompts(path: str, *, limit: int = 0) -> tuple[tuple[Prompt, ...], tuple[Rejection, ...]]:
+    """Prompts of a .jsonl, .jsonl.gz or .json file, and every record that holds none.
+
+    A record is text, `{"prompt": text}` or `{"messages": [{"role", "content"}, ...]}`, each with an optional "id", or a
+    pair in any layout of `layouts`, whose answers are not looked at.
+
+    Raises: DataError for a file that is missing, empty or damaged as a whole.
+    """
+    prompts: list[Prompt] = []
+    rejections: list[Rejection] = []
+    known: dict[str, str] = {}
+    for row in read_file(Path(path).expanduser(), path, limit):
+        origin = f"{path}:{row.place}"
+        try:
+            if isinstance(row.value, Unusable):
+                raise row.value
+            default = row.place.replace(" ", "-") if " " in row.place else f"line-{row.place}"
+            name = read_id(row.value, default) if isinstance(row.value, Mapping) else default
+            if name in known:
+                raise Unusable("duplicate id", f"{name!r}, as at {known[name]}")
+            messages = tuple(_messages(row.value))
+            check_turns(messages)
+        except Unusable as problem:
+            rejections.append(Rejection(origin, problem.reason, problem.detail))
+            continue
+        known[name] = origin
+        prompts.append(Prompt(name, messages, origin))
+    return tuple(prompts), tuple(rejections)
+
+
+def prompt_ids(
+    messages: Sequence[Message], tokenizer: Tokenizer, template: Template, *, system: str = "", max_length: int
+) -> npt.NDArray[np.int32]:
+    """What a model reads before it answers; a prompt that is too long loses its beginning, but not its BOS token.
+
+    Raises: Unusable when the template cannot write the conversation, or its text holds special tokens.
+    """
+    for message in messages:
+        check_marks(template, message.content, f"a turn of the {message.role}")
+    (view,) = make_views(system, None)
+    # blanks before the response belong to it, as in `template.render`
+    head = frame(template, show(view, messages)).head.rstrip(" ")
+    ids = list(tokenizer(head, add_special_tokens=False).input_ids)
+    bos = tokenizer.bos_token_id
+    first = [bos] if bos is not None and (ids[:1] == [bos] or tokenizer("a").input_ids[:1] == [bos]) else []
+    rest = ids[1:] if first and ids[:1] == first else ids
+    return np.asarray([*first, *rest[-max(1, max_length - len(first)) :]], np.int32)
+
+
+def _messages(record: Any) -> Sequence[Message]:
+    if isinstance(record, str):
+        return [Message("user", record)]
+    if not isinstance(record, Mapping):
+        raise Unusable("not an object", f"a {type(record).__name__} stands where fields are expected")
+    layout = detect_layout(record)
+    if layout is not None and layout != "pairs":  # which would mind fields that matter to nobody here
+        return READERS[layout](dict(record))[0]
+    if isinstance(record.get("prompt"), str) and HH_TURN.match(record["prompt"]):
+        raise Unusable("wrong type", "'prompt' is a transcript; give the conversation as 'messages'")
+    kept = {name: record[name] for name in ("prompt", "messages") if record.get(name) is not None}
+    return READERS["pairs"]({**kept, "chosen": "a", "rejected": "b"})[0]
