@@ -48,6 +48,7 @@ WEIGHT_FLIPS = {
     "mu": ("importance", 0.5),
     "lower": ("importance", -0.1),
     "upper": ("importance", 0.2),
+    "gamma": ("position", 0.5),
     "seed": ("log_uniform", 7),
 }
 
@@ -63,7 +64,7 @@ def test_every_field_of_weights_changes_them(pairs, field: str) -> None:
 
 
 METHODS = {
-    *("importance", "uniform", "log_uniform", "shuffled", "rank"),
+    *("importance", "uniform", "log_uniform", "shuffled", "rank", "position"),
     *("binary", "rank_based", "threshold_and_scale", "threshold", "origin", "random"),
 }
 

@@ -193,6 +193,16 @@ def test_rank_keeps_the_order_and_forgets_the_size() -> None:
     np.testing.assert_allclose(w[0, 1, :4], 1.0 / w[0, 0, :4], rtol=1e-6)
 
 
+def test_position_knows_places_and_nothing_else() -> None:
+    positive, negative, mask = arrays(6)
+    w = np.asarray(weights.position(positive, negative, mask, gamma=0.5))
+    np.testing.assert_array_equal(w, weights.position(negative, positive, mask, gamma=0.5))
+    for row, real in zip(w.reshape(-1, w.shape[-1]), np.asarray(mask).reshape(-1, w.shape[-1]), strict=True):
+        np.testing.assert_allclose(row[real > 0], 0.5 ** np.arange((real > 0).sum()), rtol=1e-6)
+        assert (row[real == 0] == 0).all()
+    np.testing.assert_array_equal(weights.position(positive, negative, mask, gamma=1.0), np.asarray(mask) > 0)
+
+
 # The public code's transforms, on a response of four tokens with log-ratios -2.004, 0.126, 0.3, 1.2.
 
 D = np.asarray([-2.0, 0.13, 0.3, 1.2])  # as it stores them: rounded to two decimals

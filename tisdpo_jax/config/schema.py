@@ -11,6 +11,7 @@ WeightMethod = Literal[
     "uniform",
     "log_uniform",
     "shuffled",
+    "position",
     "rank",
     "binary",
     "rank_based",
@@ -170,6 +171,7 @@ class WeightsSection:
     mu: float = field(1.0, "mu of the paper: +mu on chosen, -mu on rejected")
     lower: float = field(-0.5, "L of the paper: lower clamp of the log-ratio")
     upper: float = field(1.5, "U of the paper: upper clamp of the log-ratio")
+    gamma: float = field(0.9, "position: a token's weight is gamma to the power of its place in the response")
     seed: int = field(0, "seed of the random controls")
 
 

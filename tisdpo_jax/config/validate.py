@@ -58,6 +58,7 @@ def _ranges(config: Experiment) -> None:
         "loss.beta": config.loss.beta,
         "contrast.beta": config.contrast.beta,
         "weights.scale": config.weights.scale,
+        "weights.gamma": config.weights.gamma,
         "evaluation.judge.timeout": config.evaluation.judge.timeout,
     }
     for name, number in above_zero.items():

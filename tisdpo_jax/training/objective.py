@@ -124,6 +124,8 @@ def make_weights(
     methods: dict[str, Callable[..., Array]] = {**weights.CONTROLS, **weights.TRANSFORMS}
     function = methods[method]
     options: dict[str, Any] = {} if method == "uniform" or method in weights.TRANSFORMS else dict(paper)
+    if method == "position":
+        options = {"gamma": section.gamma}
     if method in weights.TRANSFORMS:
         options["zero_last"] = True  # as the public code does
     if method not in ("log_uniform", "shuffled", "random"):

@@ -8,12 +8,13 @@ from collections.abc import Callable
 
 from jax import Array
 
-from tisdpo_jax.weights._controls import log_uniform, rank, shuffled, uniform
+from tisdpo_jax.weights._controls import log_uniform, position, rank, shuffled, uniform
 from tisdpo_jax.weights._importance import importance_weights, token_rewards
 from tisdpo_jax.weights._transforms import TRANSFORMS
 
 CONTROLS: dict[str, Callable[..., Array]] = {
     "log_uniform": log_uniform,
+    "position": position,
     "rank": rank,
     "shuffled": shuffled,
     "uniform": uniform,
@@ -25,6 +26,7 @@ __all__ = [
     "TRANSFORMS",
     "importance_weights",
     "log_uniform",
+    "position",
     "rank",
     "shuffled",
     "token_rewards",

@@ -57,6 +57,13 @@ def shuffled(
     return jnp.put_along_axis(jnp.zeros_like(weights), places, values, axis=-1, inplace=False)
 
 
+def position(positive_logps: Array, negative_logps: Array, mask: Array, *, gamma: float = 0.9) -> Array:
+    """`gamma^t` on the t-th token of a response, counted from 0: what a weight knows that sees places, not tokens."""
+    del positive_logps, negative_logps
+    real = mask > 0
+    return jnp.where(real, gamma ** (jnp.cumsum(real, axis=-1) - 1).astype(jnp.float32), 0.0)
+
+
 def rank(
     positive_logps: Array,
     negative_logps: Array,
