@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from tisdpo_jax._version import __version__
 from tisdpo_jax.errors import ConfigError, UserError
@@ -72,10 +73,13 @@ def _main(arguments: list[str]) -> int:
 
         return plan(rest)
     from tisdpo_jax.config import validate
+    from tisdpo_jax.config.testbed import Testbed
 
     file, overrides, _ = options.read_arguments(rest)
     if file is None and not overrides:
         raise ConfigError(f"name a configuration file: tisdpo {verb} configs/quickstart.yaml")
+    if options.is_testbed(file):
+        return _testbed(verb, options.load_as(Testbed, file, overrides))
     config = validate(options.load(file, overrides))
     from tisdpo_jax import distributed
 
@@ -83,6 +87,15 @@ def _main(arguments: list[str]) -> int:
     from tisdpo_jax.recipes import perform
 
     perform(verb, config)
+    return DONE
+
+
+def _testbed(verb: str, config: Any) -> int:
+    if verb != "run":
+        raise ConfigError(f"tisdpo {verb}: a configuration of the testbed can only be run")
+    from tisdpo_jax.recipes import testbed
+
+    testbed.run(config)
     return DONE
 
 

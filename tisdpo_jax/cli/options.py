@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -13,6 +13,7 @@ from tisdpo_jax.config import Experiment, build, describe, nest
 from tisdpo_jax.errors import ConfigError
 
 COMMAND_LINE = "command line"
+C = TypeVar("C")
 
 
 def read_arguments(
@@ -48,15 +49,25 @@ def read_arguments(
 
 def load(file: Path | None, overrides: dict[str, str]) -> Experiment:
     """The configuration file with overrides over it. `run_dir` defaults to runs/NAME of the file."""
-    config = Experiment()
+    return load_as(Experiment, file, overrides)
+
+
+def load_as(kind: type[C], file: Path | None, overrides: dict[str, str]) -> C:
+    """The same for another dataclass with a field `run_dir`."""
+    config = kind()
     if file is not None:
-        config = build(Experiment, read_yaml(file), where=str(file))
+        config = build(kind, read_yaml(file), where=str(file))
     if overrides:
-        config = build(Experiment, nest(overrides, where=COMMAND_LINE), where=COMMAND_LINE, base=config)
-    if not config.run_dir:
+        config = build(kind, nest(overrides, where=COMMAND_LINE), where=COMMAND_LINE, base=config)
+    if not config.run_dir:  # type: ignore[attr-defined]
         name = file.stem if file is not None else "default"
-        config = build(Experiment, {"run_dir": f"runs/{name}"}, where=COMMAND_LINE, base=config)
+        config = build(kind, {"run_dir": f"runs/{name}"}, where=COMMAND_LINE, base=config)
     return config
+
+
+def is_testbed(file: Path | None) -> bool:
+    """Whether a configuration file is one of the testbed."""
+    return file is not None and read_yaml(file).get("recipe") == "testbed"
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

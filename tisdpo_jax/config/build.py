@@ -24,7 +24,7 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str, base: T | None
       values: nested mapping; keys are field names.
       where: the source, for messages: a file name, or "command line".
     """
-    return typing.cast(T, _build(cls, values, base if base is not None else cls(), where, ""))
+    return typing.cast(T, _build(cls, values, base if base is not None else cls(), where, "", cls))
 
 
 def nest(dotted: Mapping[str, Any], *, where: str) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def _describe(instance: Any, prefix: str) -> Iterator[tuple[str, str, Any, str]]
             yield f"{prefix}{field.name}", _type_name(hints[field.name]), value, field.metadata.get("doc", "")
 
 
-def _build(cls: type, values: Any, base: Any, where: str, prefix: str) -> Any:
+def _build(cls: type, values: Any, base: Any, where: str, prefix: str, root: type) -> Any:
     if not isinstance(values, Mapping):
         raise ConfigError(
             f"{where}: {prefix.rstrip('.')} is a section with fields of its own, but was given {values!r}"
@@ -72,23 +72,23 @@ def _build(cls: type, values: Any, base: Any, where: str, prefix: str) -> Any:
     for key, value in values.items():
         name = str(key)
         if name not in fields:
-            raise ConfigError(f"{where}: unknown field {prefix}{name}{_suggestion(name, cls, prefix)}")
+            raise ConfigError(f"{where}: unknown field {prefix}{name}{_suggestion(name, cls, prefix, root)}")
         current = getattr(base, name)
         if dataclasses.is_dataclass(current):
-            changed[name] = _build(type(current), {} if value is None else value, current, where, f"{prefix}{name}.")
+            changed[name] = _build(
+                type(current), {} if value is None else value, current, where, f"{prefix}{name}.", root
+            )
         else:
             changed[name] = _cast(hints[name], value, where, prefix + name)
     return dataclasses.replace(base, **changed)
 
 
-def _suggestion(name: str, cls: type, prefix: str) -> str:
+def _suggestion(name: str, cls: type, prefix: str, root: type) -> str:
     here = [field.name for field in dataclasses.fields(cls)]
     near = difflib.get_close_matches(name, here, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {prefix}{near[0]}?"
-    from tisdpo_jax.config.schema import Experiment
-
-    everywhere = [dotted for dotted, *_ in describe(Experiment)]
+    everywhere = [dotted for dotted, *_ in describe(root)]
     elsewhere = [dotted for dotted in everywhere if dotted.rpartition(".")[2] == name]
     inside = [dotted for dotted in elsewhere if dotted.startswith(prefix)]
     close = inside or elsewhere or difflib.get_close_matches(prefix + name, everywhere, n=1, cutoff=0.6)

@@ -1,0 +1,272 @@
+"""The testbed as a job: settings and cells, each computed once and kept, then the tables.
+
+A result is kept under a digest of everything that it depends on, so a run that was stopped goes on where it was, and
+one more row costs one more row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tisdpo_jax.config import resolved
+from tisdpo_jax.config.testbed import TABLES, Testbed, check, names, rates
+from tisdpo_jax.recipes.session import digest
+from tisdpo_jax.testbed import tables
+from tisdpo_jax.testbed.bench import Bench, Outcome, Setting
+from tisdpo_jax.testbed.cells import Cell, Source, ablations, methods
+from tisdpo_jax.testbed.tables import Row, Table
+
+log = logging.getLogger(__name__)
+
+KEPT = 1  # version of what is kept: raised where the same configuration would give other numbers
+SWEPT = ("DPO", "TIS-DPO (P)", "TIS-DPO (S)", "TIS-DPO (D)", "TIS-DPO, true rewards")
+
+
+class Kept(NamedTuple):
+    """Results of a run, on disk."""
+
+    directory: Path
+
+    def get(self, key: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+        """What was kept under `key`, or what `make` returns (plain values), kept from now on."""
+        path = self.directory / f"{digest(key)}.json"
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))["value"]
+        value = make()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"key": key, "value": value}), encoding="utf-8")
+        os.replace(temporary, path)
+        return value
+
+
+def run(config: Testbed) -> list[Table]:
+    """Computes what is not there yet, prints the tables, and writes `testbed.md` and `testbed.json`."""
+    check(config)
+    directory = Path(config.run_dir).expanduser()
+    lab = Lab(config, Kept(directory / "results"))
+    wanted = names(config.tables, TABLES, "tables")
+    found: list[Table] = []
+    makers: dict[str, Callable[[], list[Table]]] = {
+        "methods": lambda: methods_tables(lab),
+        "ablations": lambda: [ablations_table(lab)],
+        **{name: (lambda name=name: [sweep_table(lab, name)]) for name in sweeps(config)},  # type: ignore[misc]
+    }
+    for name in wanted:
+        found += makers[name]()
+        print("\n\n".join(tables.text(table) for table in found[-2 if name == "methods" else -1 :]), flush=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "testbed.md").write_text("\n\n".join(map(tables.markdown, found)) + "\n", encoding="utf-8")
+    content = {"config": resolved(config), "tables": [dataclasses.asdict(table) for table in found]}
+    (directory / "testbed.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(f"tables   {directory / 'testbed.md'}\nnumbers  {directory / 'testbed.json'}", flush=True)
+    return found
+
+
+class Lab:
+    """Cells of any setting, from disk or computed; a setting is opened when the first of its cells has to be."""
+
+    def __init__(self, config: Testbed, kept: Kept) -> None:
+        self.config, self.kept = config, kept
+        self.main = Setting(config.world, config.training.pairs)
+        self._open: tuple[Setting, Bench] | None = None
+
+    def bench(self, setting: Setting) -> Bench:
+        if self._open is None or self._open[0] != setting:
+            log.info("setting: %s", setting)
+            self._open = (setting, Bench(self.config, setting, log=lambda text: log.info("  %s", text)))
+        return self._open[1]
+
+    def _key(self, setting: Setting, **more: Any) -> dict[str, Any]:
+        config = resolved(self.config)
+        for name in ("run_dir", "tables", "methods", "logging", "world", "recipe"):
+            config.pop(name)
+        config["training"].pop("pairs")
+        return {"kept": KEPT, "config": config, "setting": dataclasses.asdict(setting), **more}
+
+    def baseline(self, setting: Setting) -> Outcome:
+        make = lambda: _plain(self.bench(setting).baseline())  # noqa: E731 (one line says it)
+        return _outcome(self.kept.get(self._key(setting, cell="baseline"), make))
+
+    def outcome(self, setting: Setting, name: str, cell: Cell, rate: int = 0) -> Outcome:
+        """A cell at one learning rate of pi+ and pi-, if it has them."""
+
+        def make() -> Any:
+            log.info("  training: %s%s", name, f", contrast at rate {rate}" if cell.trained_contrast else "")
+            bench = self.bench(setting)
+            return _plain(bench.train(cell, bench.ratios(cell.source, rate) if cell.source else None))
+
+        return _outcome(self.kept.get(self._key(setting, cell=dataclasses.asdict(cell), rate=rate), make))
+
+    def estimates(self, setting: Setting, source: Source, rate: int = 0, *, fresh: bool = False) -> np.ndarray:
+        """`[S, 3]`: areas under the curve of good and of bad tokens, Spearman's correlation."""
+
+        def make() -> Any:
+            bench = self.bench(setting)
+            return np.asarray(bench.estimates(bench.ratios(source, rate, fresh=fresh), fresh=fresh)).tolist()
+
+        key = self._key(setting, estimates=source, rate=rate, fresh=fresh)
+        return np.asarray(self.kept.get(key, make))
+
+    def controls(self, setting: Setting) -> dict[str, np.ndarray]:
+        """The same of scores that know nothing of rewards, `[S, 3]` each."""
+
+        def make() -> Any:
+            bench = self.bench(setting)
+            random = np.random.default_rng(0)
+            masks = [pairs.mask for pairs in bench.pairs]
+            scores = {
+                "random": [random.random(mask.shape) for mask in masks],
+                "uniform": [np.zeros(mask.shape) for mask in masks],
+                "position": [-np.broadcast_to(np.arange(mask.shape[-1]), mask.shape).astype(float) for mask in masks],
+            }
+            return {name: np.asarray(bench.estimates(score)).tolist() for name, score in scores.items()}
+
+        found = self.kept.get(self._key(setting, estimates="controls"), make)
+        return {name: np.asarray(values) for name, values in found.items()}
+
+    def best(self, setting: Setting, name: str, cell: Cell, contrast: int | None = None) -> Row:
+        """The cell at the learning rates that the tuning seeds like best: the largest true reward.
+
+        Args:
+          contrast: number of the rate of pi+ and pi-; None tries all.
+        """
+        grid = rates(self.config.training.rates)
+        tried = range(len(grid)) if cell.trained_contrast and contrast is None else [contrast or 0]
+        outcomes = {rate: self.outcome(setting, name, cell, rate) for rate in tried}
+        tuned = self.config.tuning_seeds
+        choices = [
+            (outcomes[rate].reward[-1, :tuned, at].mean(), rate, at) for rate in tried for at in range(len(grid))
+        ]
+        _, rate, at = max(choices)
+        whole, start = outcomes[rate], self.baseline(setting)
+        return Row(
+            name,
+            rate=grid[at],
+            contrast_rate=grid[rate] if cell.trained_contrast else None,
+            contrast=rate,
+            reward=whole.reward[:, tuned:, at],
+            kl=whole.kl[-1, tuned:, at],
+            length=whole.length[-1, tuned:, at],
+            grid_reward=np.concatenate([start.reward[0, tuned:], whole.reward[-1, tuned:]], 1),
+            grid_kl=np.concatenate([np.zeros_like(start.kl[0, tuned:]), whole.kl[-1, tuned:]], 1),
+        )
+
+
+def methods_tables(lab: Lab) -> list[Table]:
+    """How well the constructions find key tokens, and every method against DPO."""
+    cells = methods(lab.config.training.beta)
+    taken = names(lab.config.methods, tuple(cells), "methods")
+    setting = lab.main
+    chosen: dict[Source, int] = {}
+    rows = [lab.best(setting, "DPO", cells["DPO"])]
+    # (D) goes first: controls and transforms take the log-ratios at the rate that is best for it
+    for name in sorted(taken, key=lambda name: name != "TIS-DPO (D)"):
+        cell = cells[name]
+        own = name in ("TIS-DPO (S)", "TIS-DPO (D)")
+        if not own and cell.trained_contrast and cell.source not in chosen:
+            chosen[cell.source] = lab.best(setting, "TIS-DPO (D)", cells["TIS-DPO (D)"]).contrast
+        row = lab.best(setting, name, cell, None if own else chosen.get(cell.source))
+        if own:
+            chosen[cell.source] = row.contrast
+        if name != "DPO":
+            rows.append(row)
+    order = list(cells)
+    rows[1:] = sorted(rows[1:], key=lambda row: order.index(row.name))
+    start = lab.baseline(setting).reward[0, lab.config.tuning_seeds :, 0]
+    return [estimates_table(lab), tables.rewards("Methods", rows, start, steps=_pairs_seen(lab.config))]
+
+
+def estimates_table(lab: Lab) -> Table:
+    """Areas under the curve of key tokens."""
+    grid, tuned, setting = rates(lab.config.training.rates), lab.config.tuning_seeds, lab.main
+    found = {name: values[tuned:] for name, values in lab.controls(setting).items()}
+    sources: tuple[tuple[str, Source], ...] = (("(S)", "sft"), ("(D)", "dpo"))
+    found["(P)"] = lab.estimates(setting, "prompts")[tuned:]
+    for name, source in sources:
+        for rate, value in enumerate(grid):
+            found[f"{name} at {value:g}"] = lab.estimates(setting, source, rate)[tuned:]
+            found[f"{name} at {value:g}, unseen pairs"] = lab.estimates(setting, source, rate, fresh=True)[tuned:]
+    return tables.estimates(found)
+
+
+def ablations_table(lab: Lab) -> Table:
+    """Variants of (D), at the contrastive models that are best for it."""
+    beta = lab.config.training.beta
+    whole = lab.best(lab.main, "TIS-DPO (D)", methods(beta)["TIS-DPO (D)"])
+    rows = [lab.best(lab.main, name, cell, whole.contrast) for name, cell in ablations(beta).items()]
+    dpo = lab.best(lab.main, "DPO", methods(beta)["DPO"])
+    start = lab.baseline(lab.main).reward[0, lab.config.tuning_seeds :, 0]
+    return tables.rewards("Ablations", [dpo, *rows], start, steps=_pairs_seen(lab.config))
+
+
+def sweeps(config: Testbed) -> dict[str, tuple[str, dict[str, Setting]]]:
+    """Settings by table: title, and label -> setting."""
+    world, pairs = config.world, config.training.pairs
+
+    def of(**fields: Any) -> Setting:
+        return Setting(dataclasses.replace(world, **fields), pairs)
+
+    few = max(pairs // 4, config.training.batch_size)
+    return {
+        "noise": (
+            "Labels turned round",
+            {f"{share:.0%}": of(label_noise=share) for share in (0.0, 0.1, 0.2, 0.3)},
+        ),
+        "spread": (
+            "Persistence: 0 mixes good and bad tokens, towards 1 whole responses are either",
+            {f"{value:g}": of(persistence=value) for value in (0.0, 0.5, 0.9)},
+        ),
+        "likelihood": (
+            "Correlation of likelihood and reward (log odds)",
+            {f"{value:+g}": of(correlation=value) for value in (-1.0, 0.0, 1.0)},
+        ),
+        "data": (
+            "Pairs of the policy; pairs of pi+ and pi-",
+            {
+                f"{few}; the same": Setting(world, few),
+                f"{pairs}; the same": Setting(world, pairs),
+                f"{few}; {4 * pairs} others": Setting(world, few, 4 * pairs),
+                f"{pairs}; {4 * pairs} others": Setting(world, pairs, 4 * pairs),
+            },
+        ),
+    }
+
+
+def sweep_table(lab: Lab, name: str) -> Table:
+    """DPO, (P), (S), (D) and the true rewards in several settings; pi+ and pi- at the rates that are best in the main one."""
+    cells = methods(lab.config.training.beta)
+    title, settings = sweeps(lab.config)[name]
+    found: dict[str, list[Row]] = {}
+    for label, setting in settings.items():
+        rows = []
+        for method in SWEPT:
+            cell = cells[method]
+            rate = lab.best(lab.main, method, cell).contrast if cell.trained_contrast else None
+            rows.append(lab.best(setting, method, cell, rate))
+        found[label] = rows
+    return tables.sweep(title, found)
+
+
+def _pairs_seen(config: Testbed) -> list[int]:
+    """Pairs seen at each cut of the learning curve."""
+    training = config.training
+    steps = -(-round(training.pairs * training.epochs) // training.batch_size)
+    at = sorted({max(round(steps * part / config.cuts), 1) for part in range(1, config.cuts + 1)})
+    return [min(step * training.batch_size, round(training.pairs * training.epochs)) for step in at]
+
+
+def _plain(outcome: Outcome) -> list[Any]:
+    return [np.asarray(part).tolist() for part in outcome]
+
+
+def _outcome(plain: Any) -> Outcome:
+    return Outcome(*(np.asarray(part) for part in plain))
