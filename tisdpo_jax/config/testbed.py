@@ -44,7 +44,7 @@ class TestbedTraining:
     pairs: int = field(512, "training pairs of a seed")
     batch_size: int = field(16, "pairs an optimizer step")
     epochs: float = field(1.0, "passes over the pairs")
-    rates: str = field("1e-4,3e-4,1e-3,3e-3", "learning rates that every method is tried at, commas between")
+    rates: str = field("1e-4,3e-4,1e-3,3e-3,1e-2", "learning rates that every method is tried at, commas between")
     beta: float = field(0.1, "beta of every loss, of the contrastive DPO runs too")
     optimizer: OptimizerSection = field(
         OptimizerSection(learning_rate=1.0, warmup_steps=4), "optimizer; its learning rate multiplies those of `rates`"

@@ -242,7 +242,7 @@ def sweeps(config: Testbed) -> dict[str, tuple[str, dict[str, Setting]]]:
 
 
 def sweep_table(lab: Lab, name: str) -> Table:
-    """DPO, (P), (S), (D) and the true rewards in several settings; pi+ and pi- at the rates that are best in the main one."""
+    """DPO, (P), (S), (D) and the true rewards in several settings, with the rates of pi+ and pi- of the main one."""
     cells = methods(lab.config.training.beta)
     title, settings = sweeps(lab.config)[name]
     found: dict[str, list[Row]] = {}

@@ -147,7 +147,7 @@ def _begin(section: OptimizerSection, total: int, params: Params) -> Any:
     return jax.vmap(jax.vmap(init))(params)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _advance(
     plan: Plan, section: OptimizerSection, total: int, state: Any, frozen: Frozen, batches: Batch, rates: Array
 ) -> Any:

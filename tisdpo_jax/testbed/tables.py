@@ -63,9 +63,9 @@ def rewards(title: str, rows: Sequence[Row], start: Floats, *, steps: Sequence[i
     seeds = first.reward.shape[1]
     note = (
         f"{seeds} seeds; mean ± standard error of the true reward of a response to a held-out prompt; before training "
-        f"{_with_error(start)}. Differences are paired by seed, with p of a two-sided t-test. Learning rates were chosen "
-        f"by true reward on other seeds. The last column compares at the KL that {first.name} spends ({budget:.2f} nats a "
-        "response), each method between the points of its own grid."
+        f"{_with_error(start)}. Differences are paired by seed, with p of a two-sided t-test. Learning rates were "
+        f"chosen by true reward on other seeds. The last column compares at the KL that {first.name} spends "
+        f"({budget:.2f} nats a response), each method between the points of its own grid."
     )
     columns = (
         "method",
@@ -85,7 +85,7 @@ def estimates(found: Mapping[str, npt.NDArray[np.float64]]) -> Table:
     """Areas under the curve of key tokens.
 
     Args:
-      found: name -> `[S, 3]`: area of good tokens, of bad ones, rank correlation. "random" and "position" are among them.
+      found: name -> `[S, 3]`: area of good tokens, of bad ones, rank correlation; "random" and "position" among them.
     """
     keys = {name: values[:, :2].mean(1) for name, values in found.items()}
     lines = []
@@ -97,8 +97,8 @@ def estimates(found: Mapping[str, npt.NDArray[np.float64]]) -> Table:
     seeds = len(next(iter(found.values())))
     note = (
         f"{seeds} seeds; mean ± standard error. Area under the curve: the probability that a good token scores above "
-        "another one, and a bad token below (keys: the mean of both); 0.5 knows nothing. Over all response tokens of the "
-        "training pairs or, where it says so, of pairs that nothing was trained on."
+        "another one, and a bad token below (keys: the mean of both); 0.5 knows nothing. Over all response tokens of "
+        "the training pairs or, where it says so, of pairs that nothing was trained on."
     )
     columns = ("scores", "keys", "good", "bad", "rank correlation", "p against random", "p against position")
     return Table("Finding key tokens", note, columns, tuple(lines))
