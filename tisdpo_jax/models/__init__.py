@@ -3,6 +3,7 @@
 from tisdpo_jax.models.adapters import init_adapters, merge
 from tisdpo_jax.models.attention import Mask, attention
 from tisdpo_jax.models.config import ComputeConfig, RopeConfig, TransformerConfig
+from tisdpo_jax.models.decode import decode, read_prompts, split_layers
 from tisdpo_jax.models.layers import LayerCache
 from tisdpo_jax.models.quantize import quantize
 from tisdpo_jax.models.transformer import (
@@ -26,6 +27,7 @@ __all__ = [
     "TransformerConfig",
     "abstract_params",
     "attention",
+    "decode",
     "empty_cache",
     "head_kernel",
     "head_only",
@@ -36,4 +38,6 @@ __all__ = [
     "logits",
     "merge",
     "quantize",
+    "read_prompts",
+    "split_layers",
 ]

@@ -38,7 +38,7 @@ class Shared(NamedTuple):
     rope: Rope
     mask: Mask  # its arrays; the window comes from the configuration
     prepared: Any  # what the attention back end derives from the mask
-    slots: Array | None = None  # [R, T] int32: where in the cache the tokens of this call go
+    slots: Array | None = None  # int32, where in the cache new tokens go: [R, T]; or [], the first slot, in all rows
     copies: Copies | None = None  # packed rows, for a back end that wants the prompt before every response
 
 
@@ -109,9 +109,8 @@ class Attention(nn.Module):
             k = RMSNorm(c.norm_eps, self.compute, name="k_norm")(k)
         q, k = rotate(q, shared.rope), rotate(k, shared.rope)
         if cache is not None:
-            row = jnp.arange(rows[0])[:, None]
             new = (k.astype(cache.k.dtype), v.astype(cache.v.dtype))
-            cache = LayerCache(*(old.at[row, shared.slots].set(x) for old, x in zip(cache, new, strict=True)))
+            cache = LayerCache(*(_stored(old, x, shared.slots) for old, x in zip(cache, new, strict=True)))
             k, v = (x.astype(q.dtype) for x in cache)
         mask = shared.mask._replace(window=c.sliding_window)  # static; what travels through the scan is not
         with jax.named_scope("attention"):
@@ -123,6 +122,13 @@ class Attention(nn.Module):
                 y = take(y, first[..., 0], readers_of_first(shared.copies))
         y = y.reshape(*rows, c.num_heads * c.head_dim)
         return Projection(c.hidden_size, c.output_bias, self.compute, ("heads", "embed"), name="o")(y), cache
+
+
+def _stored(cache: Array, new: Array, slots: Array | None) -> Array:
+    """The cache `[R, M, ...]` with new entries `[R, T, ...]`; one slot for all rows is written in place."""
+    if slots is not None and slots.ndim == 0:
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, slots, axis=1)
+    return cache.at[jnp.arange(len(new))[:, None], slots].set(new)
 
 
 class MLP(nn.Module):
