@@ -1,0 +1,152 @@
+"""`tisdpo run` on a configuration of the testbed: tables, what is kept, mistakes; slowly, the main effects."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from tisdpo_jax.cli.main import main
+from tisdpo_jax.config.testbed import Testbed, TestbedTraining, check
+from tisdpo_jax.recipes import testbed
+from tisdpo_jax.testbed import Setting
+from tisdpo_jax.testbed.cells import ablations, columns, methods
+from tisdpo_jax.testbed.world import draw_pairs, make_world
+
+TINY = {
+    "seeds": 2,
+    "tuning_seeds": 1,
+    "prompts": 8,
+    "cuts": 2,
+    "tables": "methods",
+    "methods": "TIS-DPO (P)",
+    "world.topics": 2,
+    "world.words": 8,
+    "world.shortest": 2,
+    "world.longest": 3,
+    "world.context": 1,
+    "model.width": 8,
+    "model.layers": 1,
+    "model.heads": 2,
+    "model.corpus": 32,
+    "model.steps": 2,
+    "model.batch_size": 16,
+    "training.pairs": 8,
+    "training.batch_size": 4,
+    "training.rates": "1e-2",
+}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """Runs the command with the tiny fields and others over them: exit code, in one directory unless told."""
+    file = tmp_path_factory.mktemp("testbed") / "tiny.yaml"
+    file.write_text("recipe: testbed\n")
+
+    def command(verb="run", run_dir=file.parent / "run", **fields):
+        given = {**TINY, **{name.replace("__", "."): value for name, value in fields.items()}, "run_dir": run_dir}
+        options = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+        return main([verb, str(file), *options])
+
+    return command
+
+
+def test_a_run_prints_and_writes_its_tables_and_keeps_what_it_computed(told, tmp_path, capsys, monkeypatch):
+    assert told(run_dir=tmp_path) == 0
+    printed = capsys.readouterr().out
+    written = (tmp_path / "testbed.md").read_text()
+    content = json.loads((tmp_path / "testbed.json").read_text())
+    assert [table["title"] for table in content["tables"]] == ["Finding key tokens", "Methods"]
+    for table in content["tables"]:
+        assert f"## {table['title']}" in written and table["title"] in printed
+        for row in table["rows"]:
+            assert len(row) == len(table["columns"]) and f"| {' | '.join(row)} |" in written
+    estimates, compared = content["tables"]
+    assert [row[0] for row in compared["rows"]] == ["DPO", "TIS-DPO (P)"]
+    assert {"random", "uniform", "position", "(P)", "(S) at 0.01", "(D) at 0.01, unseen pairs"} <= {
+        row[0] for row in estimates["rows"]
+    }
+    assert content["config"]["world"]["words"] == 8
+
+    def nothing(*_, **__):
+        raise AssertionError("what is there is computed again")
+
+    monkeypatch.setattr(testbed, "Bench", nothing)
+    assert told(run_dir=tmp_path) == 0
+    assert capsys.readouterr().out == printed
+    for changed in ({"world__reward": 2.0}, {"training__pairs": 9}, {"training__beta": 0.2}, {"seeds": 3}):
+        with pytest.raises(AssertionError, match="computed again"):
+            told(run_dir=tmp_path, **changed)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tables": "method"}, "tables: unknown 'method'; did you mean methods?"),
+        ({"methods": "DPPO"}, "methods: unknown 'DPPO'; did you mean DPO?"),
+        ({"training__rates": "a"}, "training.rates is 'a'"),
+        ({"training__rates": "0,1"}, "it needs numbers above 0"),
+        ({"seeds": 1}, "seeds is 1; it must be at least 2"),
+        ({"world__longest": 1}, "world.longest is 1; it must be at least 2"),
+        ({"world__persistence": 1}, "world.persistence is 1.0; it must be between 0 and 0.999"),
+        ({"model__width": 6}, "model.width 6 must be a multiple of twice model.heads 2"),
+        ({"world__word": 6}, "unknown field world.word; did you mean world.words?"),
+        ({"lora__rank": 6}, "unknown field lora"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_one_line(told, capsys, fields, message):
+    assert told(**fields) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_other_verbs_do_not_know_the_testbed(told, capsys):
+    assert told("train") == 2
+    assert "can only be run" in capsys.readouterr().err
+
+
+def test_sweeps_are_settings_of_one_thing_each():
+    config = check(Testbed())
+    for name, (_, settings) in testbed.sweeps(config).items():
+        assert len(set(settings.values())) == len(settings) > 2, name
+        assert testbed.Lab(config, testbed.Kept(None)).main in settings.values(), name  # type: ignore[arg-type]
+
+
+def test_weights_of_cells_are_what_they_say():
+    pairs = [draw_pairs(make_world(seed), seed, 6) for seed in (0, 1)]
+    cells = methods(0.1) | ablations(0.1)
+
+    def made(name):
+        ratios = [drawn.rewards for drawn in pairs]
+        return [found["weights"] for found in columns(cells[name], pairs, ratios, [0, 1])]
+
+    for drawn, uniform, true, doubled, wide in zip(
+        pairs, *map(made, ("weights: uniform", "TIS-DPO (oracle)", "(D) k = 2", "(D) L, U = -3, 3")), strict=True
+    ):
+        np.testing.assert_array_equal(uniform, drawn.mask)
+        sign = np.asarray([1.0, -1.0])[:, None]
+        np.testing.assert_allclose(true, drawn.mask * np.exp(sign * np.clip(drawn.rewards, -0.5, 1.5)), rtol=1e-5)
+        np.testing.assert_allclose(doubled, 2 * true, rtol=1e-5)
+        np.testing.assert_allclose(wide, drawn.mask * np.exp(sign * drawn.rewards), rtol=1e-5)
+    one, other = made("weights: log-uniform")
+    assert (one[:, :, :4] != other[:, :, :4]).all()  # of each seed its own draws
+
+
+@pytest.mark.slow
+def test_the_main_effects_have_their_direction(tmp_path):
+    """A reduced version of configs/testbed.yaml, two seeds: what docs/experiments.md rests on."""
+    config = Testbed(seeds=2, tuning_seeds=1, cuts=1, training=TestbedTraining(rates="3e-4,3e-3"))
+    lab, setting = testbed.Lab(config, testbed.Kept(tmp_path)), Setting(config.world, config.training.pairs)
+    controls = lab.controls(setting)
+    keys = {name: values[:, :2].mean(1) for name, values in controls.items()}
+    for source in ("prompts", "dpo", "sft"):
+        found = lab.estimates(setting, source)[:, :2].mean(1)
+        assert (found > 0.6).all() and all((found > known + 0.1).all() for known in keys.values()), source
+    cells = methods(config.training.beta)
+    rows = {name: lab.best(setting, name, cells[name]) for name in ("DPO", "TIS-DPO (P)", "TIS-DPO (oracle)")}
+    start = lab.baseline(setting).reward[0, 1:, 0]
+    assert (rows["DPO"].reward[-1] > start + 0.3).all()
+    assert (rows["TIS-DPO (oracle)"].reward[-1] > rows["DPO"].reward[-1] + 0.3).all()
+    assert (rows["TIS-DPO (oracle)"].reward[-1] > rows["TIS-DPO (P)"].reward[-1]).all()
