@@ -18,7 +18,7 @@ VERBS = {
     "run": "the whole job: contrastive models, scores and weights, policy, evaluation, export, report",
     "train": "up to the trained policy",
     "score": "up to the cached scores that token weights are made of",
-    "evaluate": "the policy on held-out pairs, before and after",
+    "evaluate": "a run's policy, or any model, on pairs and by a judge; `tisdpo evaluate --help`",
     "export": "the policy for transformers and peft",
     "inspect": "what records become: tokens, mask, weights, and the counts of a whole file",
     "plan": "memory, flops and time of a step on hardware that is not here: `--topology v5e:8x8`",
@@ -62,7 +62,7 @@ def _main(arguments: list[str]) -> int:
     from tisdpo_jax.cli import options
 
     if any(argument in ("-h", "--help") for argument in rest):
-        print(f"{_usage()}\n\nfields, as `--name value` or in the configuration file:\n{options.help_text()}")
+        print(f"{_usage(verb)}\n\nfields, as `--name value` or in the configuration file:\n{options.help_text()}")
         return DONE
     if verb == "inspect":
         from tisdpo_jax.cli.inspect import inspect
@@ -72,6 +72,10 @@ def _main(arguments: list[str]) -> int:
         from tisdpo_jax.cli.plan import plan
 
         return plan(rest)
+    if verb == "evaluate":
+        from tisdpo_jax.cli.evaluate import evaluate
+
+        return evaluate(rest)
     from tisdpo_jax.config import validate
     from tisdpo_jax.config.testbed import Testbed
 
@@ -99,7 +103,11 @@ def _testbed(verb: str, config: Any) -> int:
     return DONE
 
 
-def _usage() -> str:
+def _usage(verb: str = "") -> str:
+    if verb == "evaluate":
+        from tisdpo_jax.cli.evaluate import USAGE as usage_of_evaluate
+
+        return usage_of_evaluate
     verbs = "\n".join(f"  {verb:<9} {what}" for verb, what in VERBS.items())
     usage = "usage: tisdpo VERB CONFIG.yaml [--dotted.field value]..."
     return f"{usage}\n\n{verbs}\n\n`tisdpo VERB --help` lists every field."

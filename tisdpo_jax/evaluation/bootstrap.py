@@ -37,33 +37,55 @@ def bootstrap(
     seed: int = 0,
     level: float = LEVEL,
 ) -> Interval:
-    """The statistic over all pairs once, and its percentile interval over resampled clusters.
+    """The statistic over all pairs once, and its percentile interval over resampled clusters; see `bootstrap_each`."""
+
+    def one(weights: Floats) -> Floats:
+        return statistic(weights)[:, None]
+
+    if not np.asarray(clusters).size:
+        return Interval(math.nan, math.nan, math.nan)
+    return bootstrap_each(one, clusters, resamples=resamples, seed=seed, level=level)[0]
+
+
+def bootstrap_each(
+    statistics: Statistic,
+    clusters: ArrayLike,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> list[Interval]:
+    """K statistics over the same resamples.
 
     Args:
-      clusters: `[n]` integers or text; pairs with the same value are drawn together, as pairs that share a prompt
-        must be: they are not independent.
+      statistics: weights `[R, n]` -> values `[R, K]`.
+      clusters: `[n]` integers or text, n at least 1; pairs with the same value are drawn together, as pairs that
+        share a prompt must be: they are not independent.
 
-    One cluster, or none, gives no interval. Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993,
+    One cluster gives no interval. Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993,
     chapter 13; for clusters, Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8.
     """
     names = np.asarray(clusters)
-    if names.ndim != 1:
+    if names.ndim != 1 or not names.size:
         raise ValueError(f"clusters must be one value a pair, shape [n]; got shape {names.shape}")
-    if not names.size:
-        return Interval(math.nan, math.nan, math.nan)
     _, member = np.unique(names, return_inverse=True)
     count = int(member.max()) + 1
-    value = float(statistic(np.ones((1, names.size)))[0])
+    point = statistics(np.ones((1, names.size)))[0]
     if count < 2 or resamples < 1:
-        return Interval(value, math.nan, math.nan)
+        return [Interval(float(value), math.nan, math.nan) for value in point]
     random = np.random.default_rng(seed)
     even = np.full(count, 1.0 / count)
     found = []
     block = max(1, _CELLS // max(count, names.size))
     for start in range(0, resamples, block):
         drawn = random.multinomial(count, even, size=min(block, resamples - start))
-        found.append(statistic(drawn[:, member].astype(np.float64)))
+        found.append(statistics(drawn[:, member].astype(np.float64)))
     values = np.concatenate(found)
+    return [_interval(float(value), column, level) for value, column in zip(point, values.T, strict=True)]
+
+
+def _interval(value: float, values: Floats, level: float) -> Interval:
+    """Resamples in which the statistic is not defined, as of a subset that was not drawn, are left out."""
     values = values[np.isfinite(values)]
     if not values.size:
         return Interval(value, math.nan, math.nan)

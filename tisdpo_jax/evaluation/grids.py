@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from tisdpo_jax.evaluation._html import data, escape, number, printable, table
+from tisdpo_jax.evaluation._html import data, number, printable, table
 from tisdpo_jax.evaluation.bootstrap import Interval
 
 Cell = str | int | float | Interval
@@ -54,7 +54,7 @@ def cell_text(cell: Cell) -> str:
 
 
 def as_plain(value: Any) -> Any:
-    """Nested dataclasses and tuples as dicts and lists for `json.dumps(allow_nan=False)`; what is not finite is None."""
+    """Nested dataclasses and tuples as dicts and lists, for JSON without NaN: what is not finite becomes None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: as_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):

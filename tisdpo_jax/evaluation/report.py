@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from tisdpo_jax.evaluation import _page, heatmap
 from tisdpo_jax.evaluation._html import data, escape, number, table
 from tisdpo_jax.evaluation.curves import histogram
+from tisdpo_jax.evaluation.grids import Grid, grid_html
 from tisdpo_jax.evaluation.heatmap import TokenPicture
 from tisdpo_jax.evaluation.history import charts
 from tisdpo_jax.evaluation.metrics import QUANTILES, SideWeights
@@ -75,6 +76,8 @@ class Report:
     title: str
     facts: tuple[tuple[str, str], ...] = ()
     comparisons: tuple[Comparison, ...] = ()
+    measures: tuple[Grid, ...] = ()
+    judging: tuple[Grid, ...] = ()
     samples: tuple[Sample, ...] = ()
     history: Sequence[Mapping[str, Any]] = ()  # rows of metrics.jsonl
     weights: WeightSection | None = None
@@ -89,6 +92,8 @@ def render(report: Report) -> str:
     """The page. Equal reports give equal text: no clock, no random names."""
     sections = (
         ("result", "Result", "\n".join(comparison_html(comparison) for comparison in report.comparisons)),
+        ("measures", "Measures on pairs", "\n".join(map(grid_html, report.measures))),
+        ("judging", "Answers compared", "\n".join(map(grid_html, report.judging))),
         ("samples", "Answers before and after", "\n".join(map(_sample, report.samples))),
         ("heat-maps", "Token weights of some pairs", _pictures(report)),
         ("weights", "Token weights of all training pairs", _weights(report.weights) if report.weights else ""),

@@ -3,14 +3,17 @@
 from tisdpo_jax.interchange.demo_model import demo_model_path
 from tisdpo_jax.interchange.load import check_params, load_params, read_config
 from tisdpo_jax.interchange.peft import load_peft, save_peft
+from tisdpo_jax.interchange.reward import is_reward_model, load_reward_model
 from tisdpo_jax.interchange.save import save_huggingface
 from tisdpo_jax.interchange.tokenizer import load_tokenizer
 
 __all__ = [
     "check_params",
     "demo_model_path",
+    "is_reward_model",
     "load_params",
     "load_peft",
+    "load_reward_model",
     "load_tokenizer",
     "read_config",
     "save_huggingface",

@@ -1,82 +1,228 @@
-"""Held-out pairs and sample answers, before and after training."""
+"""A policy measured against a reference on pairs: one path for a run's own models and for any others."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import json
+import logging
 import math
 import os
+import re
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tisdpo_jax import losses, partitioning
-from tisdpo_jax.evaluation import Change, Comparison, Sample, as_json, compare, paired_difference
+from tisdpo_jax import interchange, losses, partitioning
+from tisdpo_jax.config import Experiment, LoggingSection
+from tisdpo_jax.data import EncodedSet, apply_policy, encode_pairs, open_template, read_pairs
+from tisdpo_jax.data.records import Message
+from tisdpo_jax.data.template import frame, render
+from tisdpo_jax.errors import ConfigError, DataError
+from tisdpo_jax.evaluation import (
+    Change,
+    Comparison,
+    DataCounts,
+    Grid,
+    PairEvaluation,
+    PairScores,
+    Sample,
+    as_plain,
+    compare,
+    evaluate_pairs,
+    paired_difference,
+    preference_grids,
+)
 from tisdpo_jax.models import Model
-from tisdpo_jax.recipes.session import Session
+from tisdpo_jax.recipes.session import Session, compute_config, digest, named_path, open_data, open_mesh
+from tisdpo_jax.recipes.subjects import Subject, adapter_base, check_alike, is_adapter
 from tisdpo_jax.sampling import generate
 from tisdpo_jax.scoring import score_pair_of_models
+from tisdpo_jax.training.interrupt import Interrupt
+from tisdpo_jax.training.metrics import MetricsLog
 from tisdpo_jax.training.progress import progress
 from tisdpo_jax.types import Batch, Variables
 
+log = logging.getLogger(__name__)
+
 RESULT = "evaluation.json"
+PAIRS = "evaluation_pairs.jsonl"
+LISTED = 20  # rejected records that the terminal shows
 
 
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """Sums over the tokens of each response `[n, 2]`, under both models, and its number of tokens."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What was found on the pairs; the same for a checkpoint and for its export."""
 
-    before: np.ndarray
-    after: np.ndarray
-    kl: np.ndarray  # KL(after || before)
-    tokens: np.ndarray
+    policy: Subject
+    reference: Subject
+    scores: PairScores
+    found: PairEvaluation
+    data: DataCounts
+
+    def grids(self) -> tuple[Grid, ...]:
+        return preference_grids(self.found, policy=self.policy.name, reference=self.reference.name)
 
 
-def measure(session: Session, before: Variables, after: Variables, split: str = "eval") -> Measured:
-    """Both models over all pairs of a split."""
+def evaluate(session: Session, policy: Subject, reference: Subject) -> Evaluation:
+    """All measures of `policy` against `reference` on the held-out pairs of the session."""
+    encoded, section = session.split("eval"), session.config.evaluation
+    check_alike(policy, reference)
+    scores = measure(session, policy, reference)
+    found = evaluate_pairs(scores, beta=session.config.loss.beta, resamples=section.resamples, seed=section.seed)
+    return Evaluation(policy, reference, scores, found, counts(encoded, "evaluated"))
+
+
+def evaluation_dir(config: Experiment) -> Path:
+    """Where results go that are not a run's own: a directory named by what is measured on what."""
+    section = config.evaluation
+    policy = Path(section.policy).name if section.policy else "policy"
+    data = section.data.rpartition("/")[2].partition(".")[0] if section.data else "held-out"
+    everything = digest([section.policy, section.reference, section.data, config.model.path])[:6]
+    name = re.sub(r"[^\w.-]+", "-", f"{policy}-on-{data}")
+    return Path(config.run_dir).expanduser() / "evaluations" / f"{name}-{everything}"
+
+
+def open_evaluation(config: Experiment, directory: Path, interrupt: Interrupt) -> Session:
+    """A session without training: what `evaluation.data` names is held out, and nothing else is there.
+
+    It may have no pairs, where prompts for a judge are all that is asked for.
+    """
+    mesh = open_mesh(config.mesh)
+    path = named_path(config.evaluation.reference or config.model.path)
+    if is_adapter(path):
+        path = named_path(adapter_base(path))
+    transformer = interchange.read_config(path)
+    tokenizer = interchange.load_tokenizer(
+        Path(config.model.tokenizer).expanduser() if config.model.tokenizer else path
+    )
+    if len(tokenizer) > transformer.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {len(tokenizer)} tokens, {path} only {transformer.vocab_size}; "
+            "set model.tokenizer to the one that belongs to it"
+        )
+    session = Session(
+        config=config,
+        run_dir=directory,
+        mesh=mesh,
+        model=Model(transformer, compute_config(config)),
+        model_path=path,
+        tokenizer=tokenizer,
+        train=EncodedSet((), (), "none", {}),
+        eval=None,
+        elements=0,
+        metrics=MetricsLog(directory, LoggingSection()),
+        interrupt=interrupt,
+    )
+    judge = config.evaluation.judge
+    if judge.by and judge.prompts and not (config.evaluation.data or config.data.train):
+        return session
+    return measuring(session, open_pairs(session))
+
+
+def counts(encoded: EncodedSet, name: str) -> DataCounts:
+    used = len(encoded.pairs)
+    return DataCounts(name, encoded.source, used + len(encoded.rejections), used, encoded.rejections)
+
+
+def open_pairs(session: Session) -> EncodedSet:
+    """What `evaluation.data` names, as tokens.
+
+    Nothing is trained on these records, so those that cannot be used stop nothing: they are counted and named.
+
+    Raises: DataError where none can be used.
+    """
     config = session.config
-    pairs, batches = session.passing(split, "main")
-    run = _measurer(session.model, config.model.head_chunk)
-    count = len(pairs.encoded.pairs)
-    measured = Measured(*(np.zeros((count, 2)) for _ in Measured.__dataclass_fields__))
+    section, data = config.evaluation, config.data
+    if not section.data:
+        if not data.train:
+            raise ConfigError("there are no pairs to evaluate on: name a file with --evaluation.data FILE")
+        held_out = open_data(config, session.tokenizer)[1]
+        if held_out is None:
+            raise ConfigError(
+                "there are no pairs to evaluate on: name a file with --evaluation.data FILE, or set data.eval or "
+                "data.eval_fraction"
+            )
+        return held_out
+    found = read_pairs(section.data, format=data.format, limit=data.eval_limit, group_field=section.subset)
+    encoded = encode_pairs(
+        found,
+        session.tokenizer,
+        template=open_template(data.template, session.tokenizer),
+        system=data.system,
+        max_length=data.max_length,
+        max_response=data.max_response,
+    )
+    if not encoded.pairs:
+        raise DataError(f"{encoded.source}: none of its records can be used:\n{listed(encoded)}")
+    return apply_policy(encoded, "skip", 1.0)
+
+
+def listed(encoded: EncodedSet, count: int = LISTED) -> str:
+    """Counts of a source, and the first rejected records by line and reason."""
+    lines = [encoded.summary(), *(f"  {rejection}" for rejection in encoded.rejections[:count])]
+    if len(encoded.rejections) > count:
+        lines.append(f"  ... and {len(encoded.rejections) - count} more, all of them in {RESULT}")
+    return "\n".join(lines)
+
+
+def measuring(session: Session, encoded: EncodedSet) -> Session:
+    """The session with these pairs held out, in arrays as wide as they need: so that sums do not depend on others."""
+    return dataclasses.replace(session, eval=encoded, elements=encoded.elements())
+
+
+def measure(session: Session, policy: Subject, reference: Subject) -> PairScores:
+    """Both models over all held-out pairs."""
+    config = session.config
+    pairs, batches = session.passing("eval", "main")
+    run = _measurer(policy.model, reference.model, config.model.head_chunk)
+    encoded = pairs.encoded.pairs
+    names = ("policy", "reference", "kl", "tokens")
+    found = {name: np.zeros((len(encoded), 2)) for name in names}
     for indices in progress(batches, "evaluate", enabled=config.logging.progress):
         session.interrupt.poll("evaluating")
         batch = partitioning.put_batch(pairs.batch(indices), session.mesh)
-        for name, value in zip(Measured.__dataclass_fields__, run(before, after, batch), strict=True):
-            getattr(measured, name)[indices[indices >= 0]] = partitioning.to_host(value)[indices >= 0]
-    return measured
+        for name, value in zip(names, run(policy.variables, reference.variables, batch), strict=True):
+            found[name][indices[indices >= 0]] = partitioning.to_host(value)[indices >= 0]
+    return PairScores(
+        **found,
+        prompts=[pair.prompt.tobytes().hex() for pair in encoded],
+        groups=[pair.group for pair in encoded] if config.evaluation.subset else (),
+    )
 
 
 @functools.lru_cache(maxsize=4)
-def _measurer(model: Model, chunk: int) -> Any:
-    def run(before: Variables, after: Variables, batch: Batch) -> tuple[jax.Array, ...]:
-        scores, before_logps = score_pair_of_models(model, after, before, batch, chunk=chunk)
+def _measurer(model: Model, reference_model: Model, chunk: int) -> Any:
+    def run(policy: Variables, reference: Variables, batch: Batch) -> tuple[jax.Array, ...]:
+        scores, reference_logps = score_pair_of_models(
+            model, policy, reference, batch, chunk=chunk, reference_model=reference_model
+        )
         assert scores.kl is not None
         kl = jnp.minimum(scores.kl, 1e9)
-        return before_logps.sum(-1), scores.logps.sum(-1), kl.sum(-1), batch.mask.sum(-1)
+        return scores.logps.sum(-1), reference_logps.sum(-1), kl.sum(-1), batch.mask.sum(-1)
 
     return jax.jit(run)
 
 
-def comparisons(measured: Measured, beta: float) -> tuple[Comparison, ...]:
-    """Two tables: implicit rewards against the model before training, and plain likelihoods.
+def comparisons(scores: PairScores, beta: float) -> tuple[Comparison, ...]:
+    """Two tables of before and after training: implicit rewards, and plain likelihoods.
 
     The model before training is its own reference: its margin is 0, its loss log 2, and every pair a tie.
     """
-    count = len(measured.before)
-    margins, loss = _rewards(measured.after, measured.before, beta)
-    no_margins, no_loss = _rewards(measured.before, measured.before, beta)
+    count = len(scores.reference)
+    margins, loss = _rewards(scores.policy, scores.reference, beta)
+    no_margins, no_loss = _rewards(scores.reference, scores.reference, beta)
     rewards = compare(no_margins, no_loss, margins, loss)
-    tokens = np.maximum(measured.tokens, 1)
-    means = [total / tokens for total in (measured.before, measured.after)]
+    tokens = np.maximum(scores.tokens, 1)
+    means = [total / tokens for total in (scores.reference, scores.policy)]
     likelihoods = (
         _change("likelihood accuracy", *((mean[:, 0] > mean[:, 1]).astype(float) for mean in means), better=True),
         _change("chosen log-likelihood a token", *(mean[:, 0] for mean in means), better=None),
         _change("rejected log-likelihood a token", *(mean[:, 1] for mean in means), better=None),
-        _change("KL from before, a token", np.zeros(count), (measured.kl / tokens).mean(-1), better=None),
+        _change("KL from before, a token", np.zeros(count), (scores.kl / tokens).mean(-1), better=None),
     )
     return (
         Comparison(f"Held-out pairs, implicit reward (beta {beta:g})", count, rewards),
@@ -102,16 +248,50 @@ def _change(name: str, before: np.ndarray, after: np.ndarray, *, better: bool | 
     return Change(name, *mean_se(before), *mean_se(after), *paired_difference(before, after), better)
 
 
-def save(session: Session, tables: tuple[Comparison, ...]) -> None:
-    """evaluation.json: every row of the tables, with standard errors."""
+def save(
+    directory: Path, session: Session, done: Evaluation | None, tables: tuple[Comparison, ...], judging: Any
+) -> None:
+    """evaluation.json: every number of every table; evaluation_pairs.jsonl: a line for each pair."""
     if jax.process_index() != 0:
         return
-    content = [
-        {"title": table.title, "pairs": table.pairs, "rows": [as_json(row) for row in table.rows]} for table in tables
-    ]
-    path = session.run_dir / RESULT
+    content: dict[str, Any] = {"tables": as_plain(tables)}
+    if done is not None:
+        models = {name: as_plain({"name": one.name, "source": one.source}) for name, one in _roles(done).items()}
+        data = {
+            "source": done.data.source,
+            "records": done.data.records,
+            "used": done.data.used,
+            "rejected": len(done.data.rejected),
+            "rejections": [
+                {"origin": one.origin, "reason": one.reason, "detail": one.detail} for one in done.data.rejected
+            ],
+        }
+        content |= {**models, "data": data, "evaluation": as_plain(done.found)}
+        _write(directory / PAIRS, "".join(_pair_lines(session, done)))
+    if judging is not None:
+        content["judging"] = as_plain(judging)
+    _write(directory / RESULT, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def _roles(done: Evaluation) -> dict[str, Subject]:
+    return {"policy": done.policy, "reference": done.reference}
+
+
+def _pair_lines(session: Session, done: Evaluation) -> list[str]:
+    scores, margins = done.scores, done.scores.margins(done.found.beta)
+    lines = []
+    for index, pair in enumerate(session.split("eval").pairs):
+        row = {"id": pair.id, "origin": pair.origin, "subset": pair.group, "margin": float(margins[index])}
+        for name in ("policy", "reference", "kl", "tokens"):
+            for number, side in enumerate(("chosen", "rejected")):
+                row[f"{side}_{name}"] = float(getattr(scores, name)[index, number])
+        lines.append(json.dumps(as_plain(row), ensure_ascii=False) + "\n")
+    return lines
+
+
+def _write(path: Path, text: str) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -122,7 +302,7 @@ def samples(session: Session, before: Variables, after: Variables) -> tuple[Samp
     if not pairs:
         return ()
     prompts = [pair.prompt.tolist() for pair in pairs]
-    ends = end_tokens(session)
+    ends = end_tokens(session.tokenizer, session.config.data.template)
     answers = [
         generate(session.model, variables, prompts, max_new_tokens=section.max_new_tokens, eos_ids=ends)
         for variables in (before, after)
@@ -134,10 +314,12 @@ def samples(session: Session, before: Variables, after: Variables) -> tuple[Samp
     )
 
 
-def end_tokens(session: Session) -> list[int]:
+def end_tokens(tokenizer: Any, template: str) -> list[int]:
     """Tokens that end an answer: the tokenizer's EOS, and what the template ends a turn with."""
-    ends = {session.tokenizer.eos_token_id}
-    ends |= {int(pair.chosen[-1]) for pair in session.train.pairs[:100] if not pair.truncated_chosen}
+    opened = open_template(template, tokenizer)
+    messages = [Message("user", "a")]
+    written = render(opened, frame(opened, messages), messages, "b").text
+    ends = {tokenizer.eos_token_id, tokenizer(written, add_special_tokens=False).input_ids[-1]}
     return sorted(end for end in ends if end is not None)
 
 

@@ -13,34 +13,53 @@ from pathlib import Path
 import jax
 
 from tisdpo_jax import distributed
-from tisdpo_jax.config import Experiment, resolved
-from tisdpo_jax.evaluation import Comparison, table_text
-from tisdpo_jax.recipes import evaluate, run_dir
+from tisdpo_jax.config import Experiment, JudgeSection, resolved
+from tisdpo_jax.errors import ConfigError
+from tisdpo_jax.evaluation import Comparison, Grid, grid_text, table_text
+from tisdpo_jax.recipes import evaluate, judge, run_dir
+from tisdpo_jax.recipes.evaluate import Evaluation, evaluation_dir, open_evaluation
 from tisdpo_jax.recipes.export import export
 from tisdpo_jax.recipes.models import Base
-from tisdpo_jax.recipes.report import write_report
+from tisdpo_jax.recipes.report import write_evaluation, write_report
 from tisdpo_jax.recipes.session import Session, open_session
+from tisdpo_jax.recipes.subjects import Subject, open_subject
 from tisdpo_jax.recipes.tisdpo import base_stage, contrast_stage, policy_stage, score_stage
-from tisdpo_jax.roles import bind, policy_role
+from tisdpo_jax.roles import Frozen, bind, policy_role
 from tisdpo_jax.training.interrupt import Interrupt, listening
-from tisdpo_jax.types import Params, Variables
+from tisdpo_jax.types import Params
 
 log = logging.getLogger(__name__)
 
 
 def perform(verb: str, config: Experiment) -> None:
-    """Does `run`, `train`, `score`, `evaluate` or `export` in `config.run_dir`; each stops at its stage."""
+    """Does `run`, `train`, `score`, `evaluate` or `export` in `config.run_dir`; each stops at its stage.
+
+    `evaluate` with `evaluation.policy` is about models that are there: it opens no run and trains nothing.
+    """
     directory, interrupt = Path(config.run_dir).expanduser(), Interrupt()
     # a run may be found in another place by each process, and log to another terminal; all else must agree
     alike = dataclasses.replace(config, logging=type(config.logging)())
     distributed.check_alike(json.dumps(resolved(alike), sort_keys=True))
-    with listening(interrupt), run_dir.opened(directory, config):
+    if config.evaluation.policy:
+        if verb != "evaluate":
+            raise ConfigError(
+                f"evaluation.policy names a model for `tisdpo evaluate`; leave it empty for `tisdpo {verb}`"
+            )
+        evaluate_models(config, interrupt)
+        return
+    with listening(interrupt), run_dir.opened(directory, _of_the_run(config)):
         session = open_session(config, directory, interrupt)
         try:
             with jax.set_mesh(session.mesh):
                 _perform(verb, session)
         finally:
             session.metrics.close()
+
+
+def _of_the_run(config: Experiment) -> Experiment:
+    """The configuration as the run records it: not what one evaluation looked at."""
+    section = dataclasses.replace(config.evaluation, policy="", reference="", data="", judge=JudgeSection())
+    return dataclasses.replace(config, evaluation=section)
 
 
 def _perform(verb: str, session: Session) -> None:
@@ -57,31 +76,97 @@ def _perform(verb: str, session: Session) -> None:
     if verb == "export":
         _say_paths(export(session, base, trained))
         return
-    before, after = _before_and_after(session, base, trained)
-    tables: tuple[Comparison, ...] = ()
-    if session.eval is not None:
-        tables = evaluate.comparisons(evaluate.measure(session, before, after), session.config.loss.beta)
-        evaluate.save(session, tables)
-        for table in tables:
-            _say(table_text(table) + "\n")
-    elif verb == "evaluate":
-        session.split("eval")  # says what to set
-    else:
-        _say("no held-out pairs (data.eval, data.eval_fraction): nothing is evaluated\n")
+    policy, reference = _own_subjects(session, base, trained)
+    measured, directory = _to_measure(session)
+    if session.config.evaluation.reference:
+        reference = open_subject(measured, "reference", session.config.evaluation.reference, frozen=True)
+    if measured.eval is None and verb == "evaluate":
+        measured.split("eval")  # says what to set
+    looked = _look(measured, directory, policy, reference)
     if verb == "evaluate":
+        if directory != session.run_dir:
+            _say(f"written  {write_evaluation(directory, measured, looked.done, looked.judging, directory.name)}")
         return
-    samples = evaluate.samples(session, before, after)
+    before, after = _own_subjects(session, base, trained)[::-1]
+    samples = evaluate.samples(session, before.variables, after.variables)
     for sample in samples:
         _say(f"prompt   {sample.prompt!r}\nbefore   {sample.before!r}\nafter    {sample.after!r}\n")
     written = export(session, base, trained)
-    report = write_report(session, tables, samples, columns)
+    report = write_report(session, looked.tables, samples, columns, measures=looked.measures, judging=looked.judging)
     _say_paths(written)
     _say(f"report   {report}")
 
 
-def _before_and_after(session: Session, base: Base, trained: Params) -> tuple[Variables, Variables]:
-    frozen = {"params": {"base": base.frozen()}, "lora": {}}
-    return {"params": base.frozen()}, bind(policy_role(lora=session.lora), trained, frozen)  # type: ignore[arg-type]
+def evaluate_models(config: Experiment, interrupt: Interrupt) -> None:
+    """`evaluation.policy` against `evaluation.reference`, on any pairs, in a directory of its own below `run_dir`."""
+    directory = evaluation_dir(config)
+    with listening(interrupt), run_dir.opened(directory, config):
+        session = open_evaluation(config, directory, interrupt)
+        with jax.set_mesh(session.mesh):
+            named = config.evaluation.reference or config.model.path
+            reference = open_subject(session, "reference", named, frozen=True)
+            policy = open_subject(session, "policy", config.evaluation.policy, base=reference)
+            looked = _look(session, directory, policy, reference)
+            page = write_evaluation(directory, session, looked.done, looked.judging, directory.name)
+            _say(f"written  {page}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Looked:
+    """What an evaluation found, for the report."""
+
+    done: Evaluation | None
+    tables: tuple[Comparison, ...]
+    measures: tuple[Grid, ...]
+    judging: tuple[Grid, ...]
+
+
+def _look(session: Session, directory: Path, policy: Subject, reference: Subject) -> _Looked:
+    """Measures, judges, prints and saves: the one way, whatever the models come from."""
+    done: Evaluation | None = None
+    tables: tuple[Comparison, ...] = ()
+    measures: tuple[Grid, ...] = ()
+    if session.eval is None:
+        _say("no held-out pairs (data.eval, data.eval_fraction): nothing is measured\n")
+    else:
+        if session.eval.rejections:
+            _say(f"{evaluate.listed(session.eval)}\n")
+        done = evaluate.evaluate(session, policy, reference)
+        tables, measures = evaluate.comparisons(done.scores, done.found.beta), done.grids()
+        for text in [*map(table_text, tables), *map(grid_text, measures)]:
+            _say(text + "\n")
+    judged = None
+    if session.config.evaluation.judge.by:
+        evaluate.save(directory, session, done, tables, None)  # judging may be stopped, and may take long
+        judged = judge.judge(session, directory, policy, reference)
+        for rejection in judged.rejected[: evaluate.LISTED]:
+            _say(f"no prompt: {rejection}")
+        for grid in judge.grids(judged):
+            _say(grid_text(grid) + "\n")
+    evaluate.save(directory, session, done, tables, judged)
+    return _Looked(done, tables, measures, judge.grids(judged) if judged is not None else ())
+
+
+def _own_subjects(session: Session, base: Base, trained: Params) -> tuple[Subject, Subject]:
+    """The policy of the run, and the model that it started from."""
+    frozen: Frozen = {"params": {"base": base.frozen()}, "lora": {}}
+    made = [bind(policy_role(lora=session.lora), trained, frozen), {"params": base.frozen()}]
+    sources = [str(session.run_dir / "models" / "policy"), str(session.model_path)]
+    policy, reference = (
+        Subject(name, source, session.model, variables, session.tokenizer)
+        for name, source, variables in zip(("policy", "reference"), sources, made, strict=True)
+    )
+    return policy, reference
+
+
+def _to_measure(session: Session) -> tuple[Session, Path]:
+    """The session with the pairs to measure on, and where results go: beside the run's own only for its own pairs."""
+    section = session.config.evaluation
+    if not (section.data or section.reference):
+        return (session if session.eval is None else evaluate.measuring(session, session.eval)), session.run_dir
+    directory = evaluation_dir(session.config)
+    directory.mkdir(parents=True, exist_ok=True)
+    return evaluate.measuring(session, evaluate.open_pairs(session)), directory
 
 
 def _say_paths(paths: list[Path]) -> None:

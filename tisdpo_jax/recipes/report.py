@@ -12,8 +12,8 @@ from tisdpo_jax import evaluation
 from tisdpo_jax._version import __version__
 from tisdpo_jax.config import resolved
 from tisdpo_jax.data import EncodedSet
-from tisdpo_jax.evaluation import Comparison, DataCounts, Report, Sample, SidePicture, TokenPicture, WeightSection
-from tisdpo_jax.recipes.evaluate import prompt_text
+from tisdpo_jax.evaluation import Comparison, DataCounts, Grid, Report, Sample, SidePicture, TokenPicture, WeightSection
+from tisdpo_jax.recipes.evaluate import Evaluation, counts, prompt_text
 from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.recipes.tisdpo import Columns
 
@@ -21,6 +21,9 @@ FILES = (
     ("config.yaml", "the configuration, defaults included"),
     ("metrics.jsonl", "metrics of every step"),
     ("evaluation.json", "the tables above as data"),
+    ("evaluation_pairs.jsonl", "log-likelihoods, KL and margin of every held-out pair"),
+    ("answers.jsonl", "what models answered to be judged"),
+    ("judgements.jsonl", "what the judge said"),
     ("scores", "log-likelihoods under the frozen models"),
     ("models", "what each stage trained"),
     ("export", "the policy, for transformers"),
@@ -29,7 +32,13 @@ FILES = (
 
 
 def write_report(
-    session: Session, tables: tuple[Comparison, ...], samples: tuple[Sample, ...], columns: dict[str, Columns]
+    session: Session,
+    tables: tuple[Comparison, ...],
+    samples: tuple[Sample, ...],
+    columns: dict[str, Columns],
+    *,
+    measures: tuple[Grid, ...] = (),
+    judging: tuple[Grid, ...] = (),
 ) -> Path:
     """Writes report.html and returns its path."""
     config = session.config
@@ -39,6 +48,8 @@ def write_report(
         title=f"{config.loss.name} with construction {config.contrast.construction}: {session.run_dir.name}",
         facts=_facts(session),
         comparisons=tables,
+        measures=measures,
+        judging=judging,
         samples=samples,
         history=evaluation.read_metrics(session.run_dir / "metrics.jsonl"),
         weights=_weights(session, session.train, columns["train"]),
@@ -48,6 +59,29 @@ def write_report(
         files=tuple((name, what) for name, what in FILES if (session.run_dir / name).exists()),
     )
     path = session.run_dir / "report.html"
+    if jax.process_index() == 0:
+        evaluation.write(path, report)
+    return path
+
+
+def write_evaluation(
+    directory: Path, session: Session, done: Evaluation | None, judging: tuple[Grid, ...], title: str
+) -> Path:
+    """evaluation.html of models that are not those of the run; returns its path."""
+    config = session.config
+    facts = [("software", f"tisdpo_jax {__version__}, jax {jax.__version__}")]
+    if done is not None:
+        facts = [("policy", done.policy.source), ("reference", done.reference.source), *facts]
+    report = Report(
+        title=title,
+        facts=tuple(facts),
+        measures=done.grids() if done is not None else (),
+        judging=judging,
+        data=(done.data,) if done is not None else (),
+        config=yaml.safe_dump(resolved(config), sort_keys=False, allow_unicode=True),
+        files=tuple((name, what) for name, what in FILES if (directory / name).is_file()),
+    )
+    path = directory / "evaluation.html"
     if jax.process_index() == 0:
         evaluation.write(path, report)
     return path
@@ -101,7 +135,4 @@ def _picture(session: Session, encoded: EncodedSet, columns: Columns, index: int
 
 
 def _counts(session: Session, split: str) -> DataCounts:
-    encoded = session.split(split)
-    name = {"train": "training", "eval": "held out"}[split]
-    used = len(encoded.pairs)
-    return DataCounts(name, encoded.source, used + len(encoded.rejections), used, encoded.rejections)
+    return counts(session.split(split), {"train": "training", "eval": "held out"}[split])

@@ -169,9 +169,14 @@ def compute_config(config: Experiment, platform: str = "") -> ComputeConfig:
 
 
 def model_path(config: Experiment) -> Path:
-    if config.model.path == "demo":
+    return named_path(config.model.path)
+
+
+def named_path(name: str) -> Path:
+    """Where the model is that a configuration names; `demo` is fetched first."""
+    if name == "demo":
         return interchange.demo_model_path(DEMO_CACHE.expanduser())
-    return Path(config.model.path).expanduser()
+    return Path(name).expanduser()
 
 
 def check_batches(config: Experiment, mesh: Mesh) -> None:

@@ -1,0 +1,58 @@
+"""From what judges say to outcomes: 1 the first model wins, 0 the second, 1/2 a tie, nan no verdict. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+FIRST, SECOND, TIE, UNPARSABLE = "first", "second", "tie", "unparsable"
+VERDICTS = (FIRST, SECOND, TIE, UNPARSABLE)
+
+_LINE = re.compile(r"verdict\W{0,8}(first|second|tie)\b", re.IGNORECASE)
+_SWAPPED = {FIRST: SECOND, SECOND: FIRST, TIE: TIE, UNPARSABLE: UNPARSABLE}
+_VALUE = {FIRST: 1.0, SECOND: 0.0, TIE: 0.5, UNPARSABLE: float("nan")}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outcomes:
+    """One model against another, prompt by prompt."""
+
+    values: Floats  # [n] 1, 1/2, 0, or nan
+    inconsistent: NDArray[np.bool_]  # [n], ties that are none: the verdict turned with the order
+
+
+def parse_verdict(reply: str) -> str:
+    """The verdict that a judge's reply ends with: the last `verdict: first | second | tie`, or that word alone."""
+    found = _LINE.findall(reply)
+    if found:
+        return str(found[-1]).lower()
+    alone = reply.strip().strip("\"'*.` ").lower()
+    return alone if alone in (FIRST, SECOND, TIE) else UNPARSABLE
+
+
+def outcomes_of_orders(straight: Sequence[str], swapped: Sequence[str]) -> Outcomes:
+    """Outcomes of comparisons that were asked in both orders: (a, b), and (b, a).
+
+    Verdicts that agree about the models count. Those that do not, whether they contradict each other or one of them
+    is a tie, are a tie and marked as inconsistent. Where either order has no clear verdict there is none: nan.
+    """
+    values, inconsistent = [], []
+    for one, other in zip(straight, swapped, strict=True):
+        again = _SWAPPED[other]
+        unclear = UNPARSABLE in (one, again)
+        values.append(float("nan") if unclear else _VALUE[one] if one == again else 0.5)
+        inconsistent.append(not unclear and one != again)
+    return Outcomes(np.asarray(values, np.float64), np.asarray(inconsistent, bool))
+
+
+def outcomes_of_scores(first: ArrayLike, second: ArrayLike, *, tie_band: float = 0.0) -> Outcomes:
+    """Outcomes of scores [n] of the answers of two models; nan scores give no verdict."""
+    difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    sign = np.where(np.abs(difference) <= tie_band, 0.0, np.sign(difference))
+    return Outcomes(0.5 * (sign + 1.0), np.zeros(difference.shape, bool))

@@ -1,0 +1,177 @@
+"""Models answer the same prompts, and a judge says of each two who answers better. What is on disk is not asked again.
+
+prompts -> answers of every model (answers.jsonl) -> scores or verdicts (judgements.jsonl) -> win rates, ratings
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from tisdpo_jax import judging
+from tisdpo_jax.data import Message, Rejection, read_prompts
+from tisdpo_jax.errors import ConfigError, DataError
+from tisdpo_jax.evaluation import Grid, Interval, mean_interval
+from tisdpo_jax.judging import Outcomes, Rating, Store, WinRate
+from tisdpo_jax.recipes import answers
+from tisdpo_jax.recipes.answers import Asked
+from tisdpo_jax.recipes.judges import endpoint_verdicts, open_scorer
+from tisdpo_jax.recipes.session import Session
+from tisdpo_jax.recipes.subjects import Subject, open_subject
+
+log = logging.getLogger(__name__)
+
+ANSWERS = "answers.jsonl"
+JUDGEMENTS = "judgements.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelScore:
+    """Mean score of one model's answers, of judges that give scores."""
+
+    name: str
+    score: Interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """What a judge found."""
+
+    judge: str
+    prompts: int
+    source: str
+    rejected: tuple[Rejection, ...]  # records of the file of prompts that hold none
+    unanswered: dict[str, int]  # prompts to which a file has no answer, by model; nobody's win
+    scores: tuple[ModelScore, ...]
+    pairs: tuple[WinRate, ...]
+    ratings: tuple[Rating, ...]  # of three models or more
+
+
+def judge(session: Session, directory: Path, policy: Subject, reference: Subject) -> Judged:
+    """Policy, reference and `evaluation.judge.models`, each against each."""
+    section = session.config.evaluation.judge
+    if jax.process_count() > 1:
+        raise ConfigError("evaluation.judge.by: judging runs in one process; evaluate an export on one machine")
+    others = named_models(section.models)
+    names = [policy.name, reference.name, *others]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"evaluation.judge.models: the names {', '.join(names)} are not all different")
+    if section.anchor and section.anchor not in names:
+        raise ConfigError(f"evaluation.judge.anchor {section.anchor!r} is none of the models {', '.join(names)}")
+    scorer = None if is_endpoint(section.by) else open_scorer(session)  # found out before anything is generated
+    prompts, rejected, source = open_prompts(session)
+    store = Store(directory / ANSWERS)
+    texts: dict[str, list[str | None]] = {}
+    for name in names:
+        if name in others and others[name].endswith(".jsonl"):
+            texts[name] = answers.from_file(others[name], prompts)
+            continue
+        known = {policy.name: policy, reference.name: reference}
+        subject = known[name] if name in known else open_subject(session, name, others[name], base=reference)
+        texts[name] = list(answers.generated(session, subject, prompts, store))
+        del subject
+    kept = Store(directory / JUDGEMENTS)
+    scores: dict[str, np.ndarray] = {}
+    outcomes: dict[tuple[str, str], Outcomes] = {}
+    pairs = list(itertools.combinations(names, 2))
+    if scorer is not None:
+        for name in names:
+            scores[name] = np.asarray(scorer(kept, name, prompts, texts[name]))
+        for one, other in pairs:
+            outcomes[one, other] = judging.outcomes_of_scores(scores[one], scores[other], tie_band=section.tie_band)
+    else:
+        outcomes = endpoint_verdicts(session, kept, pairs, prompts, texts)
+    return _summary(session, names, scores, outcomes, len(prompts), source, rejected, texts)
+
+
+def _summary(
+    session: Session,
+    names: Sequence[str],
+    scores: dict[str, np.ndarray],
+    outcomes: dict[tuple[str, str], Outcomes],
+    prompts: int,
+    source: str,
+    rejected: tuple[Rejection, ...],
+    texts: dict[str, list[str | None]],
+) -> Judged:
+    section = session.config.evaluation
+    options: dict[str, Any] = {"resamples": section.resamples, "seed": section.seed}
+    found = tuple(judging.win_rate(*pair, outcome, **options) for pair, outcome in outcomes.items())
+    rated: tuple[Rating, ...] = ()
+    if len(names) > 2:
+        rated = judging.ratings(names, outcomes, anchor=section.judge.anchor, **options)
+    return Judged(
+        judge=section.judge.by,
+        prompts=prompts,
+        source=source,
+        rejected=rejected,
+        unanswered={name: sum(text is None for text in texts[name]) for name in names},
+        scores=tuple(
+            ModelScore(name, mean_interval(values, np.arange(prompts), kept=np.isfinite(values), **options))
+            for name, values in scores.items()
+        ),
+        pairs=found,
+        ratings=rated,
+    )
+
+
+def is_endpoint(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
+def named_models(text: str) -> dict[str, str]:
+    """`a=path, b=path` as a dict. Raises: ConfigError for a part without name or path."""
+    found: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, path = (word.strip() for word in part.partition("="))
+        if not name or not path:
+            raise ConfigError(f"evaluation.judge.models: {part!r} is not name=path")
+        if name in found:
+            raise ConfigError(f"evaluation.judge.models: {name!r} stands twice")
+        found[name] = path
+    return found
+
+
+def open_prompts(session: Session) -> tuple[list[Asked], tuple[Rejection, ...], str]:
+    """Prompts to answer, those of the file or of the held-out pairs, each once; bad records; the source."""
+    section = session.config.evaluation.judge
+    if section.prompts:
+        prompts, rejected = read_prompts(section.prompts)
+        found = [Asked(prompt.id, prompt.messages) for prompt in prompts]
+        if not found:
+            raise DataError(f"{section.prompts}: holds no prompt that can be used: {rejected[0]}")
+        return found[: section.limit or None], rejected, section.prompts
+    encoded = session.split("eval")
+    once: dict[tuple[Message, ...], Asked] = {}
+    for pair in encoded.pairs:
+        once.setdefault(pair.messages, Asked(pair.id, pair.messages))
+    return list(once.values())[: section.limit or None], (), encoded.source
+
+
+def grids(judged: Judged) -> tuple[Grid, ...]:
+    """Tables for people."""
+    title = f"Judged by {judged.judge}: {judged.prompts:,} prompts of {judged.source}"
+    rows = tuple(
+        (f"{one.first} over {one.second}", one.rate, one.wins, one.ties, one.losses, one.inconsistent, one.undecided)
+        for one in judged.pairs
+    )
+    columns = ("models", "win rate [95 %]", "wins", "ties", "losses", "of the ties, inconsistent", "no verdict")
+    found = [Grid(f"{title} (a tie counts one half)", columns, rows)]
+    if judged.scores:
+        found.append(
+            Grid("Mean score", ("model", "score [95 %]"), tuple((one.name, one.score) for one in judged.scores))
+        )
+    if judged.ratings:
+        rated = tuple((one.name, one.elo) for one in judged.ratings)
+        found.append(Grid("Bradley-Terry rating, in Elo points", ("model", "rating [95 %]"), rated))
+    missing = {name: count for name, count in judged.unanswered.items() if count}
+    if missing:
+        found.append(Grid("Prompts without an answer", ("model", "prompts"), tuple(missing.items())))
+    return tuple(found)

@@ -1,0 +1,171 @@
+"""The judges that a configuration can name, each behind what is already on disk."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tisdpo_jax import interchange, judging, partitioning
+from tisdpo_jax.data import open_template
+from tisdpo_jax.errors import ConfigError
+from tisdpo_jax.judging import Endpoint, Outcomes, Question, Reply, RewardModel, Score, Store, key_of
+from tisdpo_jax.models import Model
+from tisdpo_jax.recipes import models
+from tisdpo_jax.recipes.answers import Asked
+from tisdpo_jax.recipes.session import Session
+from tisdpo_jax.training.progress import Progress
+
+log = logging.getLogger(__name__)
+
+KEYS = ("TISDPO_JUDGE_API_KEY", "OPENAI_API_KEY")  # environment variables, the first that is set
+
+Scorer = Callable[[Store, str, Sequence[Asked], Sequence[str | None]], list[float]]
+"""(kept scores, model, prompts, answers) -> a score for each answer, nan where there is none."""
+
+
+def open_scorer(session: Session) -> Scorer:
+    """The judge that `evaluation.judge.by` names, of those that give scores. Raises: ConfigError where it is none."""
+    by = session.config.evaluation.judge.by
+    if by == "refusal":
+        return _with(judging.refusal_score, by)
+    if by == "sentiment":
+        judging.sentiment_score("", "")  # says what to install
+        return _with(judging.sentiment_score, by)
+    if Path(by).expanduser().is_dir():
+        return _reward_model(session, by)
+    if ":" in by and "/" not in by:
+        function = judging.load_function(by)
+        return _with(function, f"{by} {key_of(judging.source_of(by))}")
+    raise ConfigError(
+        f"evaluation.judge.by is {by!r}; it must be sentiment, refusal, module:function, the directory of a reward "
+        "model, or an address that begins with http:// or https://"
+    )
+
+
+def _with(function: Score, identity: str) -> Scorer:
+    def score(store: Store, name: str, prompts: Sequence[Asked], texts: Sequence[str | None]) -> list[float]:
+        found = []
+        for prompt, text in zip(prompts, texts, strict=True):
+            if text is None:
+                found.append(math.nan)
+                continue
+            key = key_of(identity, prompt.text, text)
+            record = store.get(key)
+            if record is None:
+                value = function(prompt.text, text)
+                store.add(key, judge=identity, prompt=prompt.id, model=name, score=value)
+            else:
+                value = float(record["score"])
+            found.append(value)
+        return found
+
+    return score
+
+
+def _reward_model(session: Session, path: str) -> Scorer:
+    config, section = session.config, session.config.evaluation
+    dtype = models.whole_dtype(session)
+
+    def placed(shapes: object) -> object:
+        return partitioning.param_shardings(shapes, session.mesh)  # type: ignore[arg-type]  # a tree of shapes
+
+    transformer, params, head = interchange.load_reward_model(path, dtype=dtype, shardings=placed)
+    tokenizer = interchange.load_tokenizer(path)
+    template = open_template(config.data.template, tokenizer)
+    judge = RewardModel(Model(transformer, session.model.compute), params, head, tokenizer, template)
+    identity = f"{path} {models.identify(params)} {models.identify({'head': head})} {config.model.dtype}"
+
+    def score(store: Store, name: str, prompts: Sequence[Asked], texts: Sequence[str | None]) -> list[float]:
+        keys = [key_of(identity, prompt.text, text) for prompt, text in zip(prompts, texts, strict=True)]
+        wanted = [number for number, key in enumerate(keys) if texts[number] is not None and store.get(key) is None]
+        conversations = [(prompts[number].messages, texts[number] or "") for number in wanted]
+        for place, value in judging.score_conversations(
+            judge, conversations, batch_size=section.batch_size, max_length=transformer.max_positions
+        ):
+            session.interrupt.poll("scoring answers")
+            shown = None if math.isnan(value) else value
+            number = wanted[place]
+            store.add(keys[number], judge=path, prompt=prompts[number].id, model=name, score=shown)
+        records = [store.get(key) if text is not None else None for key, text in zip(keys, texts, strict=True)]
+        return [math.nan if one is None or one["score"] is None else float(one["score"]) for one in records]
+
+    return score
+
+
+def endpoint_verdicts(
+    session: Session,
+    store: Store,
+    pairs: Sequence[tuple[str, str]],
+    prompts: Sequence[Asked],
+    texts: dict[str, list[str | None]],
+) -> dict[tuple[str, str], Outcomes]:
+    """Every two models on every prompt, in both orders; verdicts that are on disk are not asked for again.
+
+    Equal answers are a tie that nobody is asked about.
+    """
+    section = session.config.evaluation.judge
+    if not section.endpoint_model:
+        raise ConfigError(
+            "evaluation.judge.endpoint_model is empty; name the model that the endpoint shall be asked for"
+        )
+    endpoint = Endpoint(
+        url=section.by,
+        model=section.endpoint_model,
+        criterion=section.criterion,
+        key=next((os.environ[name] for name in KEYS if os.environ.get(name)), ""),
+        timeout=section.timeout,
+        retries=section.retries,
+        concurrency=section.concurrency,
+    )
+    identity = [endpoint.url, endpoint.model, endpoint.criterion]
+    questions: dict[str, Question] = {}
+    told: dict[str, dict[str, str]] = {}
+
+    def key(one: str, other: str, prompt: Asked, first: str, second: str) -> str:
+        return key_of(identity, prompt.id, prompt.text, one, other, first, second)
+
+    for one, other in [order for pair in pairs for order in (pair, pair[::-1])]:
+        for prompt, first, second in zip(prompts, texts[one], texts[other], strict=True):
+            if first is None or second is None or first == second:
+                continue
+            name = key(one, other, prompt, first, second)
+            if store.get(name) is None:
+                questions[name] = Question(name, prompt.text, first, second)
+                told[name] = {"prompt": prompt.id, "first": one, "second": other}
+    if questions:
+        log.info("%d questions for %s, %d verdicts on disk", len(questions), endpoint.url, len(store))
+    bar = Progress("judge", len(questions), done=0, enabled=session.config.logging.progress)
+
+    def take(question: Question, reply: Reply) -> None:
+        store.add(
+            question.key,
+            judge=f"{endpoint.model} at {endpoint.url}",
+            **told[question.key],
+            verdict=reply.verdict,
+            tries=reply.tries,
+            reply=reply.text,
+        )
+        bar.advance({})
+
+    try:
+        judging.ask_all(endpoint, list(questions.values()), take, lambda: session.interrupt.poll("judging"))
+    finally:
+        bar.close()
+
+    def verdict(one: str, other: str, number: int) -> str:
+        first, second = texts[one][number], texts[other][number]
+        if first is None or second is None:
+            return judging.UNPARSABLE
+        if first == second:
+            return judging.TIE
+        record = store.get(key(one, other, prompts[number], first, second))
+        return judging.UNPARSABLE if record is None else str(record["verdict"])
+
+    found = {}
+    for one, other in pairs:
+        orders = [[verdict(*pair, number) for number in range(len(prompts))] for pair in ((one, other), (other, one))]
+        found[one, other] = judging.outcomes_of_orders(*orders)
+    return found

@@ -1,0 +1,98 @@
+"""The models that an evaluation is about: the run's own, a model directory, a GGUF file, a PEFT adapter."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tisdpo_jax import interchange, partitioning
+from tisdpo_jax.errors import CheckpointError, ConfigError
+from tisdpo_jax.interchange import peft
+from tisdpo_jax.interchange.huggingface import read_json
+from tisdpo_jax.models import Model
+from tisdpo_jax.recipes import models
+from tisdpo_jax.recipes.session import Session, named_path
+from tisdpo_jax.types import Variables
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """A model that is measured, or that answers."""
+
+    name: str  # what tables call it
+    source: str  # where it came from
+    model: Model
+    variables: Variables
+    tokenizer: Any
+
+
+def open_subject(
+    session: Session, name: str, path: str, *, base: Subject | None = None, frozen: bool = False
+) -> Subject:
+    """The model that `path` names, on the session's mesh, computed as the session's configuration says.
+
+    An adapter is applied without merging it, to the model that its adapter_config.json names or, where that is not
+    on this machine, to `base`.
+
+    Args:
+      base: a model that is there already; taken, not read again, where `path` or an adapter names the same.
+      frozen: in `model.frozen_dtype`, int8 included, as models are that nothing trains; else never in int8.
+
+    Raises: CheckpointError for what is no model.
+    """
+    place = named_path(path)
+    if base is not None and not frozen and _same(place, base.source):
+        return dataclasses.replace(base, name=name)
+    if not is_adapter(place):
+        return _whole(session, name, place, frozen)
+    under = named_path(adapter_base(place))
+    if base is None or (under.exists() and not _same(under, base.source)):
+        base = _whole(session, name, under, True)
+    if "lora" in base.variables:
+        raise ConfigError(f"{place}: its base {base.source} is an adapter itself; merge that one first")
+    # which leaves there are is known once it is read; an adapter is small
+    lora, scale = interchange.load_peft(place, base.model.config, dtype=session.config.model.param_dtype)
+    lora = jax.device_put(lora, partitioning.param_shardings(lora, session.mesh))
+    compute = dataclasses.replace(base.model.compute, lora_scale=scale)
+    variables: Variables = {"params": base.variables["params"], "lora": lora}
+    return Subject(name, str(place), Model(base.model.config, compute), variables, base.tokenizer)
+
+
+def is_adapter(path: Path) -> bool:
+    return (path / peft.CONFIG).is_file() and not (path / "config.json").is_file()
+
+
+def adapter_base(path: Path) -> str:
+    """The model that an adapter names as its base; "" where it names none."""
+    return str(read_json(path / peft.CONFIG).get("base_model_name_or_path") or "")
+
+
+def check_alike(policy: Subject, reference: Subject) -> None:
+    """Raises ConfigError where rewards would compare tokens of two kinds."""
+    sizes = [subject.model.config.vocab_size for subject in (policy, reference)]
+    if sizes[0] != sizes[1] or policy.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
+        raise ConfigError(
+            f"{policy.source} and {reference.source} have other tokens ({sizes[0]} and {sizes[1]} in the models): "
+            "log-likelihoods can be compared between models of one tokenizer only; name another evaluation.reference"
+        )
+
+
+def _whole(session: Session, name: str, path: Path, frozen: bool) -> Subject:
+    config = interchange.read_config(path)
+    partitioning.check_heads(config.num_heads, config.num_kv_heads, session.mesh)
+    interchange.check_params(path, config)
+    at = dataclasses.replace(session, model=Model(config, session.model.compute), model_path=path)
+    params = models.load_pretrained(at)
+    freeze = models.freeze_of(at) if frozen else None
+    tokenizer = session.tokenizer
+    with contextlib.suppress(CheckpointError):  # weights alone: that of the configuration then
+        tokenizer = interchange.load_tokenizer(path)
+    return Subject(name, str(path), at.model, {"params": freeze(params) if freeze else params}, tokenizer)
+
+
+def _same(path: Path, source: str) -> bool:
+    return path.exists() and Path(source).exists() and path.samefile(source)
