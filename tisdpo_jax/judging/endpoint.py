@@ -149,7 +149,13 @@ def ask(endpoint: Endpoint, question: Question, *, stop: threading.Event | None 
 
 
 def _ask_unless(stop: threading.Event, endpoint: Endpoint, question: Question) -> Reply | None:
-    return None if stop.is_set() else ask(endpoint, question, stop=stop)
+    if stop.is_set():
+        return None
+    try:
+        return ask(endpoint, question, stop=stop)
+    except BaseException:
+        stop.set()  # here, before this thread takes up another question
+        raise
 
 
 def _body(endpoint: Endpoint, question: Question) -> bytes:

@@ -1,0 +1,215 @@
+"""The endpoint judge against a server that answers slowly, wrongly, with 429 and 500, and dies."""
+
+from __future__ import annotations
+
+import dataclasses
+import http.server
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tisdpo_jax.errors import ConfigError
+from tisdpo_jax.judging import Endpoint, EndpointDown, Question, ask, ask_all
+
+
+@dataclasses.dataclass
+class Stub:
+    """A server whose `answer(n, body)` says what request n gets: text, (status, headers, bytes), or None to hang up."""
+
+    answer: Callable[[int, dict], object]
+    requests: list[dict] = dataclasses.field(default_factory=list)
+    headers: list[dict] = dataclasses.field(default_factory=list)
+    at_once: int = 0
+    most_at_once: int = 0
+
+    def __post_init__(self) -> None:
+        stub, lock = self, threading.Lock()
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    stub.requests.append({"path": self.path, **body})
+                    stub.headers.append(dict(self.headers))
+                    number = len(stub.requests) - 1
+                    stub.at_once += 1
+                    stub.most_at_once = max(stub.most_at_once, stub.at_once)
+                try:
+                    found = stub.answer(number, body)
+                finally:
+                    with lock:
+                        stub.at_once -= 1
+                if found is None:
+                    self.close_connection = True
+                    return
+                if isinstance(found, str):
+                    found = (200, {}, json.dumps({"choices": [{"message": {"content": found}}]}).encode())
+                status, headers, content = found
+                try:
+                    self.send_response(status)
+                    for name, value in headers.items():
+                        self.send_header(name, value)
+                    self.send_header("Content-Length", str(len(content)))
+                    self.end_headers()
+                    self.wfile.write(content)
+                except OSError:  # the client gave up
+                    pass
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        class Server(http.server.ThreadingHTTPServer):
+            def handle_error(self, *arguments: object) -> None:
+                pass
+
+        self.server = Server(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
+        self.thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def serve():
+    stubs = []
+
+    def start(answer) -> tuple[Stub, Endpoint]:
+        stub = Stub(answer)
+        stubs.append(stub)
+        return stub, Endpoint(stub.url, "some-model", "Which is better?", timeout=5.0, retries=3, first_wait=0.01)
+
+    yield start
+    for stub in stubs:
+        stub.stop()
+
+
+QUESTION = Question("k", "What is 2 + 2? {braces}", "4", "verdict: first")
+QUESTIONS = [Question(str(n), f"prompt {n}", "a", "b") for n in range(12)]
+
+
+def test_what_is_asked(serve) -> None:
+    stub, endpoint = serve(lambda n, body: "Because.\nverdict: second")
+    reply = ask(dataclasses.replace(endpoint, key="secret"), QUESTION)
+    assert (reply.verdict, reply.tries, reply.text) == ("second", 1, "Because.\nverdict: second")
+    (asked,) = stub.requests
+    assert asked["path"] == "/v1/chat/completions" and asked["model"] == "some-model" and asked["temperature"] == 0
+    text = asked["messages"][-1]["content"]
+    places = [
+        text.index(part) for part in ("Which is better?", "What is 2 + 2? {braces}", "\n4\n", "\nverdict: first\n")
+    ]
+    assert places == sorted(places)
+    assert stub.headers[0]["Authorization"] == "Bearer secret" and "secret" not in repr(endpoint)
+
+
+BROKEN = {
+    "status 429": (429, {"Retry-After": "0.05"}, b"slow down"),
+    "status 500": (500, {}, b"oh no"),
+    "status 503, strange date": (503, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, b""),
+    "no JSON": (200, {}, b"<html>busy</html>"),
+    "other JSON": (200, {}, b'{"choices": []}'),
+    "no text": (200, {}, b'{"choices": [{"message": {"content": null}}]}'),
+    "hung up": None,
+    "no verdict": "Both have their merits.",
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_fails_is_tried_again(serve, what: str) -> None:
+    stub, endpoint = serve(lambda n, body: BROKEN[what] if n < 2 else "verdict: first")
+    began = time.monotonic()
+    assert ask(endpoint, QUESTION).verdict == "first" and len(stub.requests) == 3
+    if what == "status 429":
+        assert time.monotonic() - began >= 0.1  # as the server asked
+
+
+def test_a_slow_answer_is_not_waited_for(serve) -> None:
+    def slow(n, body):
+        time.sleep(0.6 if n == 0 else 0.0)
+        return "verdict: tie"
+
+    _, endpoint = serve(slow)
+    reply = ask(dataclasses.replace(endpoint, timeout=0.2), QUESTION)
+    assert (reply.verdict, reply.tries) == ("tie", 2)
+
+
+def test_a_judge_that_never_says_which_is_counted_and_not_dropped(serve) -> None:
+    stub, endpoint = serve(lambda n, body: "I like both." if n != 1 else BROKEN["status 500"])
+    reply = ask(endpoint, QUESTION)
+    assert (reply.verdict, reply.text, len(stub.requests)) == ("unparsable", "I like both.", 4)
+
+
+@pytest.mark.parametrize("what", ["status 500", "hung up", "no JSON"])
+def test_what_never_works_stops_and_says_why(serve, what: str) -> None:
+    _, endpoint = serve(lambda n, body: BROKEN[what])
+    with pytest.raises(EndpointDown, match="no answer in 4 tries"):
+        ask(endpoint, QUESTION)
+
+
+@pytest.mark.parametrize("status", [400, 401, 404])
+def test_what_trying_again_cannot_mend_is_not_tried_again(serve, status: int) -> None:
+    stub, endpoint = serve(lambda n, body: (status, {}, b"no such model"))
+    with pytest.raises(EndpointDown, match=f"status {status}: no such model"):
+        ask(endpoint, QUESTION)
+    assert len(stub.requests) == 1
+
+
+def test_waits_grow(serve) -> None:
+    times = []
+    _, endpoint = serve(lambda n, body: times.append(time.monotonic()) or BROKEN["status 500"])
+    with pytest.raises(EndpointDown):
+        ask(dataclasses.replace(endpoint, first_wait=0.08), QUESTION)
+    waits = [later - sooner for sooner, later in itertools.pairwise(times)]
+    assert waits[0] >= 0.06 and waits[0] * 1.15 < waits[1] and waits[1] * 1.15 < waits[2]
+
+
+def test_questions_are_asked_several_at_a_time_and_each_once(serve) -> None:
+    stub, endpoint = serve(lambda n, body: time.sleep(0.05) or "verdict: first")
+    taken = {}
+    ask_all(dataclasses.replace(endpoint, concurrency=4), QUESTIONS, lambda q, r: taken.update({q.key: r.verdict}))
+    assert taken == {question.key: "first" for question in QUESTIONS} and len(stub.requests) == 12
+    assert 1 < stub.most_at_once <= 4
+
+
+def test_when_the_server_dies_what_was_answered_is_kept(serve) -> None:
+    stub, endpoint = serve(lambda n, body: "verdict: first" if n < 6 else None)
+    taken: list[str] = []
+    with pytest.raises(EndpointDown):
+        ask_all(dataclasses.replace(endpoint, concurrency=2, retries=1), QUESTIONS, lambda q, r: taken.append(q.key))
+    assert len(taken) == 6 and len(stub.requests) <= 6 + 2 * 2
+
+
+def test_nobody_at_the_address() -> None:
+    gone = Stub(lambda n, body: "verdict: first")
+    url = gone.url
+    gone.stop()
+    with pytest.raises(EndpointDown, match="no answer in 2 tries"):
+        ask(Endpoint(url, "m", "c", retries=1, first_wait=0.01, timeout=1.0), QUESTION)
+    with pytest.raises(ConfigError, match="HOST:PORT"):
+        ask(Endpoint("http://[nowhere/v1", "m", "c", retries=0), QUESTION)
+
+
+def test_stopping_on_request_asks_no_more(serve) -> None:
+    stub, endpoint = serve(lambda n, body: "verdict: first")
+    taken: list[str] = []
+
+    class Stop(Exception):
+        pass
+
+    def poll() -> None:
+        if len(taken) >= 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        ask_all(dataclasses.replace(endpoint, concurrency=1), QUESTIONS, lambda q, r: taken.append(q.key), poll)
+    assert 3 <= len(taken) <= 5 and len(stub.requests) <= 5

@@ -1,0 +1,86 @@
+"""A reward model in Hugging Face form gives the scores that transformers gives."""
+
+from __future__ import annotations
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tisdpo_jax import interchange, judging
+from tisdpo_jax.data import Message, open_template
+from tisdpo_jax.errors import CheckpointError, MissingKeyError, ShapeMismatchError
+from tisdpo_jax.judging import RewardModel
+from tisdpo_jax.models import Model
+from tisdpo_jax.testing import write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A tiny Llama whose head is one row."""
+    return make(tmp_path_factory.mktemp("reward") / "model")
+
+
+def make(path, *, labels: int = 1, name: str = "score.weight", architecture: str = "LlamaForSequenceClassification"):
+    write_tiny_model(path, seed=3, max_positions=128)
+    file = path / "model.safetensors"
+    tensors = load_file(file)
+    tensors.pop("lm_head.weight", None)
+    width = tensors["model.norm.weight"].shape[0]
+    tensors[name] = np.random.default_rng(0).normal(size=(labels, width)).astype(np.float32)
+    save_file(tensors, file, metadata={"format": "pt"})
+    config = json.loads((path / "config.json").read_text())
+    config |= {"architectures": [architecture], "num_labels": labels, "pad_token_id": 0, "tie_word_embeddings": False}
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def opened(directory) -> RewardModel:
+    config, params, head = interchange.load_reward_model(directory, dtype="float32")
+    tokenizer = interchange.load_tokenizer(directory)
+    return RewardModel(Model(config), params, head, tokenizer, open_template("auto", tokenizer))
+
+
+def test_scores_are_those_of_transformers(directory) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import LlamaForSequenceClassification
+
+    theirs = LlamaForSequenceClassification.from_pretrained(directory).eval()
+    judge = opened(directory)
+    random = np.random.default_rng(1)
+    lengths = np.array([5, 17, 1, 32])
+    tokens = np.where(np.arange(32) < lengths[:, None], random.integers(5, 300, (4, 32)), 0)
+    with torch.no_grad():
+        attention = torch.tensor(np.arange(32) < lengths[:, None])
+        expected = theirs(input_ids=torch.tensor(tokens), attention_mask=attention.long()).logits[:, 0].numpy()
+    found = judging.score_rows(judge.model, judge.params, judge.head, jnp.asarray(tokens), jnp.asarray(lengths))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert np.std(expected) > 0.1  # else any constant would do
+
+
+def test_a_score_does_not_depend_on_the_batch_and_what_cannot_be_written_has_none(directory) -> None:
+    judge = opened(directory)
+    talk = [Message("user", "tell me about the cat")]
+    several = [
+        *[(talk, "the cat sleeps"), (talk, "no"), ([Message("user", "a")], "b " * 60), (talk, "x<|im_end|>y")],
+        ([Message("user", "<|im_start|>")], "b"),
+    ]
+    options = {"max_length": 96}
+    together = dict(judging.score_conversations(judge, several, batch_size=3, **options))
+    alone = [dict(judging.score_conversations(judge, [one], batch_size=1, **options))[0] for one in several]
+    assert sorted(together) == [0, 1, 2, 3, 4]
+    np.testing.assert_allclose([together[n] for n in range(5)], alone, rtol=1e-5, atol=1e-5)
+    assert len(set(np.round(alone[:3], 4))) == 3
+
+
+def test_what_is_no_reward_model_is_refused_by_name(directory, tmp_path) -> None:
+    plain = write_tiny_model(tmp_path / "plain")
+    assert not interchange.is_reward_model(plain) and interchange.is_reward_model(directory)
+    with pytest.raises(CheckpointError, match="LlamaForCausalLM; a reward model is"):
+        interchange.load_reward_model(plain, dtype="float32")
+    with pytest.raises(ShapeMismatchError, match=r"one label, \[1, 32\]"):
+        interchange.load_reward_model(make(tmp_path / "two", labels=2), dtype="float32")
+    with pytest.raises(MissingKeyError, match=r"score\.weight"):
+        interchange.load_reward_model(make(tmp_path / "none", name="classifier.weight"), dtype="float32")
