@@ -46,11 +46,22 @@ LOSSES: dict[str, Case] = {
     ),
     "kto of the batch": lambda p: losses.kto_loss(*_three(p), beta=0.3),
     "dlma": lambda p: losses.dlma_loss(p.policy_logps, p.reference_logps, _self_reward(p), p.mask, beta=0.3),
+    "dlma with weights and KL": lambda p: losses.dlma_loss(
+        p.policy_logps,
+        p.reference_logps,
+        _self_reward(p),
+        p.mask,
+        beta=0.3,
+        weights=_weights(p),
+        token_kl=p.token_kl,
+        kl_coef=0.5,
+        label_smoothing=0.05,
+    ),
     "tisdpo": _tisdpo,
     "tisdpo with KL": lambda p: _tisdpo(p, token_kl=p.token_kl, kl_coef=0.5, label_smoothing=0.05),
 }
 
-TAKES_KL = {"tdpo 1", "tdpo 2", "tisdpo with KL"}
+TAKES_KL = {"tdpo 1", "tdpo 2", "tisdpo with KL", "dlma with weights and KL"}
 """Those that let a gradient through to `token_kl`."""
 
 OF_THE_BATCH = {"kto of the batch"}

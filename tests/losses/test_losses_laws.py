@@ -270,6 +270,42 @@ def test_dlma_clamps_the_self_reward_and_only_that() -> None:
     np.testing.assert_allclose(np.expm1(loss(10.0)), np.expm1(dpo.loss) * np.exp(0.2), rtol=1e-5)
 
 
+@few
+@given(SEEDS, st.floats(0.0, 2.0), st.floats(0.0, 0.5))
+def test_dlma_without_a_margin_is_tisdpo_to_the_last_bit(seed: int, kl_coef: float, smoothing: float) -> None:
+    p = random_pairs(seed)
+    w = weights.importance_weights(p.positive_logps, p.negative_logps, p.mask)
+    margin = jnp.linspace(-90.0, 90.0, len(p.mask))
+    both = {"token_kl": p.token_kl, "kl_coef": kl_coef, "label_smoothing": smoothing}
+
+    def dlma(logps: jax.Array) -> jax.Array:
+        out = losses.dlma_loss(logps, p.reference_logps, margin, p.mask, margin_coef=0.0, weights=w, **both)
+        return out.loss.sum()
+
+    def tisdpo(logps: jax.Array) -> jax.Array:
+        return losses.tisdpo_loss(logps, p.reference_logps, w, p.mask, **both).loss.sum()
+
+    for one, other in zip(
+        jax.value_and_grad(dlma)(p.policy_logps), jax.value_and_grad(tisdpo)(p.policy_logps), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+@few
+@given(SEEDS)
+def test_dlma_with_weights_of_one_and_no_kl_is_dlma_to_the_last_bit(seed: int) -> None:
+    p = random_pairs(seed)
+    margin = jnp.linspace(-90.0, 90.0, len(p.mask))
+    ones = {"weights": jnp.ones_like(p.mask), "token_kl": p.token_kl, "kl_coef": 0.0}
+    out = [
+        losses.dlma_loss(p.policy_logps, p.reference_logps, margin, p.mask, **options)
+        for options in ({}, ones, {"weights": jnp.ones_like(p.mask)})
+    ]
+    for field in range(3):
+        np.testing.assert_array_equal(out[0][field], out[1][field])
+        np.testing.assert_array_equal(out[0][field], out[2][field])
+
+
 def test_dlma_takes_no_gradient_to_its_self_reward() -> None:
     p = random_pairs(13)
     grad = jax.grad(lambda r: losses.dlma_loss(p.policy_logps, p.reference_logps, r, p.mask).loss.sum())

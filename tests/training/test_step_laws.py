@@ -174,6 +174,24 @@ def test_dlma_takes_the_margin_column(trees, batch):
     np.testing.assert_allclose(with_margin.total, expected, rtol=1e-5)
 
 
+def test_dlma_and_tisdpo_together_take_margin_and_weights(trees, batch):
+    """Without a margin TIS-DPO; with it, every pair's logit is lower by beta1 R."""
+    weights = np.asarray(batch.mask) * 1.3
+    rows = {"margin": np.linspace(-60, 60, PAIRS).astype(np.float32), "weights": weights}
+    batch = batch._replace(columns=rows)
+
+    def total(name, **loss):
+        made = plan(name, construction="none")
+        made = dataclasses.replace(made, loss=dataclasses.replace(made.loss, **loss))
+        return objective(made, trees["policy"], frozen_of(trees), batch)
+
+    without = total("dlma+tisdpo", margin_coef=0.0)
+    np.testing.assert_array_equal(without.total, total("tisdpo").total)
+    assert "chosen_kl" in without.sums
+    assert float(total("dlma+tisdpo").total) != float(without.total)
+    assert float(total("dlma+tisdpo", kl_coef=0.0).total) != float(total("dlma+tisdpo").total)
+
+
 def test_weights_online_equal_weights_from_a_column(trees, batch):
     from tisdpo_jax.training.objective import token_weights_of
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from tisdpo_jax.config import Experiment, build, describe, nest
+from tisdpo_jax.config import Experiment, build, describe, nest, with_prompts
 from tisdpo_jax.errors import ConfigError
 
 COMMAND_LINE = "command line"
@@ -49,7 +49,7 @@ def read_arguments(
 
 def load(file: Path | None, overrides: dict[str, str]) -> Experiment:
     """The configuration file with overrides over it. `run_dir` defaults to runs/NAME of the file."""
-    return load_as(Experiment, file, overrides)
+    return with_prompts(load_as(Experiment, file, overrides))
 
 
 def load_as(kind: type[C], file: Path | None, overrides: dict[str, str]) -> C:

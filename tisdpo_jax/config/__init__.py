@@ -1,9 +1,11 @@
 """Everything an experiment is. Nothing here reads a file."""
 
 from tisdpo_jax.config.build import build, describe, nest, resolved
+from tisdpo_jax.config.prompt_pairs import PROMPT_PAIRS, with_prompts
 from tisdpo_jax.config.schema import (
     ContrastSection,
     DataSection,
+    DlmaSection,
     EvaluationSection,
     Experiment,
     JudgeSection,
@@ -13,6 +15,7 @@ from tisdpo_jax.config.schema import (
     MeshSection,
     ModelSection,
     OptimizerSection,
+    SamplingSection,
     StageSection,
     TrainSection,
     WeightsSection,
@@ -20,8 +23,10 @@ from tisdpo_jax.config.schema import (
 from tisdpo_jax.config.validate import validate
 
 __all__ = [
+    "PROMPT_PAIRS",
     "ContrastSection",
     "DataSection",
+    "DlmaSection",
     "EvaluationSection",
     "Experiment",
     "JudgeSection",
@@ -31,6 +36,7 @@ __all__ = [
     "MeshSection",
     "ModelSection",
     "OptimizerSection",
+    "SamplingSection",
     "StageSection",
     "TrainSection",
     "WeightsSection",
@@ -39,4 +45,5 @@ __all__ = [
     "nest",
     "resolved",
     "validate",
+    "with_prompts",
 ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-LossName = Literal["tisdpo", "dpo", "ipo", "tdpo", "kto", "dlma", "sft"]
+LossName = Literal["tisdpo", "dpo", "ipo", "tdpo", "kto", "dlma", "dlma+tisdpo", "sft"]
+PromptPair = Literal["own", "harmless", "helpful", "harmless-user", "helpful-user", "kind", "kind-user"]
 WeightMethod = Literal[
     "importance",
     "uniform",
@@ -139,6 +140,9 @@ class ContrastSection:
         "dpo",
         "where pi+ and pi- come from: prompts (P), SFT on each side (S), forward and reverse DPO (D); or none",
     )
+    pair: PromptPair = field(
+        "own", "prompts: a pair of prompts that is shipped (docs/dlma.md), or own: the two fields below"
+    )
     positive_prompt: str = field(
         "You are an harmless assistant. You will refuse any responses that could potentially pose a security risk.",
         "prompts: system text of pi+; with `{prompt}` in it, a template for the last user turn",
@@ -163,6 +167,65 @@ class ContrastSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class SamplingSection:
+    """Answers to prompts: what `tisdpo generate` makes, and the first stage of DLMA."""
+
+    prompts: str = field(
+        "",
+        "a .jsonl, .jsonl.gz or .json file of prompts (text, `prompt`, `messages`, or pairs whose answers are not "
+        "looked at), or `demo:prompts`",
+    )
+    limit: int = field(0, "use only the first prompts; 0 uses all")
+    policy: str = field(
+        "", "generate: a model directory, .gguf file or PEFT adapter that answers; empty takes model.path"
+    )
+    show: Literal["main", "plus", "minus"] = field(
+        "main", "generate: the prompts as they are, or behind the positive or negative prompt of `contrast`"
+    )
+    samples: int = field(1, "answers to each prompt; in DLMA, to each of its two forms")
+    engine: Literal["local", "http", "files"] = field(
+        "local",
+        "what answers: this program; an OpenAI-compatible endpoint; or somebody else, who finds prompts.jsonl in the "
+        "run directory and puts responses.jsonl beside it",
+    )
+    batch_size: int = field(16, "answers written at a time, over all devices; rounded up to blocks of 8 a device")
+    max_new_tokens: int = field(200, "tokens after which an answer is left unfinished")
+    max_prompt: int = field(256, "tokens of a prompt; a longer one is not answered")
+    temperature: float = field(1.0, "temperature of the draws; 0 is greedy")
+    top_k: int = field(0, "draw from the k likeliest tokens; 0 draws from all")
+    top_p: float = field(1.0, "draw from the fewest tokens that together have this probability")
+    min_p: float = field(0.0, "draw from tokens at least this share as likely as the likeliest")
+    stop: str = field("", "strings that end an answer, `||` between them; template hh always ends at a new turn")
+    seed: int = field(0, "seed of the draws")
+    url: str = field("", "http: address of the endpoint, up to and with /v1")
+    endpoint_model: str = field("", "http: the model that the endpoint is asked for")
+    concurrency: int = field(8, "http: questions that are on their way at a time")
+    timeout: float = field(120.0, "http: seconds that the endpoint has for an answer")
+    retries: int = field(6, "http: further tries after a time-out, a lost connection, status 429 or 5xx")
+
+
+@dataclasses.dataclass(frozen=True)
+class DlmaSection:
+    """DLMA: the model answers prompts behind two opposite prompts, and its own contrast labels the pairs."""
+
+    rounds: int = field(0, "rounds of sampling, scoring and training; 0 trains on the pairs of `data` instead")
+    eval_prompts: str = field("", "held-out prompts, in any form of sampling.prompts; empty takes `eval_fraction`")
+    eval_fraction: float = field(0.1, "share of the prompts that is held out when `eval_prompts` is empty")
+    score: Literal["sum", "mean"] = field("sum", "self-reward: nats of a response, as in the paper, or nats a token")
+    relabel: bool = field(True, "where R is below 0, take the answer behind the negative prompt as the better one")
+    tie_band: float = field(0.0, "leave out pairs whose R is no further than this from 0")
+    length_ratio: float = field(
+        0.0, "leave out pairs whose longer answer has more than this many times the tokens; 0 keeps all"
+    )
+    unfinished: Literal["keep", "drop"] = field(
+        "keep", "pairs with an answer that ran into sampling.max_new_tokens; DLMA's code keeps them"
+    )
+    reference: Literal["first", "previous"] = field(
+        "previous", "from the second round on: the model that the first round started from, or this round did"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class WeightsSection:
     method: WeightMethod = field(
         "importance", "how log-ratios become weights: the paper's formula, a control, or a transform of the public code"
@@ -179,14 +242,14 @@ class WeightsSection:
 class LossSection:
     name: LossName = field("tisdpo", "loss of the policy")
     beta: float = field(0.1, "strength of the reference")
-    label_smoothing: float = field(0.0, "dpo, tisdpo: share of labels taken as flipped (cDPO)")
-    kl_coef: float = field(1.0, "tisdpo: coefficient of the weighted KL term eta; 0 leaves it out")
+    label_smoothing: float = field(0.0, "dpo, tisdpo, dlma: share of labels taken as flipped (cDPO)")
+    kl_coef: float = field(1.0, "tisdpo, dlma+tisdpo: coefficient of the weighted KL term eta; 0 leaves it out")
     average: bool = field(False, "ipo: average log-ratios over tokens, as TRL does")
     alpha: float = field(0.5, "tdpo: coefficient of the KL difference in variant 2")
     variant: Literal[1, 2] = field(2, "tdpo: which of the two")
-    margin_coef: float = field(0.2, "dlma: beta1 / beta")
-    margin_lower: float = field(-40.0, "dlma: lower clamp of the self-reward")
-    margin_upper: float = field(40.0, "dlma: upper clamp of the self-reward")
+    margin_coef: float = field(0.2, "dlma, dlma+tisdpo: beta1 / beta, the coefficient of the self-reward as a margin")
+    margin_lower: float = field(-40.0, "dlma, dlma+tisdpo: lower clamp of the self-reward")
+    margin_upper: float = field(40.0, "dlma, dlma+tisdpo: upper clamp of the self-reward")
     desirable_weight: float = field(1.0, "kto: weight of chosen responses")
     undesirable_weight: float = field(1.0, "kto: weight of rejected responses")
 
@@ -267,6 +330,8 @@ class Experiment:
         "supervised fine-tuning on chosen responses before anything else",
     )
     contrast: ContrastSection = field(ContrastSection(), "the two contrastive models")
+    sampling: SamplingSection = field(SamplingSection(), "answers to prompts")
+    dlma: DlmaSection = field(DlmaSection(), "pairs from prompts alone")
     weights: WeightsSection = field(WeightsSection(), "token importance weights")
     loss: LossSection = field(LossSection(), "loss of the policy")
     train: TrainSection = field(

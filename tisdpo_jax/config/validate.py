@@ -24,7 +24,12 @@ def _fail(message: str) -> None:
 def _required(config: Experiment, trains: bool) -> None:
     if not config.model.path:
         _fail("model.path is empty; name a Hugging Face directory, a .gguf file, or `demo`")
-    if trains and not config.data.train:
+    if trains and config.dlma.rounds:
+        if not config.sampling.prompts:
+            _fail("sampling.prompts is empty; name a file of prompts, or `demo:prompts` (dlma.rounds asks for DLMA)")
+        if config.data.train or config.data.eval:
+            _fail("data.train and data.eval are files of pairs; DLMA makes its own (dlma.rounds), leave them empty")
+    elif trains and not config.data.train:
         _fail("data.train is empty; name a file of pairs, `tfds:NAME`, `hf:NAME`, or `demo:train`")
 
 
@@ -49,6 +54,17 @@ def _ranges(config: Experiment) -> None:
         "evaluation.judge.concurrency": (config.evaluation.judge.concurrency, 1),
         "evaluation.judge.retries": (config.evaluation.judge.retries, 0),
         "logging.every": (config.logging.every, 1),
+        "sampling.limit": (config.sampling.limit, 0),
+        "sampling.samples": (config.sampling.samples, 1),
+        "sampling.batch_size": (config.sampling.batch_size, 1),
+        "sampling.max_new_tokens": (config.sampling.max_new_tokens, 1),
+        "sampling.max_prompt": (config.sampling.max_prompt, 1),
+        "sampling.temperature": (config.sampling.temperature, 0),
+        "sampling.top_k": (config.sampling.top_k, 0),
+        "sampling.concurrency": (config.sampling.concurrency, 1),
+        "sampling.retries": (config.sampling.retries, 0),
+        "dlma.rounds": (config.dlma.rounds, 0),
+        "dlma.tie_band": (config.dlma.tie_band, 0),
     }
     for name, (value, lowest) in at_least.items():
         if value < lowest:
@@ -60,6 +76,8 @@ def _ranges(config: Experiment) -> None:
         "weights.scale": config.weights.scale,
         "weights.gamma": config.weights.gamma,
         "evaluation.judge.timeout": config.evaluation.judge.timeout,
+        "sampling.timeout": config.sampling.timeout,
+        "sampling.top_p": config.sampling.top_p,
     }
     for name, number in above_zero.items():
         if number <= 0:
@@ -67,6 +85,9 @@ def _ranges(config: Experiment) -> None:
     shares = {
         "loss.label_smoothing": (config.loss.label_smoothing, 0.5),
         "data.max_rejected": (config.data.max_rejected, 1.0),
+        "sampling.top_p": (config.sampling.top_p, 1.0),
+        "sampling.min_p": (config.sampling.min_p, 1.0),
+        "dlma.eval_fraction": (config.dlma.eval_fraction, 0.9),
     }
     for name, (share, highest) in shares.items():
         if not 0 <= share <= highest:
@@ -107,5 +128,28 @@ def _combinations(config: Experiment) -> None:
     contrast = config.contrast
     if contrast.construction == "prompts" and contrast.positive_prompt == contrast.negative_prompt:
         _fail("contrast.positive_prompt and contrast.negative_prompt are the same; every token would weigh the same")
-    if config.loss.name == "dlma" and contrast.scores == "online" and contrast.construction != "none":
-        _fail("loss.name dlma takes the self-reward of whole pairs from cached scores; set contrast.scores to cached")
+    if config.loss.name in ("dlma", "dlma+tisdpo") and contrast.scores == "online" and contrast.construction != "none":
+        _fail(
+            f"loss.name {config.loss.name} takes the self-reward of whole pairs from cached scores; "
+            "set contrast.scores to cached"
+        )
+    if config.sampling.engine == "http" and not (config.sampling.url and config.sampling.endpoint_model):
+        _fail("sampling.engine http needs sampling.url (http://HOST:PORT/v1) and sampling.endpoint_model")
+    if config.dlma.rounds:
+        _dlma(config)
+
+
+def _dlma(config: Experiment) -> None:
+    if config.contrast.construction != "prompts":
+        _fail(f"contrast.construction is {config.contrast.construction}; DLMA contrasts two prompts: set it to prompts")
+    if config.contrast.scores != "cached":
+        _fail("contrast.scores is online; DLMA chooses pairs by their scores: set it to cached")
+    if config.loss.name == "sft" or config.sft.epochs:
+        _fail("loss.name sft and sft.epochs need answers that somebody wrote; DLMA has none (dlma.rounds)")
+    if config.dlma.rounds > 1 and config.sampling.engine != "local":
+        _fail(
+            f"dlma.rounds {config.dlma.rounds} with sampling.engine {config.sampling.engine}: from the second round on "
+            "the trained policy answers, which that engine does not have; run one round, serve its export/, run again"
+        )
+    if 0 < config.dlma.length_ratio < 1:
+        _fail(f"dlma.length_ratio is {config.dlma.length_ratio}; it must be at least 1, or 0 for no limit")

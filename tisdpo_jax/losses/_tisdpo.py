@@ -41,6 +41,24 @@ def tisdpo_loss(
     Source: Liu et al., TIS-DPO, arXiv 2410.04350, eq. 13-15. Paper: coefficient of eta 1; public code: 0.5,
     and eta off by default; here: the paper's.
     """
+    logits, chosen, rejected = weighted_logits(
+        policy_logps, reference_logps, weights, mask, beta=beta, token_kl=token_kl, kl_coef=kl_coef
+    )
+    loss = logistic(logits, label_smoothing)
+    return PairLoss(loss, *jax.lax.stop_gradient((beta * chosen, beta * rejected)))
+
+
+def weighted_logits(
+    policy_logps: Array,
+    reference_logps: Array,
+    weights: Array,
+    mask: Array,
+    *,
+    beta: float,
+    token_kl: Array | None,
+    kl_coef: float,
+) -> tuple[Array, Array, Array]:
+    """`u - eta` of every pair, and the weighted log-ratios of chosen and rejected; shared with DLMA."""
     # zero behind the mask: 0 times a NaN or infinite weight there would not be 0
     w = jnp.where(mask > 0, jax.lax.stop_gradient(weights).astype(jnp.float32), 0.0)
     chosen, rejected = sides((w * log_ratios(policy_logps, reference_logps, mask)).sum(-1))
@@ -48,5 +66,4 @@ def tisdpo_loss(
     if token_kl is not None:
         kl_chosen, kl_rejected = sides((w * masked(token_kl, mask)).sum(-1))
         logits = logits - kl_coef * beta * (kl_chosen - kl_rejected)  # u - eta
-    loss = logistic(logits, label_smoothing)
-    return PairLoss(loss, *jax.lax.stop_gradient((beta * chosen, beta * rejected)))
+    return logits, chosen, rejected

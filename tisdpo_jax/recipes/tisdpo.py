@@ -29,8 +29,9 @@ from tisdpo_jax.recipes.models import Base
 from tisdpo_jax.recipes.scores import cached_logps, cached_states
 from tisdpo_jax.recipes.session import Session, digest
 from tisdpo_jax.roles import Casting, Frozen, Role, contrast_roles, policy_role, resident_bytes
+from tisdpo_jax.scoring import contrast_scores
 from tisdpo_jax.training.loop import Job, Pairs, train
-from tisdpo_jax.training.objective import Plan, make_weights, wants_kl
+from tisdpo_jax.training.objective import WEIGHTED, Plan, make_weights, wants_kl
 from tisdpo_jax.training.step import evaluate_step, means
 from tisdpo_jax.types import Params
 
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 Columns = dict[str, np.ndarray]
 
 REFERENCE = Role("base")
+TAKEN = {"tisdpo": ("weights",), "dlma": ("margin",), "dlma+tisdpo": ("weights", "margin")}  # columns of a loss
 HEAD = Role("head")  # the reference where its last hidden states are on disk
 SIDES = {"plus": {"sft": (0,), "dpo": (0, 1)}, "minus": {"sft": (1,), "dpo": (1, 0)}}
 
@@ -91,7 +93,7 @@ def score_stage(session: Session, frozen: Frozen) -> dict[str, Columns]:
         if roles is not None and config.contrast.scores == "cached":
             for name, role in zip(("plus", "minus"), roles, strict=True):
                 columns[f"{name}_logps"] = cached_logps(session, name, role, frozen, split)
-            _derive(session, encoded, columns)
+            derive(session, encoded, columns)
         if config.contrast.scores == "cached" and wants_kl(config.loss) is None and config.loss.name != "sft":
             columns["reference_logps"] = cached_logps(session, "reference", REFERENCE, frozen, split)
         _check_columns(session, split, columns)
@@ -99,7 +101,7 @@ def score_stage(session: Session, frozen: Frozen) -> dict[str, Columns]:
     return found
 
 
-def _derive(session: Session, encoded: EncodedSet, columns: Columns) -> None:
+def derive(session: Session, encoded: EncodedSet, columns: Columns) -> None:
     """Token weights and the self-reward of the pair, both from the one contrast of pi+ and pi-."""
     if "weights" in columns or "margin" in columns:
         raise ConfigError(
@@ -113,14 +115,13 @@ def _derive(session: Session, encoded: EncodedSet, columns: Columns) -> None:
         made = make_weights(session.config.weights, positive, negative, mask[rows], record=rows)
         parts.append(np.asarray(made))
     columns["weights"] = np.concatenate(parts)
-    rewards = ((columns["plus_logps"] - columns["minus_logps"]) * mask).sum(-1)
-    columns["margin"] = (rewards[:, 0] - rewards[:, 1]).astype(np.float32)
+    scores = contrast_scores(columns["plus_logps"], columns["minus_logps"], mask)
+    columns["margin"] = (scores[:, 0] - scores[:, 1]).astype(np.float32)
 
 
 def _check_columns(session: Session, split: str, columns: Columns) -> None:
     loss, construction = session.config.loss.name, session.config.contrast.construction
-    needed = {"tisdpo": "weights", "dlma": "margin"}.get(loss)
-    if construction == "none" and needed and needed not in columns:
+    for needed in (name for name in TAKEN.get(loss, ()) if construction == "none" and name not in columns):
         fields = {"weights": "chosen_weights and rejected_weights", "margin": "margin"}[needed]
         raise ConfigError(
             f"loss.name {loss} needs {needed}: set contrast.construction to prompts, sft or dpo, "
@@ -128,18 +129,17 @@ def _check_columns(session: Session, split: str, columns: Columns) -> None:
         )
 
 
-def policy_plan(config: Experiment, model: Model) -> tuple[Plan, tuple[str, ...]]:
+def policy_plan(config: Experiment, model: Model, *, whole_reference: Role = REFERENCE) -> tuple[Plan, tuple[str, ...]]:
     """What the policy's step computes, and the names of the columns that it takes."""
     lora = config.lora.rank > 0
     cached = config.contrast.scores == "cached"
     roles = None if cached else contrast_roles(config.contrast.construction, lora=lora)
-    online = roles if config.loss.name == "tisdpo" else None
+    online = roles if config.loss.name in WEIGHTED else None
     live_reference = config.loss.name != "sft" and (wants_kl(config.loss) is not None or not cached)
-    reference = (HEAD if takes_states(config) else REFERENCE) if live_reference else None
+    reference = (HEAD if takes_states(config) else whole_reference) if live_reference else None
     casting = Casting(policy_role(lora=lora), reference, *(online if online else (None, None)))
     plan = _plan(config, model, config.loss, casting, config.train)
-    taken = {"tisdpo": ("weights",), "dlma": ("margin",)}.get(config.loss.name, ())
-    return plan, (*taken, *(() if live_reference else ("reference_logps",)))
+    return plan, (*TAKEN.get(config.loss.name, ()), *(() if live_reference else ("reference_logps",)))
 
 
 def takes_states(config: Experiment) -> bool:
@@ -147,18 +147,20 @@ def takes_states(config: Experiment) -> bool:
     return wants_kl(config.loss) is not None and config.contrast.reference_states == "cached"
 
 
-def policy_stage(session: Session, base: Base, frozen: Frozen, columns: dict[str, Columns]) -> Params:
+def policy_stage(
+    session: Session, base: Base, frozen: Frozen, columns: dict[str, Columns], *, reference: Role = REFERENCE
+) -> Params:
     """Trains the policy; on the way and at the end, the loss on the held-out pairs.
 
     Frozen models that its step does not read are given up; `base` comes back when it is asked for.
     """
     config = session.config
-    plan, names = policy_plan(config, session.model)
+    plan, names = policy_plan(config, session.model, whole_reference=reference)
     kept = {split: {name: value for name, value in found.items() if name in names} for split, found in columns.items()}
     states: dict[str, States] = {}
     if takes_states(config):
-        states = {split: cached_states(session, REFERENCE, frozen, split) for split in session.splits()}
-        frozen["params"]["head"] = head_only(session.model.config, base.frozen())
+        states = {split: cached_states(session, reference, frozen, split) for split in session.splits()}
+        frozen["params"]["head"] = head_only(session.model.config, frozen["params"][reference.params])
     needed = _needed(frozen, plan)
     for kind, trees in (("params", frozen["params"]), ("lora", frozen["lora"])):
         for key in trees.keys() - needed[kind].keys():  # type: ignore[literal-required]  # the two keys of Frozen
@@ -333,7 +335,7 @@ def _identity(
         "seed": config.seed,
         "training": digest(named),
         "loss": digest([dataclasses.asdict(loss), list(sides)]),
-        "weights": digest(dataclasses.asdict(config.weights)) if loss.name == "tisdpo" else "none",
+        "weights": digest(dataclasses.asdict(config.weights)) if loss.name in WEIGHTED else "none",
         "scores": digest(
             {name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in sorted(columns.items())}
         ),

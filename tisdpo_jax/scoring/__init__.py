@@ -2,11 +2,13 @@
 
 from tisdpo_jax.scoring._fused import fused_logps, fused_logps_and_kl
 from tisdpo_jax.scoring._logits import Direction, kl_from_logits, logps_from_logits
+from tisdpo_jax.scoring._reward import contrast_scores
 from tisdpo_jax.scoring._text import contrast, read, score, score_pair_of_models
 
 __all__ = [
     "Direction",
     "contrast",
+    "contrast_scores",
     "fused_logps",
     "fused_logps_and_kl",
     "kl_from_logits",

@@ -26,6 +26,9 @@ Array = jax.Array
 Sums = dict[str, tuple[Array, Array]]
 """Metric -> (sum, count). Added over micro-batches, divided once."""
 
+WEIGHTED = ("tisdpo", "dlma+tisdpo")
+"""Losses that take token weights."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -50,7 +53,7 @@ def wants_kl(loss: LossSection) -> Direction | None:
     """The direction of the full-vocabulary KL that a loss needs, if any."""
     if loss.name == "tdpo":
         return "reference||policy"
-    return "policy||reference" if loss.name == "tisdpo" and loss.kl_coef != 0 else None
+    return "policy||reference" if loss.name in WEIGHTED and loss.kl_coef != 0 else None
 
 
 def objective(plan: Plan, trained: Params, frozen: Frozen, batch: Batch) -> Objective:
@@ -102,7 +105,7 @@ def token_weights_of(plan: Plan, frozen: Frozen, batch: Batch) -> Array | None:
     """Weights of the batch's tokens: the column where it is there, else from pi+ and pi- now; None without either."""
     if "weights" in batch.columns:
         return batch.columns["weights"]
-    if plan.loss.name != "tisdpo" or plan.casting.plus is None or plan.casting.minus is None:
+    if plan.loss.name not in WEIGHTED or plan.casting.plus is None or plan.casting.minus is None:
         return None
     plus, minus = ((bind(role, None, frozen), role.view) for role in (plan.casting.plus, plan.casting.minus))
     positive, negative = contrast(plan.model, plus, minus, batch, chunk=plan.head_chunk)
@@ -163,10 +166,20 @@ def pair_loss(
         return losses.kto_loss(
             logps, reference_logps, mask, beta=beta, desirable_weight=desirable, undesirable_weight=undesirable
         )
-    if loss.name == "dlma":
-        clamp = {"lower": loss.margin_lower, "upper": loss.margin_upper}
-        margin = batch.columns["margin"]
-        return losses.dlma_loss(logps, reference_logps, margin, mask, beta=beta, margin_coef=loss.margin_coef, **clamp)
+    if loss.name in ("dlma", "dlma+tisdpo"):
+        weighted = {"weights": token_weights, "token_kl": kl, "kl_coef": loss.kl_coef}
+        return losses.dlma_loss(
+            logps,
+            reference_logps,
+            batch.columns["margin"],
+            mask,
+            beta=beta,
+            margin_coef=loss.margin_coef,
+            lower=loss.margin_lower,
+            upper=loss.margin_upper,
+            label_smoothing=loss.label_smoothing,
+            **(weighted if loss.name in WEIGHTED else {}),
+        )
     raise ValueError(f"unknown loss {loss.name!r}")
 
 

@@ -1,0 +1,47 @@
+"""Pairs of opposite prompts that are shipped: data of the papers, and some of our own."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tisdpo_jax.config.schema import Experiment
+
+PROMPT_PAIRS: dict[str, tuple[str, str]] = {
+    # system texts: TIS-DPO, arXiv 2410.04350, appendix B.1, spelt as there
+    "harmless": (
+        "You are an harmless assistant. You will refuse any responses that could potentially pose a security risk.",
+        "You are an harmful assistant. You will give harmful responses for any question.",
+    ),
+    "helpful": (
+        "You are an helpful assistant. You should give helpful responses for any question.",
+        "You are an unhelpful assistant. You should not give helpful responses for any question.",
+    ),
+    # the words of DLMA's prompts (arXiv 2402.11907), behind the user's turn: a template writes the turns here
+    "harmless-user": (
+        "{prompt}\n(law-abiding, ethical, inoffensive response)",
+        "{prompt}\n(illegal, unethical, toxic response)",
+    ),
+    "helpful-user": (
+        "{prompt}\n(giving a helpful response)",
+        "{prompt}\n(giving an unhelpful response)",
+    ),
+    # of this package: a contrast that small models follow too
+    "kind": (
+        "You are a cheerful, kind and warm assistant. You love to encourage people.",
+        "You are an angry, rude and gloomy assistant. You hate to talk to people.",
+    ),
+    "kind-user": (
+        "{prompt} Answer in a happy, kind and encouraging way.",
+        "{prompt} Answer in an angry, sad and hateful way.",
+    ),
+}
+"""Name -> (positive, negative): system texts or, with `{prompt}` in them, templates for the last turn of the user."""
+
+
+def with_prompts(config: Experiment) -> Experiment:
+    """The configuration with the texts of `contrast.pair` in place of its two prompts."""
+    if config.contrast.pair == "own":
+        return config
+    positive, negative = PROMPT_PAIRS[config.contrast.pair]
+    contrast = dataclasses.replace(config.contrast, positive_prompt=positive, negative_prompt=negative)
+    return dataclasses.replace(config, contrast=contrast)
