@@ -3,81 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import http.server
 import itertools
-import json
-import threading
 import time
-from collections.abc import Callable
 
 import pytest
+from chat_stub import Stub
 
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.judging import Endpoint, EndpointDown, Question, ask, ask_all
-
-
-@dataclasses.dataclass
-class Stub:
-    """A server whose `answer(n, body)` says what request n gets: text, (status, headers, bytes), or None to hang up."""
-
-    answer: Callable[[int, dict], object]
-    requests: list[dict] = dataclasses.field(default_factory=list)
-    headers: list[dict] = dataclasses.field(default_factory=list)
-    at_once: int = 0
-    most_at_once: int = 0
-
-    def __post_init__(self) -> None:
-        stub, lock = self, threading.Lock()
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    stub.requests.append({"path": self.path, **body})
-                    stub.headers.append(dict(self.headers))
-                    number = len(stub.requests) - 1
-                    stub.at_once += 1
-                    stub.most_at_once = max(stub.most_at_once, stub.at_once)
-                try:
-                    found = stub.answer(number, body)
-                finally:
-                    with lock:
-                        stub.at_once -= 1
-                if found is None:
-                    self.close_connection = True
-                    return
-                if isinstance(found, str):
-                    found = (200, {}, json.dumps({"choices": [{"message": {"content": found}}]}).encode())
-                status, headers, content = found
-                try:
-                    self.send_response(status)
-                    for name, value in headers.items():
-                        self.send_header(name, value)
-                    self.send_header("Content-Length", str(len(content)))
-                    self.end_headers()
-                    self.wfile.write(content)
-                except OSError:  # the client gave up
-                    pass
-
-            def log_message(self, *arguments: object) -> None:
-                pass
-
-        class Server(http.server.ThreadingHTTPServer):
-            def handle_error(self, *arguments: object) -> None:
-                pass
-
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
-        self.thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-
-    def stop(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
 
 
 @pytest.fixture

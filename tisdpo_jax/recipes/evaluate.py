@@ -189,7 +189,8 @@ def measure(session: Session, policy: Subject, reference: Subject) -> PairScores
             found[name][indices[indices >= 0]] = partitioning.to_host(value)[indices >= 0]
     return PairScores(
         **found,
-        prompts=[pair.prompt.tobytes().hex() for pair in encoded],
+        # as it was written: its tokens are cut by the length of the responses
+        prompts=[repr(pair.messages) for pair in encoded],
         groups=[pair.group for pair in encoded] if config.evaluation.subset else (),
     )
 
