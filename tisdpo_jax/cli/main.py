@@ -16,6 +16,7 @@ DONE, USAGE, RESUMABLE = 0, 2, 42
 
 VERBS = {
     "run": "the whole job: contrastive models, scores and weights, policy, evaluation, export, report",
+    "generate": "answers to prompts: `sampling.prompts`, by this program or another; resumes",
     "train": "up to the trained policy",
     "score": "up to the cached scores that token weights are made of",
     "evaluate": "a run's policy, or any model, on pairs and by a judge; `tisdpo evaluate --help`",
@@ -76,6 +77,10 @@ def _main(arguments: list[str]) -> int:
         from tisdpo_jax.cli.evaluate import evaluate
 
         return evaluate(rest)
+    if verb == "generate":
+        from tisdpo_jax.cli.generate import generate
+
+        return generate(rest)
     from tisdpo_jax.config import validate
     from tisdpo_jax.config.testbed import Testbed
 

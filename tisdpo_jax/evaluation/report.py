@@ -80,6 +80,7 @@ class Report:
     judging: tuple[Grid, ...] = ()
     samples: tuple[Sample, ...] = ()
     history: Sequence[Mapping[str, Any]] = ()  # rows of metrics.jsonl
+    rewards: str = ""  # a chart of the self-reward of DLMA's pairs, as `histogram` draws it
     weights: WeightSection | None = None
     pictures: tuple[TokenPicture, ...] = ()
     picture_limit: float = heatmap.LIMIT
@@ -95,6 +96,11 @@ def render(report: Report) -> str:
         ("measures", "Measures on pairs", "\n".join(map(grid_html, report.measures))),
         ("judging", "Answers compared", "\n".join(map(grid_html, report.judging))),
         ("samples", "Answers before and after", "\n".join(map(_sample, report.samples))),
+        (
+            "rewards",
+            "Self-reward of the pairs",
+            f'<div class="charts">{report.rewards}</div>' if report.rewards else "",
+        ),
         ("heat-maps", "Token weights of some pairs", _pictures(report)),
         ("weights", "Token weights of all training pairs", _weights(report.weights) if report.weights else ""),
         ("training", "Training", charts(report.history)),

@@ -16,7 +16,7 @@ from tisdpo_jax import distributed
 from tisdpo_jax.config import Experiment, JudgeSection, resolved
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.evaluation import Comparison, Grid, grid_text, table_text
-from tisdpo_jax.recipes import evaluate, judge, run_dir
+from tisdpo_jax.recipes import dlma, evaluate, judge, run_dir
 from tisdpo_jax.recipes.evaluate import Evaluation, evaluation_dir, open_evaluation
 from tisdpo_jax.recipes.export import export
 from tisdpo_jax.recipes.models import Base
@@ -46,6 +46,9 @@ def perform(verb: str, config: Experiment) -> None:
                 f"evaluation.policy names a model for `tisdpo evaluate`; leave it empty for `tisdpo {verb}`"
             )
         evaluate_models(config, interrupt)
+        return
+    if config.dlma.rounds:
+        dlma.perform(verb, config)
         return
     with listening(interrupt), run_dir.opened(directory, _of_the_run(config)):
         session = open_session(config, directory, interrupt)

@@ -24,6 +24,9 @@ FILES = (
     ("evaluation_pairs.jsonl", "log-likelihoods, KL and margin of every held-out pair"),
     ("answers.jsonl", "what models answered to be judged"),
     ("judgements.jsonl", "what the judge said"),
+    ("held_out-before.jsonl", "answers to held-out prompts before training"),
+    ("held_out-after.jsonl", "the same after it"),
+    ("round-1", "answers, scores, pairs and policy of the first round of DLMA"),
     ("scores", "log-likelihoods under the frozen models"),
     ("models", "what each stage trained"),
     ("export", "the policy, for transformers"),
@@ -39,8 +42,10 @@ def write_report(
     *,
     measures: tuple[Grid, ...] = (),
     judging: tuple[Grid, ...] = (),
+    rewards: str = "",
+    metrics: Path | None = None,
 ) -> Path:
-    """Writes report.html and returns its path."""
+    """Writes report.html and returns its path. `metrics`: metrics.jsonl, where it is not that of the run directory."""
     config = session.config
     split = "eval" if session.eval is not None else "train"
     encoded, found = session.split(split), columns[split]
@@ -51,7 +56,8 @@ def write_report(
         measures=measures,
         judging=judging,
         samples=samples,
-        history=evaluation.read_metrics(session.run_dir / "metrics.jsonl"),
+        history=evaluation.read_metrics(metrics or session.run_dir / "metrics.jsonl"),
+        rewards=rewards,
         weights=_weights(session, session.train, columns["train"]),
         pictures=tuple(_picture(session, encoded, found, index) for index in range(_count(session, encoded, found))),
         data=tuple(_counts(session, name) for name in session.splits()),

@@ -108,8 +108,11 @@ def open_mesh(section: MeshSection) -> Mesh:
     return partitioning.make_mesh(section.data, section.fsdp, section.tensor)
 
 
-def open_session(config: Experiment, run_dir: Path, interrupt: Interrupt) -> Session:
-    """Checks everything that can be checked before the weights are read, cheapest first."""
+def open_session(config: Experiment, run_dir: Path, interrupt: Interrupt, *, pairs: bool = True) -> Session:
+    """Checks everything that can be checked before the weights are read, cheapest first.
+
+    `pairs` False is for what makes its own: the session has none yet.
+    """
     mesh = open_mesh(config.mesh)
     check_batches(config, mesh)
     path = model_path(config)
@@ -123,19 +126,20 @@ def open_session(config: Experiment, run_dir: Path, interrupt: Interrupt) -> Ses
     tokenizer = interchange.load_tokenizer(
         Path(config.model.tokenizer).expanduser() if config.model.tokenizer else path
     )
-    train, held_out = open_data(config, tokenizer)
+    train, held_out = open_data(config, tokenizer) if pairs else (EncodedSet((), (), "no pairs", {}), None)
     if len(tokenizer) > transformer.vocab_size:
         raise ConfigError(
             f"the tokenizer has {len(tokenizer)} tokens, the model only {transformer.vocab_size}; "
             "set model.tokenizer to the one that belongs to it"
         )
     elements = max(encoded.elements() for encoded in ([train] if held_out is None else [train, held_out]))
-    log.info(
-        "pairs: %d for training, %d held out; responses of up to %d tokens",
-        len(train.pairs),
-        len(held_out.pairs) if held_out else 0,
-        elements,
-    )
+    if pairs:
+        log.info(
+            "pairs: %d for training, %d held out; responses of up to %d tokens",
+            len(train.pairs),
+            len(held_out.pairs) if held_out else 0,
+            elements,
+        )
     return Session(
         config=config,
         run_dir=run_dir,

@@ -167,7 +167,7 @@ def pair_loss(
             logps, reference_logps, mask, beta=beta, desirable_weight=desirable, undesirable_weight=undesirable
         )
     if loss.name in ("dlma", "dlma+tisdpo"):
-        weighted = {"weights": token_weights, "token_kl": kl, "kl_coef": loss.kl_coef}
+        weighted: dict[str, Any] = {"weights": token_weights, "token_kl": kl, "kl_coef": loss.kl_coef}
         return losses.dlma_loss(
             logps,
             reference_logps,

@@ -1,0 +1,142 @@
+"""DLMA on a tiny model: a whole run, what it leaves, going on after a kill, rounds, and its parts."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+from pathlib import Path
+
+import pytest
+from runs import command, exported
+
+PROMPTS = [
+    "tell me about the cat", "what is bread", "who sees the dog", "how do I bake", "is there weather on the moon",
+    "where is the old man", "what does a bird want", "may I ask you a question", "the girl is angry", "help me now",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    lines = [json.dumps({"id": f"p{number}", "prompt": text}) for number, text in enumerate(PROMPTS)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def options(tiny, prompts, tmp_path) -> dict[str, object]:
+    return {
+        "model__path": tiny["model__path"],
+        "run_dir": tmp_path / "run",
+        "data__eval_fraction": 0,
+        "data__max_length": 64,
+        "data__max_response": 16,
+        "sampling__prompts": prompts,
+        "sampling__max_new_tokens": 6,
+        "sampling__max_prompt": 60,
+        "sampling__batch_size": 8,
+        "contrast__construction": "prompts",
+        "contrast__positive_prompt": "be kind",
+        "contrast__negative_prompt": "be rude",
+        "dlma__rounds": 1,
+        "dlma__eval_fraction": 0.2,
+        "loss__name": "dlma",
+        "mesh__fsdp": 8,
+    }
+
+
+def lines_of(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_leaves_what_it_promises_and_does_nothing_twice(options):
+    options |= {"lora__rank": 2, "loss__name": "dlma+tisdpo", "sampling__samples": 2}
+    code, output = command("run", **options)
+    assert code == 0, output
+    run = options["run_dir"]
+    for name in ("responses.jsonl", "pairs.jsonl", "metrics.jsonl", "scores/train-plus.safetensors"):
+        assert (run / "round-1" / name).is_file(), name
+    for name in ("report.html", "evaluation.json", "held_out-after.jsonl", "export/model.safetensors", "adapter"):
+        assert (run / name).exists(), name
+    assert len(lines_of(run / "round-1" / "responses.jsonl")) == 8 * 2 * 2
+    assert len(lines_of(run / "held_out-before.jsonl")) == 2
+    text = (run / "report.html").read_text(encoding="utf-8")
+    html.parser.HTMLParser().feed(text)
+    assert "Self-reward of the pairs" in text and "<svg" in text
+    for word in ("AUC of the contrast", "relabelled", "contrast by the model before", "compiled 1 time(s)"):
+        assert word in output
+    for pair in lines_of(run / "round-1" / "pairs.jsonl"):
+        assert pair["margin"] >= 0 and pair["chosen"] != pair["rejected"]
+    policy = exported(run)
+    before = {path: path.read_bytes() for path in run.rglob("*.jsonl")}
+    code, output = command("run", **options)
+    assert code == 0 and "stage policy: already done" in output and "are there already" in output
+    assert {path: path.read_bytes() for path in run.rglob("*.jsonl")} == before
+    assert all((policy[name] == value).all() for name, value in exported(run).items())
+    code, output = command("run", **{**options, "sampling__seed": 5})
+    assert code == 2 and "was made with other sampling" in output
+
+
+def test_a_kill_in_the_middle_repeats_and_loses_nothing(options):
+    whole = options["run_dir"].with_name("whole")
+    assert command("generate", **{**options, "run_dir": whole, "sampling__show": "plus"})[0] == 0
+    path = options["run_dir"] / "responses.jsonl"
+    assert command("generate", **{**options, "sampling__show": "plus"})[0] == 0
+    content = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(content[:3]) + content[3][:17])  # the fourth line was being written
+    code, output = command("generate", **{**options, "sampling__show": "plus"})
+    assert code == 0 and "10 answers" in output
+    found, expected = ({line["id"]: line for line in lines_of(place)} for place in (path, whole / "responses.jsonl"))
+    assert found == expected and len(lines_of(path)) == 10
+    assert [line["id"] for line in lines_of(path)][:3] == [json.loads(line)["id"] for line in content[:3]]
+
+
+def test_rounds_start_from_the_policy_before(options):
+    code, output = command("run", **{**options, "dlma__rounds": 2, "dlma__reference": "first"})
+    assert code == 0, output
+    run = options["run_dir"]
+    first, second = (json.loads((run / f"round-{n}" / "responses.key.json").read_text()) for n in (1, 2))
+    assert first["model"] != second["model"] and first["prompts"] == second["prompts"]
+    (scores_1, scores_2) = ((run / f"round-{n}" / "scores") for n in (1, 2))
+    assert (scores_1 / "train-plus.safetensors").is_file() and (scores_2 / "train-plus.safetensors").is_file()
+    moved = {**options, "dlma__rounds": 2, "dlma__reference": "previous"}
+    code, output = command("train", **moved)
+    assert code == 2 and "was made with other" in output  # the reference's scores belong to another model
+
+
+def test_answers_of_others_come_as_a_file(options):
+    options |= {"sampling__engine": "files"}
+    run = options["run_dir"]
+    code, output = command("run", **options)
+    asked = lines_of(run / "round-1" / "prompts.jsonl")
+    assert code == 2 and f"answer the {len(asked)} prompts" in output and len(asked) == 16
+    assert {message["role"] for message in asked[0]["messages"]} == {"system", "user"}
+    path = run / "round-1" / "responses.jsonl"
+    words = {"plus": "my friend is warm", "minus": "the dog hides"}
+    rows = [{"id": row["id"], "response": f"{words[row['id'].split('/')[1]]} {row['id'][1]}"} for row in asked]
+    path.write_text("\n".join(map(json.dumps, rows[:-1])) + "\n")
+    code, output = command("run", **options)
+    assert code == 2 and "1 of 16 responses are missing" in output
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    code, output = command("run", **options)
+    assert code == 0, output
+    assert "8 train" in output
+    pairs = lines_of(run / "round-1" / "pairs.jsonl")
+    assert {"my friend", "the dog h"} >= {str(pair["chosen"])[:9] for pair in pairs}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"sampling__prompts": ""}, "sampling.prompts is empty"),
+        ({"contrast__construction": "dpo"}, "contrast.construction is dpo; DLMA contrasts two prompts"),
+        ({"loss__name": "sft"}, "need answers that somebody wrote"),
+        ({"sampling__engine": "http"}, "sampling.engine http needs sampling.url"),
+        ({"dlma__rounds": 2, "sampling__engine": "files"}, "from the second round on the trained policy answers"),
+        ({"data__train": "pairs.jsonl"}, "DLMA makes its own"),
+        ({"dlma__tie_band": 1e6}, "no pair is left to train on"),
+    ],
+)
+def test_mistakes_are_named(options, changed, told):
+    code, output = command("run", **{**options, **changed})
+    assert code == 2 and told in output, output

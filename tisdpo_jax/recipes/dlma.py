@@ -1,0 +1,243 @@
+"""DLMA as a job of rounds, from prompts alone. Every stage leaves its result in the round's directory.
+
+prompts -> answers behind the positive and the negative prompt (responses.jsonl)
+answers -> candidates -> contrast of every token (scores/) -> R, token weights -> pairs (pairs.jsonl)
+pairs   -> policy, which the next round starts from
+held-out prompts -> answers before and after -> contrast, judge; export, report
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from tisdpo_jax import distributed
+from tisdpo_jax.config import Experiment, resolved
+from tisdpo_jax.data import EncodedSet, PairSet, Prompt, apply_policy, encode_pairs, open_template, split_by_prompt
+from tisdpo_jax.data.records import Pair
+from tisdpo_jax.errors import DataError
+from tisdpo_jax.evaluation import histogram
+from tisdpo_jax.recipes import models, run_dir, self_reward
+from tisdpo_jax.recipes.export import export
+from tisdpo_jax.recipes.generate import RESPONSES, Voice, answers, open_prompts, questions, summary
+from tisdpo_jax.recipes.held_out import compare_answers
+from tisdpo_jax.recipes.models import Base
+from tisdpo_jax.recipes.report import write_report
+from tisdpo_jax.recipes.scores import cached_logps
+from tisdpo_jax.recipes.session import Session, open_session
+from tisdpo_jax.recipes.tisdpo import Columns, derive, policy_plan, policy_stage
+from tisdpo_jax.roles import Frozen, Role, bind, contrast_roles, policy_role
+from tisdpo_jax.scoring import contrast_scores
+from tisdpo_jax.training.interrupt import Interrupt, listening
+from tisdpo_jax.training.metrics import MetricsLog
+from tisdpo_jax.types import Params, Variables
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Round:
+    """What a round made."""
+
+    session: Session  # its pairs are those that train
+    base: Base  # what it started from
+    trained: Params
+    columns: Columns
+    rewards: np.ndarray  # [n] R of all candidates
+
+
+def perform(verb: str, config: Experiment) -> None:
+    """Does `run`, `score` (one round's pairs), `train`, `evaluate` or `export`; each stops at its stage."""
+    directory, interrupt = Path(config.run_dir).expanduser(), Interrupt()
+    alike = dataclasses.replace(config, logging=type(config.logging)())
+    distributed.check_alike(json.dumps(resolved(alike), sort_keys=True))
+    with listening(interrupt), run_dir.opened(directory, config):
+        session = open_session(config, directory, interrupt, pairs=False)
+        try:
+            with jax.set_mesh(session.mesh):
+                _perform(verb, session)
+        finally:
+            session.metrics.close()
+
+
+def _perform(verb: str, session: Session) -> None:
+    config = session.config
+    prompts, held_out = _prompts(config)
+    first = base = Base(functools.partial(models.load_pretrained, session), models.freeze_of(session))
+    done: Round | None = None
+    for number in range(1, config.dlma.rounds + 1):
+        if done is not None:
+            base = _next_base(done)
+        done = _round(
+            session, number, prompts, base, first, score_only=verb == "score" and number == config.dlma.rounds
+        )
+        if verb == "score" and number == config.dlma.rounds:
+            return
+    assert done is not None
+    if verb == "train":
+        _say(f"policy   {done.session.run_dir / 'models' / 'policy'}")
+        return
+    if verb == "export":
+        _say_paths(export(_at(done.session, session.run_dir), done.base, done.trained))
+        return
+    before: Variables = {"params": first.frozen()}
+    frozen: Frozen = {"params": {"base": done.base.frozen()}, "lora": {}}
+    after = bind(policy_role(lora=session.lora), done.trained, frozen)
+    tables, samples = compare_answers(session, held_out, before, after)
+    if verb == "evaluate":
+        return
+    written = export(_at(done.session, session.run_dir), done.base, done.trained)
+    chart = histogram("Self-reward R", "nats; below 0 the label is turned round", {"candidates": done.rewards})
+    report = write_report(
+        _at(done.session, session.run_dir),
+        tables,
+        samples,
+        {"train": done.columns},
+        rewards=chart,
+        metrics=done.session.run_dir / "metrics.jsonl",
+    )
+    _say_paths([*written, report])
+
+
+def _prompts(config: Experiment) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+    """Prompts to train on, and held-out ones."""
+    prompts, _ = open_prompts(config.sampling.prompts, config.sampling.limit)
+    if config.dlma.eval_prompts:
+        return prompts, open_prompts(config.dlma.eval_prompts, 0)[0]
+    if not config.dlma.eval_fraction:
+        raise DataError("DLMA is evaluated on held-out prompts; set dlma.eval_prompts or dlma.eval_fraction")
+    pairs = PairSet(tuple(Pair(p.id, p.messages, "", "", p.origin) for p in prompts), (), config.sampling.prompts)
+    held = {pair.id for pair in split_by_prompt(pairs, config.dlma.eval_fraction, config.data.seed)[1].pairs}
+    return tuple(p for p in prompts if p.id not in held), tuple(p for p in prompts if p.id in held)
+
+
+def _at(session: Session, place: Path) -> Session:
+    return dataclasses.replace(session, run_dir=place)
+
+
+def _next_base(done: Round) -> Base:
+    """The policy of a round as the whole model that the next one starts from."""
+    fold = functools.partial(models.fold_in, done.session, done.base, done.trained)
+    return Base(fold, models.freeze_of(done.session))
+
+
+def _round(
+    session: Session, number: int, prompts: tuple[Prompt, ...], base: Base, first: Base, *, score_only: bool = False
+) -> Round:
+    config, place = session.config, session.run_dir / f"round-{number}"
+    metrics = MetricsLog(place, config.logging, config=dataclasses.asdict(config))
+    session = dataclasses.replace(session, run_dir=place, metrics=metrics)
+    try:
+        return _stages(session, number, prompts, base, first, score_only)
+    finally:
+        metrics.close()
+
+
+def _stages(
+    session: Session, number: int, prompts: tuple[Prompt, ...], base: Base, first: Base, score_only: bool
+) -> Round:
+    config = session.config
+    asked, unusable = questions(session, prompts, ("plus", "minus"), config.sampling.samples)
+    for rejection in unusable:
+        log.warning("no prompt: %s", rejection)
+    voice = Voice(session.model, lambda: {"params": base.frozen()}, {"params": base.identity})
+    responses = answers(session, voice, asked, session.run_dir / RESPONSES, f"round {number}: answers")
+    _say(f"round {number}\nanswers  {summary(list(responses.values()))}")
+    found = self_reward.candidates(prompts, responses, config.sampling.samples, unfinished=config.dlma.unfinished)
+    session = with_pairs(session, found)
+    frozen: Frozen = {"params": {"base": base.frozen()}, "lora": {}}
+    columns = contrast_columns(session, frozen)
+    mask = session.train.mask(session.elements)
+    scores = contrast_scores(columns["plus_logps"], columns["minus_logps"], mask, average=config.dlma.score == "mean")
+    rewards = scores[:, 0] - scores[:, 1]
+    selection = self_reward.select(scores, mask.sum(-1).astype(np.int64), config.dlma)
+    value, error = self_reward.auc(scores)
+    _say(
+        f"R        mean {rewards.mean():.2f} nats, {(rewards < 0).mean():.0%} below 0; "
+        f"AUC of the contrast between the two origins {value:.3f} +- {error:.3f}"
+    )
+    _say(self_reward.counted(session.train.rejections, selection, rewards))
+    if not len(selection.indices):
+        raise DataError(f"round {number}: no pair is left to train on; see the counts above, loosen the dlma filters")
+    session = dataclasses.replace(session, train=self_reward.taken(session.train, selection))
+    columns = self_reward.turned_columns(columns, selection)
+    derive(session, session.train, columns)
+    turned = np.where(selection.flipped, -1.0, 1.0)
+    columns["margin"] = (rewards[selection.indices] * turned).astype(np.float32)
+    _write_pairs(session, found, selection, columns["margin"])
+    if score_only:
+        _say(f"pairs    {session.run_dir / 'pairs.jsonl'}")
+        return Round(session, base, {}, columns, rewards)
+    reference = Role("base")
+    if number > 1 and config.dlma.reference == "first":
+        reference, frozen["params"]["first"] = Role("first"), first.frozen()
+    _, names = policy_plan(config, session.model, whole_reference=reference)
+    if "reference_logps" in names:
+        columns["reference_logps"] = cached_logps(session, "reference", reference, frozen, "train")
+    trained = policy_stage(session, base, frozen, {"train": dict(columns)}, reference=reference)
+    return Round(session, base, trained, columns, rewards)
+
+
+def with_pairs(session: Session, found: PairSet) -> Session:
+    """The session with these pairs as its training data, as tokens; what cannot be used is among their rejections."""
+    data, contrast = session.config.data, session.config.contrast
+    encoded = encode_pairs(
+        found,
+        session.tokenizer,
+        template=open_template(data.template, session.tokenizer),
+        system=data.system,
+        max_length=data.max_length,
+        max_response=data.max_response,
+        contrast=(contrast.positive_prompt, contrast.negative_prompt),
+    )
+    usable: EncodedSet = apply_policy(encoded, "skip", 1.0)
+    return dataclasses.replace(session, train=usable, eval=None, elements=usable.elements())
+
+
+def contrast_columns(session: Session, frozen: Frozen) -> Columns:
+    """`plus_logps` and `minus_logps` of the session's pairs: the caches that TIS-DPO (P) makes, made the same way."""
+    roles = contrast_roles("prompts", lora=session.lora)
+    assert roles is not None
+    return {
+        f"{name}_logps": cached_logps(session, name, role, frozen, "train")
+        for name, role in zip(("plus", "minus"), roles, strict=True)
+    }
+
+
+def _write_pairs(session: Session, found: PairSet, selection: self_reward.Selection, margins: np.ndarray) -> None:
+    """pairs.jsonl: what the round trains on, as pairs that any other recipe reads."""
+    if jax.process_index() != 0:
+        return
+    by_id = {pair.id: pair for pair in found.pairs}
+    lines = []
+    for encoded, flip, margin in zip(session.train.pairs, selection.flipped, margins, strict=True):
+        pair = by_id[encoded.id]
+        record: dict[str, Any] = {
+            "id": pair.id,
+            "messages": [{"role": message.role, "content": message.content} for message in pair.messages],
+            "chosen": pair.rejected if flip else pair.chosen,
+            "rejected": pair.chosen if flip else pair.rejected,
+            "margin": float(margin),
+        }
+        lines.append(json.dumps(record) + "\n")
+    temporary = session.run_dir / "pairs.tmp"
+    temporary.write_text("".join(lines), encoding="utf-8")
+    os.replace(temporary, session.run_dir / "pairs.jsonl")
+
+
+def _say_paths(paths: list[Path]) -> None:
+    for path in paths:
+        _say(f"{path.name:<8} {path}")
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)

@@ -1,0 +1,324 @@
+"""Answers to prompts, by whichever engine; a job that was stopped goes on where it was.
+
+prompts -> questions, one for each form of the prompt and each sample -> responses.jsonl
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.resources
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tisdpo_jax import distributed
+from tisdpo_jax.config import Experiment
+from tisdpo_jax.data import Message, Prompt, Rejection, open_template, prompt_ids, read_prompts
+from tisdpo_jax.data.records import Unusable, count_reasons
+from tisdpo_jax.data.template import HH_MARKS, Template, tokenizer_name
+from tisdpo_jax.data.views import View, check_views, make_views, show
+from tisdpo_jax.errors import CheckpointError, DataError
+from tisdpo_jax.models import Model
+from tisdpo_jax.recipes import models, run_dir
+from tisdpo_jax.recipes.evaluate import end_tokens
+from tisdpo_jax.recipes.session import Session, digest, open_session
+from tisdpo_jax.recipes.subjects import open_subject
+from tisdpo_jax.sampling import Draw, Options, Request, http, sample
+from tisdpo_jax.sampling.responses import Response, append_responses, read_responses, resume_responses
+from tisdpo_jax.training.interrupt import Interrupt, listening
+from tisdpo_jax.training.progress import Progress
+from tisdpo_jax.types import Variables
+
+log = logging.getLogger(__name__)
+
+KEYS = ("TISDPO_API_KEY", "OPENAI_API_KEY")  # environment variables, the first that is set
+QUESTIONS, RESPONSES = "prompts.jsonl", "responses.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A conversation as the model is shown it, and one answer wanted."""
+
+    id: str  # PROMPT/VIEW/SAMPLE
+    messages: tuple[Message, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Voice:
+    """Who answers, where this program does."""
+
+    model: Model
+    variables: Callable[[], Variables]
+    identity: dict[str, str]  # of what `variables` gives
+
+
+def generate(config: Experiment) -> None:
+    """`tisdpo generate`: answers to `sampling.prompts`, into `run_dir`/responses.jsonl."""
+    directory, interrupt = Path(config.run_dir).expanduser(), Interrupt()
+    distributed.check_alike(json.dumps(dataclasses.asdict(config.sampling), sort_keys=True))
+    with listening(interrupt), run_dir.opened(directory, config):
+        session = open_session(config, directory, interrupt, pairs=False)
+        with jax.set_mesh(session.mesh):
+            prompts, rejections = open_prompts(config.sampling.prompts, config.sampling.limit)
+            asked, unusable = questions(session, prompts, (config.sampling.show,), config.sampling.samples)
+            subject = (
+                open_subject(session, "policy", config.sampling.policy or str(session.model_path), frozen=True)
+                if config.sampling.engine == "local"
+                else None
+            )
+            voice = None
+            if subject is not None:
+                variables = subject.variables
+                identity = {name: models.identify(tree) for name, tree in variables.items()}
+                voice = Voice(subject.model, lambda: variables, identity)
+            path = directory / RESPONSES
+            found = answers(session, voice, asked, path, "answers")
+    if jax.process_index() == 0:
+        for rejection in (*rejections, *unusable):
+            print(f"no prompt: {rejection}")
+        print(f"{summary(list(found.values()))}\nresponses {path}", flush=True)
+
+
+def summary(responses: Sequence[Response]) -> str:
+    """Counts of what became of the questions, on a line."""
+    kinds = [("unfinished", "length"), ("with a prompt that is too long", "too long")]
+    parts = [f"{sum(r.finish == finish for r in responses)} {name}" for name, finish in kinds]
+    parts.insert(0, f"{sum(r.empty for r in responses)} empty")
+    return f"{len(responses)} answers: {', '.join(parts)}"
+
+
+def open_prompts(source: str, limit: int) -> tuple[tuple[Prompt, ...], tuple[Rejection, ...]]:
+    """Prompts of a file, or of the package: `demo:prompts`, `demo:prompts-eval`."""
+    if source in ("demo:prompts", "demo:prompts-eval"):
+        name = source.removeprefix("demo:") + ".jsonl"
+        prompts, rejections = read_prompts(
+            str(importlib.resources.files("tisdpo_jax.data") / "demo" / name), limit=limit
+        )
+    else:
+        prompts, rejections = read_prompts(source, limit=limit)
+    if not prompts:
+        raise DataError(f"{source}: none of its {len(rejections)} records is a prompt ({count_reasons(rejections)})")
+    if rejections and jax.process_index() == 0:
+        log.warning("%s: %d records hold no prompt (%s)", source, len(rejections), count_reasons(rejections))
+    return prompts, rejections
+
+
+def questions(
+    session: Session, prompts: Sequence[Prompt], names: Sequence[str], samples: int
+) -> tuple[list[Question], list[Rejection]]:
+    """Every prompt in the views `names` ("main", "plus", "minus"), and the prompts that the template cannot write."""
+    config = session.config
+    template = open_template(config.data.template, session.tokenizer)
+    contrast = (config.contrast.positive_prompt, config.contrast.negative_prompt) if set(names) - {"main"} else None
+    views = make_views(config.data.system, contrast)
+    check_views(template, views)
+    chosen = [view for view in views if view.name in names]
+    asked: list[Question] = []
+    rejections: list[Rejection] = []
+    for prompt in prompts:
+        try:
+            shown = [(view, _checked(session, template, view, prompt)) for view in chosen]
+        except Unusable as problem:
+            rejections.append(Rejection(prompt.origin, problem.reason, problem.detail))
+            continue
+        asked += [
+            Question(f"{prompt.id}/{view.name}/{number}", messages)
+            for view, messages in shown
+            for number in range(samples)
+        ]
+    return asked, rejections
+
+
+def _checked(session: Session, template: Template, view: View, prompt: Prompt) -> tuple[Message, ...]:
+    prompt_ids(prompt.messages, session.tokenizer, template, system=view.default_system, max_length=2**30)
+    return show(view, prompt.messages)
+
+
+def answers(
+    session: Session, voice: Voice | None, asked: Sequence[Question], path: Path, label: str
+) -> dict[str, Response]:
+    """A response to every question, by id; those that `path` holds are not made again. `voice` is for engine local.
+
+    Raises: CheckpointError when what is on disk was made from something else; Interrupted; what the engine raises.
+    """
+    section = session.config.sampling
+    _check_key(path, _key(session, voice, asked))
+    if section.engine == "files":
+        return _from_files(asked, path)
+    there = resume_responses(path)
+    distributed.wait_for_all(f"{label}: what is there")
+    left = [question for question in asked if question.id not in there]
+    if len(left) < len(asked):
+        log.info("%s: %d of %d are there already", label, len(asked) - len(left), len(asked))
+    bar = Progress(
+        label, len(asked), done=len(asked) - len(left), unit="answer", enabled=session.config.logging.progress
+    )
+
+    def take(found: Sequence[Response]) -> None:
+        there.update((response.id, response) for response in found)
+        if jax.process_index() == 0:
+            append_responses(path, found)
+        for _ in found:
+            bar.advance()
+
+    try:
+        if left and section.engine == "http":
+            _over_http(session, left, take, label)
+        elif left:
+            _locally(session, voice, left, take, label)
+    finally:
+        bar.close()
+    return {question.id: there[question.id] for question in asked}
+
+
+def _locally(
+    session: Session,
+    voice: Voice | None,
+    left: Sequence[Question],
+    take: Callable[[Sequence[Response]], None],
+    label: str,
+) -> None:
+    if voice is None:
+        raise ValueError("answers: engine local needs a voice")
+    template = open_template(session.config.data.template, session.tokenizer)
+    write = functools.partial(prompt_ids, tokenizer=session.tokenizer, template=template, max_length=2**30)
+    requests = []
+    for question in left:
+        name, _, number = question.id.rpartition("/")
+        requests.append(Request(name, write(question.messages).tolist(), int(number)))
+    decode = functools.partial(session.tokenizer.decode, skip_special_tokens=True)
+    done: list[Response] = []
+
+    def flush() -> None:
+        take(done)
+        done.clear()
+        session.interrupt.poll(label)
+
+    found = sample(voice.model, voice.variables(), requests, options(session), decode=decode, on_batch=flush)
+    for index, answer in found:
+        text = answer.text.strip()
+        done.append(Response(left[index].id, text, answer.finish, tuple(answer.ids), tuple(answer.logps)))
+    take(done)
+
+
+def options(session: Session) -> Options:
+    """How the configuration wants answers drawn."""
+    section, template = session.config.sampling, session.config.data.template
+    return Options(
+        draw=_draw(session.config),
+        max_new_tokens=section.max_new_tokens,
+        max_prompt=section.max_prompt,
+        batch_size=section.batch_size,
+        seed=section.seed,
+        eos_ids=tuple(end_tokens(session.tokenizer, template)),
+        stop=stops(session.config),
+    )
+
+
+def _draw(config: Experiment) -> Draw:
+    section = config.sampling
+    return Draw(section.temperature, section.top_k, section.top_p, section.min_p)
+
+
+def stops(config: Experiment) -> tuple[str, ...]:
+    """Strings that end an answer. A base model that was shown plain turns may go on with the next one."""
+    own = [part for part in config.sampling.stop.split("||") if part]
+    return tuple(dict.fromkeys([*own, *(sorted(HH_MARKS) if config.data.template == "hh" else [])]))
+
+
+def _over_http(
+    session: Session, left: Sequence[Question], take: Callable[[Sequence[Response]], None], label: str
+) -> None:
+    if jax.process_count() > 1:
+        raise DataError("sampling.engine http asks from one process; run `tisdpo generate` on one machine first")
+    section = session.config.sampling
+    endpoint = http.Endpoint(
+        section.url,
+        section.endpoint_model,
+        key=next((os.environ[name] for name in KEYS if os.environ.get(name)), ""),
+        timeout=section.timeout,
+        retries=section.retries,
+        concurrency=section.concurrency,
+    )
+    asked = [http.Question(q.id, tuple((message.role, message.content) for message in q.messages)) for q in left]
+
+    def stripped(response: Response) -> None:
+        take([dataclasses.replace(response, response=response.response.strip())])
+
+    http.ask_all(
+        endpoint,
+        asked,
+        draw=_draw(session.config),
+        max_new_tokens=section.max_new_tokens,
+        stop=stops(session.config),
+        seed=section.seed,
+        take=stripped,
+        poll=lambda: session.interrupt.poll(label),
+    )
+
+
+def _from_files(asked: Sequence[Question], path: Path) -> dict[str, Response]:
+    """Writes the questions beside `path`, and reads `path` where somebody has put it."""
+    target = path.with_name(path.name.replace("responses", "prompts"))
+    if jax.process_index() == 0:
+        lines = [
+            json.dumps({"id": q.id, "messages": [{"role": m.role, "content": m.content} for m in q.messages]}) + "\n"
+            for q in asked
+        ]
+        target.write_text("".join(lines), encoding="utf-8")
+    distributed.wait_for_all("questions")
+    if not path.exists():
+        raise DataError(
+            f'{path}: is not there yet; answer the {len(asked)} prompts of {target}, a line {{"id": ..., "response": '
+            '"..."} for each, and run the same command again'
+        )
+    return read_responses(path, [question.id for question in asked])
+
+
+def _key(session: Session, voice: Voice | None, asked: Sequence[Question]) -> dict[str, str]:
+    """Everything that the answers depend on, under the names that an error would use."""
+    config, section = session.config, session.config.sampling
+    key = {
+        "prompts": digest([[q.id, *[[m.role, m.content] for m in q.messages]] for q in asked]),
+        "sampling.engine": section.engine,
+    }
+    if section.engine == "files":
+        return key
+    drawn = [section.max_new_tokens, dataclasses.asdict(_draw(config)), section.seed, list(stops(config))]
+    key |= {"sampling": digest(drawn)}
+    if voice is None:
+        return key | {"sampling.endpoint_model": section.endpoint_model}
+    return key | {
+        "model": " ".join(f"{name} {value}" for name, value in sorted(voice.identity.items())),
+        "architecture": digest(repr(voice.model.config)),
+        "dtype": voice.model.compute.dtype,
+        "lora scale": str(voice.model.compute.lora_scale) if "lora" in voice.identity else "none",
+        "sampling.max_prompt": str(section.max_prompt),
+        "tokenizer": f"{tokenizer_name(session.tokenizer)} {digest(session.tokenizer.backend_tokenizer.to_str())}",
+        "template": f"{config.data.template} {config.data.system}",
+    }
+
+
+def _check_key(path: Path, key: dict[str, str]) -> None:
+    """Leaves beside `path` what its answers are made of, or refuses what was made of something else."""
+    label = path.with_name(path.stem + ".key.json")
+    if label.exists():
+        found: dict[str, Any] = json.loads(label.read_text(encoding="utf-8"))
+        changed = sorted(name for name in found.keys() | key.keys() if found.get(name) != key.get(name))
+        if changed:
+            raise CheckpointError(
+                f"{path}: was made with other {', '.join(changed)}; use a new run_dir, or delete {path.name} and "
+                f"{label.name}"
+            )
+    elif jax.process_index() == 0:
+        label.parent.mkdir(parents=True, exist_ok=True)
+        temporary = label.with_suffix(".tmp")
+        temporary.write_text(json.dumps(key, sort_keys=True, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, label)
+    distributed.wait_for_all(f"key of {path.name}")

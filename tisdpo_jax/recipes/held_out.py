@@ -1,0 +1,163 @@
+"""Held-out prompts, answered before and after: the model's own contrast of the answers, and a judge's scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from tisdpo_jax import partitioning
+from tisdpo_jax.data import EncodedSet, Pair, PairSet, Prompt, balanced_batches, encode_pairs, open_template
+from tisdpo_jax.evaluation import Change, Comparison, Sample, as_json, paired_difference, table_text
+from tisdpo_jax.judging import Store
+from tisdpo_jax.recipes import models
+from tisdpo_jax.recipes.answers import Asked
+from tisdpo_jax.recipes.generate import Voice, answers, questions, summary
+from tisdpo_jax.recipes.judges import open_scorer
+from tisdpo_jax.recipes.scores import scorer
+from tisdpo_jax.recipes.session import Session
+from tisdpo_jax.scoring import contrast_scores
+from tisdpo_jax.training.loop import Pairs
+from tisdpo_jax.types import Variables
+
+OTHER_SIDE = ("-", "+")  # stands where the pair of a single answer has its second; one of the two differs from any text
+
+
+def compare_answers(
+    session: Session, prompts: Sequence[Prompt], before: Variables, after: Variables
+) -> tuple[tuple[Comparison, ...], tuple[Sample, ...]]:
+    """Both models answer with the same noise, and the same is measured of both: tables, also in evaluation.json."""
+    config = session.config
+    asked, _ = questions(session, prompts, ("main",), 1)
+    by_id = {prompt.id: prompt for prompt in prompts}
+    shown = [by_id[question.id.removesuffix("/main/0")] for question in asked]
+    texts: dict[str, list[str]] = {}
+    for name, variables in (("before", before), ("after", after)):
+        local = dataclasses.replace(
+            session, config=dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, engine="local"))
+        )
+        voice = _voice(session, variables)
+        found = answers(local, voice, asked, session.run_dir / f"held_out-{name}.jsonl", f"held-out answers {name}")
+        texts[name] = [found[question.id].response for question in asked]
+        _say(f"{name:<8} {summary(list(found.values()))}")
+    tables = _tables(session, shown, texts, before, after)
+    for table in tables:
+        _say(table_text(table) + "\n")
+    _save(session, tables)
+    samples = tuple(
+        Sample(prompt.text, one, other)
+        for prompt, one, other in list(zip(shown, texts["before"], texts["after"], strict=True))[
+            : config.evaluation.generate
+        ]
+    )
+    for sample in samples:
+        _say(f"prompt   {sample.prompt!r}\nbefore   {sample.before!r}\nafter    {sample.after!r}\n")
+    return tables, samples
+
+
+def _voice(session: Session, variables: Variables) -> Voice:
+    identity = {name: models.identify(tree) for name, tree in variables.items()}
+    return Voice(session.model, lambda: variables, identity)
+
+
+def _tables(
+    session: Session, prompts: Sequence[Prompt], texts: dict[str, list[str]], before: Variables, after: Variables
+) -> tuple[Comparison, ...]:
+    fixed = {name: answer_contrasts(session, prompts, texts[name], before) for name in texts}
+    own = {"before": fixed["before"], "after": answer_contrasts(session, prompts, texts["after"], after)}
+    both = np.isfinite(fixed["before"][0]) & np.isfinite(fixed["after"][0])
+    rows = [
+        _change("contrast by the model before, nats", fixed["before"][0][both], fixed["after"][0][both]),
+        _change("contrast by the model before, nats a token", fixed["before"][1][both], fixed["after"][1][both]),
+        _change("contrast by the model itself, nats", own["before"][0][both], own["after"][0][both]),
+        _change("tokens of an answer", fixed["before"][2][both], fixed["after"][2][both], better=None),
+    ]
+    tables = [Comparison("Answers to held-out prompts, contrast of the two prompts", int(both.sum()), tuple(rows))]
+    by = session.config.evaluation.judge.by
+    if by:
+        judge, store = open_scorer(session), Store(session.run_dir / "judgements.jsonl")
+        questions_of = [Asked(prompt.id, prompt.messages) for prompt in prompts]
+        scores = {
+            name: np.asarray(judge(store, name, questions_of, [text or None for text in found]))
+            for name, found in texts.items()
+        }
+        both = np.isfinite(scores["before"]) & np.isfinite(scores["after"])
+        row = _change(f"score by {by}", scores["before"][both], scores["after"][both])
+        tables.append(Comparison(f"Answers to held-out prompts, judge {by}", int(both.sum()), (row,)))
+    return tuple(tables)
+
+
+def answer_contrasts(
+    session: Session, prompts: Sequence[Prompt], texts: Sequence[str], variables: Variables
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`[n]` contrasts of single answers in nats, in nats a token, and their tokens; nan where there is no answer."""
+    data, contrast = session.config.data, session.config.contrast
+    pairs = tuple(
+        Pair(str(number), prompt.messages, text, OTHER_SIDE[text == OTHER_SIDE[0]], prompt.origin)
+        for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+        if text
+    )
+    encoded = encode_pairs(
+        PairSet(pairs, (), "answers"),
+        session.tokenizer,
+        template=open_template(data.template, session.tokenizer),
+        system=data.system,
+        max_length=data.max_length,
+        max_response=data.max_response,
+        contrast=(contrast.positive_prompt, contrast.negative_prompt),
+    )
+    found = np.full((3, len(texts)), np.nan)
+    if encoded.pairs:
+        places = [int(pair.id) for pair in encoded.pairs]
+        plus, minus = (_logps(session, encoded, variables, view) for view in ("plus", "minus"))
+        mask = encoded.mask(encoded.elements())[:, 0]
+        for row, average in enumerate((False, True)):
+            found[row, places] = contrast_scores(plus, minus, mask, average=average)
+        found[2, places] = mask.sum(-1)
+    return found[0], found[1], found[2]
+
+
+def _logps(session: Session, encoded: EncodedSet, variables: Variables, view: str) -> np.ndarray:
+    """`[n, N]` log-likelihoods of the first side's tokens."""
+    session = dataclasses.replace(session, elements=encoded.elements())
+    size = partitioning.places(session.config.evaluation.batch_size, session.mesh)
+    batches = balanced_batches(encoded.lengths(view, sides=(0,)), size)
+    pairs = Pairs(encoded, session.layout(encoded, batches, sides=(0,), views=(view,)))
+    run = scorer(session.model, view, session.config.model.head_chunk)
+    found = np.zeros((len(encoded.pairs), session.elements))
+    for indices in batches:
+        session.interrupt.poll("scoring answers")
+        logps = partitioning.to_host(run(variables, partitioning.put_batch(pairs.batch(indices), session.mesh)))
+        found[indices[indices >= 0]] = logps[indices >= 0, 0]
+    return found
+
+
+def _change(name: str, before: np.ndarray, after: np.ndarray, *, better: bool | None = True) -> Change:
+    def mean_se(x: np.ndarray) -> tuple[float, float]:
+        mean = float(x.mean()) if len(x) else math.nan
+        return mean, float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
+
+    return Change(name, *mean_se(before), *mean_se(after), *paired_difference(before, after), better)
+
+
+def _save(session: Session, tables: Sequence[Comparison]) -> None:
+    if jax.process_index() != 0:
+        return
+    content: list[dict[str, Any]] = [
+        {"title": table.title, "prompts": table.pairs, "rows": [as_json(row) for row in table.rows]} for table in tables
+    ]
+    path = session.run_dir / "evaluation.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
