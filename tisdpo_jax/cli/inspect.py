@@ -14,12 +14,13 @@ from tisdpo_jax.errors import ConfigError
 
 
 def inspect(arguments: Sequence[str]) -> int:
-    """`tisdpo inspect CONFIG [--pair ID or number] [--split train|eval] [--dotted.field value]...`
+    """`tisdpo inspect CONFIG [--pair ID or number] [--split train|eval] [--pictures DIR] [--dotted.field value]...`
 
     Prints the counts of the file and the tokens of one pair, with the weights of its run where scores are cached.
-    Needs no weights of a model, and rejects nothing: every rejected record is listed.
+    Needs no weights of a model, and rejects nothing: every rejected record is listed. With --pictures, heat maps of
+    that pair or of the first `evaluation.heat_maps`, distributions and a table of tokens are written there.
     """
-    file, overrides, own = options.read_arguments(arguments, extra=("pair", "split"))
+    file, overrides, own = options.read_arguments(arguments, extra=("pair", "split", "pictures"))
     config = options.load(file, overrides)
     split = own.get("split", "train")
     if split not in ("train", "eval"):
@@ -28,7 +29,9 @@ def inspect(arguments: Sequence[str]) -> int:
     from tisdpo_jax.data import file_summary, inspect_text
 
     print(file_summary(encoded, listed=len(encoded.rejections)))
-    if encoded.pairs:
+    if "pictures" in own:
+        _draw(config, encoded, tokenizer, split, own)
+    elif encoded.pairs:
         index = _find(encoded, own.get("pair", "0"))
         print()
         print(inspect_text(encoded, tokenizer, index, weights=_weights(config, split, encoded, index)))
@@ -64,18 +67,19 @@ def _find(encoded: Any, name: str) -> int:
     raise ConfigError(f"--pair {name}: no such id, and not a number below {len(encoded.pairs)}")
 
 
+def _draw(config: Experiment, encoded: Any, tokenizer: Any, split: str, own: dict[str, str]) -> None:
+    from tisdpo_jax.recipes.pictures import write_pictures
+
+    count = min(config.evaluation.heat_maps, len(encoded.pairs))
+    indices = [_find(encoded, own["pair"])] if "pair" in own else list(range(count))
+    print()
+    for path in write_pictures(config, encoded, tokenizer, split, Path(own["pictures"]).expanduser(), indices):
+        print(f"picture  {path}")
+
+
 def _weights(config: Experiment, split: str, encoded: Any, index: int) -> np.ndarray | None:
     """Weights from the score cache of the run, if it has one for this data."""
-    from tisdpo_jax.recipes.scores import peek
+    from tisdpo_jax.recipes.pictures import cached_columns
 
-    folder = Path(config.run_dir).expanduser() / "scores"
-    both = [peek(folder / f"{split}-{name}.safetensors", encoded.fingerprint()) for name in ("plus", "minus")]
-    if any(logps is None for logps in both):
-        return None
-    from tisdpo_jax.training.objective import make_weights
-
-    positive, negative = (logps[index : index + 1] for logps in both)  # type: ignore[index]
-    mask = np.zeros(positive.shape, np.float32)
-    for side, ids in enumerate((encoded.pairs[index].chosen, encoded.pairs[index].rejected)):
-        mask[0, side, : len(ids)] = 1.0
-    return np.asarray(make_weights(config.weights, positive, negative, mask, record=np.asarray([index])))[0]
+    columns = cached_columns(config, encoded, split)
+    return columns["weights"][index] if "plus_logps" in columns else None

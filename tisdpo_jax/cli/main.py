@@ -21,7 +21,7 @@ VERBS = {
     "score": "up to the cached scores that token weights are made of",
     "evaluate": "a run's policy, or any model, on pairs and by a judge; `tisdpo evaluate --help`",
     "export": "the policy for transformers and peft",
-    "inspect": "what records become: tokens, mask, weights, and the counts of a whole file",
+    "inspect": "what records become: tokens, mask, counts of a file; `--pictures DIR` draws the weights of a run",
     "plan": "memory, flops and time of a step on hardware that is not here: `--topology v5e:8x8`",
 }
 

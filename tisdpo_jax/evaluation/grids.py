@@ -70,8 +70,10 @@ def as_plain(value: Any) -> Any:
 
 
 def _cell_html(cell: Cell) -> str:
-    if not isinstance(cell, Interval):
+    if isinstance(cell, str):
         return data(cell)
+    if not isinstance(cell, Interval):
+        return data(cell, number(cell).replace("-", "−"))
     return data(float(cell.value), cell_text(cell).replace("-", "−").replace(" [", "\u00a0["))
 
 

@@ -47,11 +47,15 @@ class SidePicture:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenPicture:
-    """A pair as `pair_html` draws it: chosen first, rejected second."""
+    """A pair as `pair_html` draws it: chosen first, rejected second. A notebook shows it as it is."""
 
     pair_id: str
     prompt: str
     sides: tuple[SidePicture, SidePicture]
+
+    def _repr_html_(self) -> str:
+        """What notebooks ask an object for."""
+        return pair_html(self)
 
 
 def pair_html(picture: TokenPicture, *, limit: float = LIMIT, alone: bool = True) -> str:

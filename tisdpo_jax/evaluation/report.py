@@ -52,12 +52,15 @@ class DataCounts:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WeightSection:
-    """Token weights over the training pairs: statistics of each side, and the logarithms behind the histogram."""
+    """Token weights over a set of pairs: statistics of each side, the logarithms behind the histogram, and the
+    log-ratios of pi+ and pi- that they were made of; None where weights came without a contrast."""
 
     chosen: SideWeights
     rejected: SideWeights
     chosen_log_weights: ArrayLike
     rejected_log_weights: ArrayLike
+    chosen_log_ratios: ArrayLike | None = None
+    rejected_log_ratios: ArrayLike | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +85,8 @@ class Report:
     history: Sequence[Mapping[str, Any]] = ()  # rows of metrics.jsonl
     rewards: str = ""  # a chart of the self-reward of DLMA's pairs, as `histogram` draws it
     weights: WeightSection | None = None
+    weighted: str = "training"  # which pairs these are the weights of
+    tokens: tuple[Grid, ...] = ()  # tokens with the largest and smallest mean weights
     pictures: tuple[TokenPicture, ...] = ()
     picture_limit: float = heatmap.LIMIT
     data: tuple[DataCounts, ...] = ()
@@ -102,7 +107,12 @@ def render(report: Report) -> str:
             f'<div class="charts">{report.rewards}</div>' if report.rewards else "",
         ),
         ("heat-maps", "Token weights of some pairs", _pictures(report)),
-        ("weights", "Token weights of all training pairs", _weights(report.weights) if report.weights else ""),
+        (
+            "weights",
+            f"Token weights of all {report.weighted} pairs",
+            _weights(report.weights) if report.weights else "",
+        ),
+        ("tokens", "Tokens that weigh most and least", "\n".join(map(grid_html, report.tokens))),
         ("training", "Training", charts(report.history)),
         ("data", "Data", _data(report.data)),
         ("files", "Files", _pairs(report.files, "What the run wrote", ("file", "what it is")) if report.files else ""),
@@ -166,6 +176,9 @@ def _weights(section: WeightSection) -> str:
     columns = ["side", "tokens", "mean", "std", *names, "at smallest allowed", "at largest allowed"]
     log_weights = {"chosen": section.chosen_log_weights, "rejected": section.rejected_log_weights}
     chart = histogram("Distribution", "natural logarithm of the weight", log_weights)
+    if section.chosen_log_ratios is not None and section.rejected_log_ratios is not None:
+        ratios = {"chosen": section.chosen_log_ratios, "rejected": section.rejected_log_ratios}
+        chart += histogram("Before clamping", "log π⁺/π⁻ of a token", ratios)
     return table("Token weights by side", columns, rows, css="numbers") + f'\n<div class="charts">{chart}</div>'
 
 

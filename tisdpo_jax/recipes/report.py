@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import jax
-import numpy as np
 import yaml
 
 from tisdpo_jax import evaluation
 from tisdpo_jax._version import __version__
 from tisdpo_jax.config import resolved
-from tisdpo_jax.data import EncodedSet
-from tisdpo_jax.evaluation import Comparison, DataCounts, Grid, Report, Sample, SidePicture, TokenPicture, WeightSection
-from tisdpo_jax.recipes.evaluate import Evaluation, counts, prompt_text
+from tisdpo_jax.evaluation import Comparison, DataCounts, Grid, Report, Sample
+from tisdpo_jax.recipes import pictures
+from tisdpo_jax.recipes.evaluate import Evaluation, counts
 from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.recipes.tisdpo import Columns
 
@@ -58,8 +57,9 @@ def write_report(
         samples=samples,
         history=evaluation.read_metrics(metrics or session.run_dir / "metrics.jsonl"),
         rewards=rewards,
-        weights=_weights(session, session.train, columns["train"]),
-        pictures=tuple(_picture(session, encoded, found, index) for index in range(_count(session, encoded, found))),
+        weights=pictures.weight_section(config.weights, session.train, columns["train"]),
+        tokens=pictures.token_grids(session.tokenizer, session.train, columns["train"]),
+        pictures=pictures.pictures(session.tokenizer, encoded, found, range(config.evaluation.heat_maps)),
         data=tuple(_counts(session, name) for name in session.splits()),
         config=yaml.safe_dump(resolved(config), sort_keys=False, allow_unicode=True),
         files=tuple((name, what) for name, what in FILES if (session.run_dir / name).exists()),
@@ -103,41 +103,6 @@ def _facts(session: Session) -> tuple[tuple[str, str], ...]:
         ("devices", f"{jax.device_count()} {jax.devices()[0].device_kind} ({mesh}), {jax.process_count()} process(es)"),
         ("software", f"tisdpo_jax {__version__}, jax {jax.__version__}"),
     )
-
-
-def _weights(session: Session, encoded: EncodedSet, columns: Columns) -> WeightSection | None:
-    if "weights" not in columns:
-        return None
-    section = session.config.weights
-    limits = None
-    if section.method in ("importance", "log_uniform", "shuffled", "rank"):
-        limits = evaluation.weight_limits(scale=section.scale, mu=section.mu, lower=section.lower, upper=section.upper)
-    weights = columns["weights"]
-    mask = encoded.mask(weights.shape[-1]) > 0
-    statistics = evaluation.weight_statistics(weights, mask, limits=limits)
-    logs = [_logs(weights[:, side][mask[:, side]]) for side in (0, 1)]
-    return WeightSection(*statistics, *logs)
-
-
-def _logs(weights: np.ndarray) -> np.ndarray:
-    return np.log(weights[weights > 0])
-
-
-def _count(session: Session, encoded: EncodedSet, columns: Columns) -> int:
-    return min(session.config.evaluation.heat_maps, len(encoded.pairs)) if "weights" in columns else 0
-
-
-def _picture(session: Session, encoded: EncodedSet, columns: Columns, index: int) -> TokenPicture:
-    pair = encoded.pairs[index]
-
-    def side(number: int, ids: np.ndarray) -> SidePicture:
-        def row(name: str) -> list[float] | None:
-            return columns[name][index, number, : len(ids)].tolist() if name in columns else None
-
-        pieces = evaluation.decode_pieces(session.tokenizer, ids.tolist())
-        return SidePicture(pieces, row("weights") or [], row("plus_logps"), row("minus_logps"))
-
-    return TokenPicture(pair.id, prompt_text(session, pair.prompt), (side(0, pair.chosen), side(1, pair.rejected)))
 
 
 def _counts(session: Session, split: str) -> DataCounts:

@@ -1,0 +1,184 @@
+"""Pictures of token weights: what a run's report shows of them, and a directory of its own from cached scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tisdpo_jax import evaluation
+from tisdpo_jax.config import Experiment, WeightsSection
+from tisdpo_jax.data import EncodedSet, recorded_columns
+from tisdpo_jax.errors import ConfigError
+from tisdpo_jax.evaluation import Grid, Report, SidePicture, TokenPicture, WeightSection
+from tisdpo_jax.evaluation.extremes import TokenMean, extreme_grid, token_means
+from tisdpo_jax.recipes.scores import peek
+from tisdpo_jax.training.objective import make_weights
+
+log = logging.getLogger(__name__)
+
+Columns = dict[str, np.ndarray]
+SIDES = ("chosen", "rejected")
+
+
+def write_pictures(
+    config: Experiment, encoded: EncodedSet, tokenizer: Any, split: str, directory: Path, indices: Sequence[int]
+) -> list[Path]:
+    """index.html, tokens.json and, with matplotlib, PNGs of pairs and of distributions; returns their paths.
+
+    Raises: ConfigError when the run has no weights for these pairs.
+    """
+    columns = cached_columns(config, encoded, split)
+    if "weights" not in columns:
+        raise ConfigError(
+            f"{Path(config.run_dir) / 'scores'}: no scores of pi+ and pi- for these pairs; `tisdpo score` "
+            "makes them, with this configuration (contrast.construction not none, contrast.scores cached)"
+        )
+    section = weight_section(config.weights, encoded, columns)
+    assert section is not None
+    drawn = pictures(tokenizer, encoded, columns, indices)
+    directory.mkdir(parents=True, exist_ok=True)
+    written = [directory / "index.html", directory / "tokens.json"]
+    report = Report(
+        title=f"Token weights: {encoded.source}",
+        facts=(
+            ("run", config.run_dir),
+            ("construction", config.contrast.construction),
+            ("weights", f"{config.weights.method}, clamped to [{config.weights.lower:g}, {config.weights.upper:g}]"),
+            ("pairs", f"{len(encoded.pairs):,}"),
+        ),
+        pictures=drawn,
+        weights=section,
+        weighted={"train": "training", "eval": "held-out"}[split],
+        tokens=token_grids(tokenizer, encoded, columns),
+    )
+    evaluation.write(written[0], report)
+    written[1].write_text(_tokens_json(tokenizer, encoded, columns), encoding="utf-8")
+    if importlib.util.find_spec("matplotlib") is None:
+        log.info("no PNGs: they need matplotlib, pip install 'tisdpo_jax[pictures]'")
+        return written
+    from tisdpo_jax.evaluation.png import distribution_png, pair_png
+
+    for index, picture in zip(indices, drawn, strict=True):
+        written.append(directory / f"pair-{index}.png")
+        pair_png(picture, written[-1])
+    for name, label, kinds in (
+        ("weights", "log-weight", ("chosen_log_weights", "rejected_log_weights")),
+        ("log-ratios", "log π⁺/π⁻", ("chosen_log_ratios", "rejected_log_ratios")),
+    ):
+        values = [getattr(section, kind) for kind in kinds]
+        if values[0] is not None:
+            written.append(directory / f"{name}.png")
+            distribution_png("", label, dict(zip(SIDES, values, strict=True)), written[-1])
+    return written
+
+
+def cached_columns(config: Experiment, encoded: EncodedSet, split: str) -> Columns:
+    """What the run has on disk for these pairs: `plus_logps`, `minus_logps` and the weights that follow from them.
+
+    Weights that the records bring themselves are taken where there are no scores.
+    """
+    folder = Path(config.run_dir).expanduser() / "scores"
+    found = {name: peek(folder / f"{split}-{name}.safetensors", encoded.fingerprint()) for name in ("plus", "minus")}
+    plus, minus = found["plus"], found["minus"]
+    if plus is None or minus is None:
+        return dict(recorded_columns(encoded, encoded.elements()))
+    mask, rows = encoded.mask(plus.shape[-1]), np.arange(len(encoded.pairs))
+    parts = [
+        np.asarray(make_weights(config.weights, plus[part], minus[part], mask[part], record=part))
+        for part in np.array_split(rows, max(1, -(-len(rows) // 256)))
+    ]
+    return {"plus_logps": plus, "minus_logps": minus, "weights": np.concatenate(parts)}
+
+
+def weight_section(section: WeightsSection, encoded: EncodedSet, columns: Columns) -> WeightSection | None:
+    """Statistics and distributions; None where there are no weights."""
+    if "weights" not in columns:
+        return None
+    limits = None
+    if section.method in ("importance", "log_uniform", "shuffled", "rank"):
+        limits = evaluation.weight_limits(scale=section.scale, mu=section.mu, lower=section.lower, upper=section.upper)
+    weights = columns["weights"]
+    mask = encoded.mask(weights.shape[-1]) > 0
+    statistics = evaluation.weight_statistics(weights, mask, limits=limits)
+    logs = [_logs(weights[:, side][mask[:, side]]) for side in (0, 1)]
+    ratios: list[np.ndarray | None] = [None, None]
+    if "plus_logps" in columns:
+        contrast = columns["plus_logps"] - columns["minus_logps"]
+        ratios = [contrast[:, side][mask[:, side]] for side in (0, 1)]
+    return WeightSection(*statistics, *logs, *ratios)
+
+
+def token_grids(tokenizer: Any, encoded: EncodedSet, columns: Columns) -> tuple[Grid, ...]:
+    """For each side the tokens with the most extreme mean log-weights; none where there are no weights."""
+    if "weights" not in columns:
+        return ()
+    found = []
+    for side, means in _means(encoded, columns).items():
+        if means:
+            names = [token_text(tokenizer, one.token) for one in means]
+            found.append(extreme_grid(f"Tokens of {side} responses by mean log-weight", means, names))
+    return tuple(found)
+
+
+def pictures(tokenizer: Any, encoded: EncodedSet, columns: Columns, indices: Iterable[int]) -> tuple[TokenPicture, ...]:
+    """Heat maps of the pairs with these numbers, of those that there are; none where there are no weights."""
+    if "weights" not in columns:
+        return ()
+    return tuple(picture(tokenizer, encoded, columns, index) for index in indices if index < len(encoded.pairs))
+
+
+def picture(tokenizer: Any, encoded: EncodedSet, columns: Columns, index: int) -> TokenPicture:
+    """One pair with the weights, and the log-likelihoods under pi+ and pi-, that stand in the columns."""
+    pair = encoded.pairs[index]
+
+    def side(number: int, ids: np.ndarray) -> SidePicture:
+        def row(name: str) -> list[float] | None:
+            return columns[name][index, number, : len(ids)].tolist() if name in columns else None
+
+        pieces = evaluation.decode_pieces(tokenizer, ids.tolist())
+        return SidePicture(pieces, row("weights") or [], row("plus_logps"), row("minus_logps"))
+
+    prompt = str(tokenizer.decode(pair.prompt, skip_special_tokens=False))
+    return TokenPicture(pair.id, prompt, (side(0, pair.chosen), side(1, pair.rejected)))
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """A token alone, with its leading space; as the vocabulary writes it where it is no whole character."""
+    raw = str(tokenizer.convert_ids_to_tokens(token))
+    if raw.startswith("▁"):  # SentencePiece loses the space when it decodes a token alone
+        return f"“{raw.replace('▁', ' ')}”"
+    text = str(tokenizer.decode([token], skip_special_tokens=False))
+    shown = raw if "\ufffd" in text or not text else text
+    return "“" + shown.replace("\n", "↵").replace("\t", "⇥") + "”"
+
+
+def _means(encoded: EncodedSet, columns: Columns, minimum: int = 5) -> dict[str, list[TokenMean]]:
+    weights = columns["weights"]
+    found = {}
+    for number, side in enumerate(SIDES):
+        responses = [getattr(pair, side) for pair in encoded.pairs]
+        tokens = np.concatenate([*responses, np.zeros(0, np.int32)])
+        pairs = np.repeat(np.arange(len(responses)), [len(ids) for ids in responses])
+        values = np.concatenate([*(weights[i, number, : len(ids)] for i, ids in enumerate(responses)), np.zeros(0)])
+        with np.errstate(divide="ignore", invalid="ignore"):  # what has no logarithm is left out
+            found[side] = token_means(tokens, np.log(values), pairs, minimum=minimum)
+    return found
+
+
+def _tokens_json(tokenizer: Any, encoded: EncodedSet, columns: Columns) -> str:
+    content = {
+        side: [{"text": token_text(tokenizer, one.token), **dataclasses.asdict(one)} for one in means]
+        for side, means in _means(encoded, columns).items()
+    }
+    return json.dumps(evaluation.as_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _logs(weights: np.ndarray) -> np.ndarray:
+    return np.log(weights[weights > 0])
