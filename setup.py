@@ -26,6 +26,8 @@ def version() -> str:
 GGUF = ["gguf"]
 HF_DATA = ["datasets"]
 TENSORBOARD = ["tensorboardX"]
+JUDGES = ["vaderSentiment"]
+PICTURES = ["matplotlib"]
 
 setup(
     name="tisdpo_jax",
@@ -77,6 +79,8 @@ setup(
         "gguf": GGUF,
         "tensorboard": TENSORBOARD,
         "wandb": ["wandb"],
+        "judges": JUDGES,
+        "pictures": PICTURES,
         "dev": [
             "build",
             "hypothesis",
@@ -87,6 +91,8 @@ setup(
             "types-PyYAML",
             *HF_DATA,
             *TENSORBOARD,
+            *JUDGES,
+            *PICTURES,
         ],
         # Comparison with PyTorch, in tests only; the tests that need it are skipped without it.
         "parity": ["torch", "accelerate", "peft", "trl"],
