@@ -56,7 +56,10 @@ def test_names_only_fields_that_exist(path: Path) -> None:
 
 
 # What a file leaves to the command line, as its head comment says.
-OVERRIDES = {"hh_stories260k": {"model": {"path": "stories260k"}, "data": {"train": "pairs.jsonl.gz"}}}
+OVERRIDES = {
+    "hh_stories260k": {"model": {"path": "stories260k"}, "data": {"train": "pairs.jsonl.gz"}},
+    "dlma_llama2_7b": {"model": {"path": "Llama-2-7b-hf"}, "sampling": {"prompts": "prompts.jsonl"}},
+}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -6,6 +6,7 @@ import html.parser
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from runs import command, exported
 
@@ -25,9 +26,13 @@ def prompts(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def options(tiny, prompts, tmp_path) -> dict[str, object]:
+    return made(tiny, prompts, tmp_path / "run")
+
+
+def made(tiny, prompts, run_dir) -> dict[str, object]:
     return {
         "model__path": tiny["model__path"],
-        "run_dir": tmp_path / "run",
+        "run_dir": run_dir,
         "data__eval_fraction": 0,
         "data__max_length": 64,
         "data__max_response": 16,
@@ -45,14 +50,22 @@ def options(tiny, prompts, tmp_path) -> dict[str, object]:
     }
 
 
+@pytest.fixture(scope="module")
+def finished(tiny, prompts, tmp_path_factory):
+    """A whole run: (its options, what it printed)."""
+    options = made(tiny, prompts, tmp_path_factory.mktemp("finished") / "run")
+    options |= {"lora__rank": 2, "loss__name": "dlma+tisdpo", "sampling__samples": 2}
+    code, output = command("run", **options)
+    assert code == 0, output
+    return options, output
+
+
 def lines_of(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_run_leaves_what_it_promises_and_does_nothing_twice(options):
-    options |= {"lora__rank": 2, "loss__name": "dlma+tisdpo", "sampling__samples": 2}
-    code, output = command("run", **options)
-    assert code == 0, output
+def test_a_run_leaves_what_it_promises_and_does_nothing_twice(finished):
+    options, output = finished
     run = options["run_dir"]
     for name in ("responses.jsonl", "pairs.jsonl", "metrics.jsonl", "scores/train-plus.safetensors"):
         assert (run / "round-1" / name).is_file(), name
@@ -75,6 +88,63 @@ def test_a_run_leaves_what_it_promises_and_does_nothing_twice(options):
     assert all((policy[name] == value).all() for name, value in exported(run).items())
     code, output = command("run", **{**options, "sampling__seed": 5})
     assert code == 2 and "was made with other sampling" in output
+
+
+def test_the_margin_is_what_tisdpo_caches_for_the_same_pairs(finished, tmp_path):
+    """`tisdpo score` on pairs.jsonl, which has relabelled pairs the other way round, gives the same R.
+
+    To 1e-5 of the summed log-ratios: those of a random model are tens of nats, and float32 has seven digits.
+    """
+    from safetensors.numpy import load_file
+
+    options, _ = finished
+    pairs = lines_of(options["run_dir"] / "round-1" / "pairs.jsonl")
+    path = tmp_path / "pairs.jsonl"
+    margins = np.array([pair.pop("margin") for pair in pairs])
+    path.write_text("\n".join(map(json.dumps, pairs)) + "\n")
+    asked = {name: value for name, value in options.items() if not name.startswith(("dlma", "sampling"))}
+    asked |= {"data__train": path, "run_dir": tmp_path / "run", "loss__name": "tisdpo"}
+    code, output = command("score", **asked)
+    assert code == 0, output
+    plus, minus = (
+        load_file(tmp_path / "run" / "scores" / f"train-{name}.safetensors")["logps"] for name in ("plus", "minus")
+    )
+    scores = (plus.astype("float64") - minus).sum(-1)
+    size = np.abs(plus.astype("float64") - minus).sum((-1, -2))
+    assert (np.abs(scores[:, 0] - scores[:, 1] - margins) <= 1e-5 * np.maximum(size, 1.0)).all()
+    assert np.abs(margins).max() > 0.1
+
+
+def test_the_margin_is_what_pytorch_says(finished):
+    torch = pytest.importorskip("torch", reason="parity with PyTorch: install the extra `parity`")
+    import transformers
+
+    options, _ = finished
+    tokenizer = transformers.AutoTokenizer.from_pretrained(options["model__path"])
+    model = transformers.AutoModelForCausalLM.from_pretrained(options["model__path"], dtype=torch.float64).eval()
+
+    def logp(system: str, question: str, answer: str) -> float:
+        turns = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+        ids = []
+        for conversation in (turns, [*turns, {"role": "assistant", "content": answer}]):
+            start = len(conversation) == 2
+            text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=start)
+            ids.append(
+                tokenizer("<s>" + text.rstrip("\n") + ("\n" if start else ""), add_special_tokens=False).input_ids
+            )
+        prompt, whole = ids
+        assert whole[: len(prompt)] == prompt
+        with torch.inference_mode():
+            logps = model(torch.tensor([whole])).logits.log_softmax(-1)[0]
+        return sum(float(logps[at - 1, whole[at]]) for at in range(len(prompt), len(whole)))
+
+    for pair in lines_of(options["run_dir"] / "round-1" / "pairs.jsonl")[:6]:
+        question = pair["messages"][-1]["content"]
+        sides = [
+            logp("be kind", question, pair[side]) - logp("be rude", question, pair[side])
+            for side in ("chosen", "rejected")
+        ]
+        assert sides[0] - sides[1] == pytest.approx(pair["margin"], abs=1e-3)
 
 
 def test_a_kill_in_the_middle_repeats_and_loses_nothing(options):
