@@ -1,9 +1,9 @@
-"""Sampling on the CPU beside `transformers.generate`: same model, same prompts, same number of tokens, float32, in turn.
+"""Sampling on the CPU beside `transformers.generate`: same model, prompts and number of tokens, float32, in turn.
 
     python benchmarks/sampling.py [--batch 8] [--new 128] [--repeats 3] [--out sampling.json]
 
-Needs PyTorch (extra `parity`). Both draw at temperature 1 from the whole vocabulary, with a key-value cache, and neither
-may end early. Runs alternate, so that what else the machine does falls on both; the table gives the median and range.
+Needs PyTorch (extra `parity`). Both draw at temperature 1 from the whole vocabulary, with a key-value cache, and
+neither may end early. Runs alternate, so that what else the machine does falls on both.
 """
 
 from __future__ import annotations

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import html.parser
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from runs import command, exported
+
+from tisdpo_jax.training.interrupt import Interrupt, Interrupted
 
 PROMPTS = [
     "tell me about the cat", "what is bread", "who sees the dog", "how do I bake", "is there weather on the moon",
@@ -159,6 +163,67 @@ def test_a_kill_in_the_middle_repeats_and_loses_nothing(options):
     found, expected = ({line["id"]: line for line in lines_of(place)} for place in (path, whole / "responses.jsonl"))
     assert found == expected and len(lines_of(path)) == 10
     assert [line["id"] for line in lines_of(path)][:3] == [json.loads(line)["id"] for line in content[:3]]
+
+
+def test_a_stop_on_request_keeps_what_was_answered(options, monkeypatch):
+    options |= {"sampling__samples": 9, "sampling__batch_size": 64}  # two batches: 64 answers, and 26
+    whole = options["run_dir"].with_name("whole")
+    assert command("generate", **{**options, "run_dir": whole})[0] == 0
+    polls = iter(range(10))
+
+    def poll(self, what):
+        if next(polls) == 1:
+            raise Interrupted(f"{what}: stopped")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Interrupt, "poll", poll)
+        code, output = command("generate", **options)
+    path = options["run_dir"] / "responses.jsonl"
+    assert code == 42 and "the same command goes on" in output and len(lines_of(path)) == 64
+    code, output = command("generate", **options)
+    assert code == 0 and "64 of 90 are there already" in output
+    assert path.read_bytes() == (whole / "responses.jsonl").read_bytes()
+
+
+class Stub(BaseHTTPRequestHandler):
+    """Answers as many questions as `left` says, then fails."""
+
+    left = 0
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        Stub.left -= 1
+        text = "said " + body["messages"][-1]["content"]
+        content = json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}).encode()
+        self.send_response(200 if Stub.left >= 0 else 500)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_an_endpoint_answers_and_what_it_answered_is_not_asked_again(options):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    options |= {"sampling__engine": "http", "sampling__url": url, "sampling__endpoint_model": "m"}
+    options |= {"sampling__concurrency": 1, "sampling__retries": 0}
+    path = options["run_dir"] / "responses.jsonl"
+    try:
+        Stub.left = 4
+        code, output = command("generate", **options)
+        assert code == 2 and "status 500" in output and len(lines_of(path)) == 4
+        Stub.left = 6  # exactly what is missing
+        code, output = command("generate", **options)
+        assert code == 0, output
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert {line["response"] for line in lines_of(path)} == {f"said {text}" for text in PROMPTS}
 
 
 def test_rounds_start_from_the_policy_before(options):
