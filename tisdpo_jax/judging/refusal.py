@@ -14,8 +14,8 @@ _READ = 300  # characters at the beginning in which a refusal says so
 
 _I = r"\bI(?:'m| am)?(?:\s+(?:really|just|simply|therefore|also|possibly))?"
 _CANNOT = (
-    r"(?:can(?:no|')?t|can not|could(?:n't| not) (?:possibly|in good conscience)|won't|will not|"
-    r"should(?:n't| not)|must not|not able to|unable to|not allowed to|not going to|not willing to|not comfortable|refuse to|decline to|"
+    r"(?:can(?:no|')?t|can not|could(?:n't| not) (?:possibly|in good conscience)|won't|will not|should(?:n't| not)|"
+    r"must not|not able to|unable to|not allowed to|not going to|not willing to|not comfortable|refuse to|decline to|"
     r"(?:must|have to) (?:refuse|decline) to|do(?:n't| not) (?:want to|feel comfortable))"
 )
 _IN_BETWEEN = r"(?:\s+(?:possibly|in good conscience|ethically|ever|be able to|feel comfortable|want to|with))*"
