@@ -60,7 +60,8 @@ def begin(
     new: int,
 ) -> State:
     """Reads prompts `[R, T]` and chooses the first token. `done [R]`: rows that only fill the batch."""
-    tokens = partitioning.constrain(tokens, ("batch", None))
+    tokens, keys = (partitioning.constrain(x, ("batch", None)) for x in (tokens, keys))
+    lengths, done = (partitioning.constrain(x, ("batch",)) for x in (lengths, done))
     rows = len(tokens)
     with jax.named_scope("prefill"):
         hidden, cache, seen = read_prompts(model, weights.variables, tokens, lengths, room=new)
@@ -71,9 +72,12 @@ def begin(
 
 
 @functools.partial(jax.jit, static_argnames=("model", "how"), donate_argnames="state")
-def advance(model: Model, weights: Weights, state: State, eos: Array, until: Array, *, how: Draw) -> State:
-    """Goes on until `until` tokens are chosen, or all rows are done."""
+def advance(
+    model: Model, weights: Weights, state: State, eos: Array, until: Array, stopped: Array, *, how: Draw
+) -> State:
+    """Goes on until `until` tokens are chosen, or all rows are done; `stopped [R]` are done from now on."""
     width = state.seen.shape[1] - state.out.shape[1]
+    state = state._replace(done=partitioning.constrain(state.done | stopped, ("batch",)))
 
     def more(state: State) -> Array:
         return (state.step < until) & ~state.done.all()

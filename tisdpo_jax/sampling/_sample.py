@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import jax
 import numpy as np
 
 from tisdpo_jax import partitioning
@@ -138,47 +137,23 @@ def _run(
     lengths = np.asarray([len(request.ids) for request in filled], np.int32)
     keys = row_keys(options.seed, [(request.id, request.sample) for request in filled])
     eos = np.asarray(options.eos_ids or (-1,), np.int32)
-    put = _putter()
-    state = begin(
-        model,
-        weights,
-        *put((tokens, lengths, keys)),
-        eos,
-        *put((np.arange(rows) >= len(requests),)),
-        how=options.draw,
-        new=options.max_new_tokens,
-    )
-    step = STOP_EVERY if options.stop else options.max_new_tokens
-    until = 1
-    while True:
-        until = min(until + step, options.max_new_tokens)
-        state = advance(model, weights, state, eos, np.int32(until), how=options.draw)
-        if not options.stop or until == options.max_new_tokens:
-            break
-        state, over = _mark_stopped(state, options, decode)
-        if over:
-            break
+    filler = np.arange(rows) >= len(requests)
+    state = begin(model, weights, tokens, lengths, keys, eos, filler, how=options.draw, new=options.max_new_tokens)
+    stopped, until = filler, 1
+    while until < options.max_new_tokens and not stopped.all():
+        until = min(until + STOP_EVERY, options.max_new_tokens) if options.stop else options.max_new_tokens
+        state = advance(model, weights, state, eos, np.int32(until), stopped, how=options.draw)
+        if options.stop:
+            stopped = _stopped(state, options, decode)
     out, logps, count = (partitioning.to_host(x) for x in (state.out, state.logps, state.length))
     return [_answer(*row, options, decode) for row in zip(out, logps, count, strict=True)][: len(requests)]
 
 
-def _putter() -> Callable[[Any], Any]:
-    mesh = partitioning.active_mesh()
-    if mesh is None or mesh.size == 1:
-        return lambda arrays: arrays
-    concrete = jax.sharding.get_mesh()
-    return lambda arrays: partitioning.put_batch(arrays, concrete)
-
-
-def _mark_stopped(state: State, options: Options, decode: Callable[[Sequence[int]], str]) -> tuple[State, bool]:
-    """Ends the rows whose text holds a stop string."""
+def _stopped(state: State, options: Options, decode: Callable[[Sequence[int]], str]) -> np.ndarray:
+    """Rows that are done, those whose text holds a stop string among them."""
     out, count, done = (partitioning.to_host(x) for x in (state.out, state.length, state.done))
     found = [stop_at(decode(ids[:n]), options.stop) >= 0 for ids, n in zip(out, count, strict=True)]
-    now = done | np.asarray(found)
-    if (now != done).any():
-        (marked,) = _putter()((now,))
-        state = state._replace(done=jax.device_put(marked, state.done.sharding))
-    return state, bool(now.all())
+    return np.asarray(done | np.asarray(found))
 
 
 def stop_at(text: str, stop: Sequence[str]) -> int:
