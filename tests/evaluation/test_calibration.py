@@ -36,6 +36,8 @@ def test_boasting_and_doubting_are_seen(factor: float) -> None:
 def test_the_brier_score_is_best_for_the_true_margins() -> None:
     honest, boast = (calibrate(bets(1, 5000, factor), np.arange(5000), resamples=100) for factor in (1.0, 3.0))
     assert honest.brier.value < boast.brier.value
+    sure, wrong = (calibrate(np.full(9, margin), np.arange(9)).brier.value for margin in (9.0, -9.0))
+    assert sure < 1e-6 and wrong > 0.999
     nothing = calibrate(np.zeros(50), np.arange(50))
     assert nothing.brier.value == pytest.approx(0.25) and nothing.error.value == pytest.approx(0.0)
 

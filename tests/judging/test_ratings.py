@@ -107,5 +107,10 @@ def test_comparisons_without_a_verdict_do_not_count() -> None:
     values = np.array([1.0, np.nan, 0.0, 1.0, np.nan])
     rate = win_rate("a", "b", plain(values))
     assert rate.rate.value == pytest.approx(2 / 3) and rate.undecided == 2
+    # as if they had not been held: ratings too
+    found = {("a", "b"): plain(values), ("b", "c"): plain([1.0, 0.0, np.nan, np.nan, 0.5])}
+    held = bradley_terry([[0, 2, 0], [1, 0, 1.5], [0, 1.5, 0]]) * ELO
+    by_name = {rating.name: rating.elo.value for rating in ratings("abc", found, resamples=100)}
+    assert [by_name[name] for name in "abc"] == pytest.approx(held)
     nothing = win_rate("a", "b", plain([np.nan, np.nan]))
     assert np.isnan(nothing.rate.value) and nothing.undecided == 2
