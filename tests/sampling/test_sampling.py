@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tisdpo_jax.models import ComputeConfig, Model, logits, merge
+from tisdpo_jax.partitioning import param_shardings
 from tisdpo_jax.sampling import Draw, Options, Request, plan_batches, prompt_width, sample, stop_at
 from tisdpo_jax.sampling._decode import advance, begin
 from tisdpo_jax.testing import device_mesh, random_adapters, random_params, tiny_config
@@ -54,8 +55,10 @@ def test_batch_and_order_do_not_matter():
 
 @pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2)])
 def test_devices_do_not_matter(mesh):
-    with jax.set_mesh(device_mesh(*mesh)):
-        found = run()
+    devices = device_mesh(*mesh)
+    params = jax.device_put(variables()["params"], param_shardings(variables()["params"], devices))
+    with jax.set_mesh(devices):
+        found = run(weights={"params": params})
     assert found.keys() == usual().keys()
     for key, answer in found.items():
         assert answer.ids == usual()[key].ids
