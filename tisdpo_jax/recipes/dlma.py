@@ -29,6 +29,7 @@ from tisdpo_jax.recipes import models, run_dir, self_reward
 from tisdpo_jax.recipes.export import export
 from tisdpo_jax.recipes.generate import RESPONSES, Voice, answers, open_prompts, questions, summary
 from tisdpo_jax.recipes.held_out import compare_answers
+from tisdpo_jax.recipes.judges import open_scorer
 from tisdpo_jax.recipes.models import Base
 from tisdpo_jax.recipes.report import write_report
 from tisdpo_jax.recipes.scores import cached_logps
@@ -71,6 +72,8 @@ def perform(verb: str, config: Experiment) -> None:
 def _perform(verb: str, session: Session) -> None:
     config = session.config
     prompts, held_out = _prompts(config)
+    if config.evaluation.judge.by and verb in ("run", "evaluate"):
+        open_scorer(session)  # what it lacks is said now, not after training
     first = base = Base(functools.partial(models.load_pretrained, session), models.freeze_of(session))
     done: Round | None = None
     for number in range(1, config.dlma.rounds + 1):
