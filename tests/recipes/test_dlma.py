@@ -82,6 +82,8 @@ def test_a_run_leaves_what_it_promises_and_does_nothing_twice(finished):
     assert "Self-reward of the pairs" in text and "<svg" in text
     for word in ("AUC of the contrast", "relabelled", "contrast by the model before", "compiled 1 time(s)"):
         assert word in output
+    told = json.loads((run / "round-1" / "selection.json").read_text())
+    assert told["pairs"] + sum(told["left_out"].values()) == 16 and 0 <= told["auc"] <= 1
     for pair in lines_of(run / "round-1" / "pairs.jsonl"):
         assert pair["margin"] >= 0 and pair["chosen"] != pair["rejected"]
     policy = exported(run)
@@ -149,6 +151,16 @@ def test_the_margin_is_what_pytorch_says(finished):
             for side in ("chosen", "rejected")
         ]
         assert sides[0] - sides[1] == pytest.approx(pair["margin"], abs=1e-3)
+
+
+def test_an_adapter_answers_without_being_merged(finished, options):
+    """The adapter of a run, and its export, where it is merged: greedily the same; the base says something else."""
+    run, said = finished[0]["run_dir"], {}
+    for name, policy in (("adapter", run / "adapter"), ("export", run / "export"), ("base", "")):
+        asked = {**options, "run_dir": options["run_dir"] / name, "sampling__policy": policy}
+        assert command("generate", **{**asked, "sampling__temperature": 0, "sampling__limit": 4})[0] == 0
+        said[name] = [line["ids"] for line in lines_of(options["run_dir"] / name / "responses.jsonl")]
+    assert said["adapter"] == said["export"] and len(said["base"]) == 4
 
 
 def test_a_kill_in_the_middle_repeats_and_loses_nothing(options):
@@ -226,6 +238,7 @@ def test_an_endpoint_answers_and_what_it_answered_is_not_asked_again(options):
     assert {line["response"] for line in lines_of(path)} == {f"said {text}" for text in PROMPTS}
 
 
+@pytest.mark.slow
 def test_rounds_start_from_the_policy_before(options):
     code, output = command("run", **{**options, "dlma__rounds": 2, "dlma__reference": "first"})
     assert code == 0, output

@@ -64,9 +64,9 @@ TOKENS = np.array([[10, 10], [10, 12], [10, 10], [40, 10], [9, 9]])
     [
         ({}, [0, 1, 2, 3, 4], [0, 1, 0, 0, 1], {}),
         ({"relabel": False}, [0, 1, 2, 3, 4], [0, 0, 0, 0, 0], {}),
-        ({"tie_band": 0.5}, [0, 1, 3, 4], [0, 1, 0, 1], {"tie": 1}),
-        ({"length_ratio": 3.0}, [0, 1, 2, 4], [0, 1, 0, 1], {"length ratio": 1}),
-        ({"tie_band": 4.0, "length_ratio": 1.1}, [4], [1], {"tie": 4}),
+        ({"tie_band": 0.5}, [0, 1, 3, 4], [0, 1, 0, 1], {2: "tie"}),
+        ({"length_ratio": 3.0}, [0, 1, 2, 4], [0, 1, 0, 1], {3: "length ratio"}),
+        ({"tie_band": 4.0, "length_ratio": 1.1}, [4], [1], {0: "tie", 1: "tie", 2: "tie", 3: "tie"}),
     ],
 )
 def test_filters_and_labels(options, indices, flipped, dropped):
@@ -79,6 +79,7 @@ def test_turning_a_pair_turns_its_tokens_and_its_columns_alike():
     encoded = random_encoded(0, pairs=5)
     selection = select(SCORES, TOKENS, DlmaSection(tie_band=0.5))
     column = np.arange(5 * 2 * 3).reshape(5, 2, 3)
+    assert [(r.origin, r.reason) for r in taken(encoded, selection).rejections] == [("random:2", "tie")]
     pairs, columns = taken(encoded, selection).pairs, turned_columns({"c": column}, selection)["c"]
     for row, (index, flip) in enumerate(zip(selection.indices, selection.flipped, strict=True)):
         before = encoded.pairs[index]

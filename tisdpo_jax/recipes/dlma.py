@@ -162,12 +162,10 @@ def _stages(
     scores = contrast_scores(columns["plus_logps"], columns["minus_logps"], mask, average=config.dlma.score == "mean")
     rewards = scores[:, 0] - scores[:, 1]
     selection = self_reward.select(scores, mask.sum(-1).astype(np.int64), config.dlma)
-    value, error = self_reward.auc(scores)
-    _say(
-        f"R        mean {rewards.mean():.2f} nats, {(rewards < 0).mean():.0%} below 0; "
-        f"AUC of the contrast between the two origins {value:.3f} +- {error:.3f}"
-    )
-    _say(self_reward.counted(session.train.rejections, selection, rewards))
+    told = self_reward.summary(session.train.rejections, selection, scores)
+    _say(self_reward.summary_text(told))
+    if jax.process_index() == 0:
+        (session.run_dir / "selection.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     if not len(selection.indices):
         raise DataError(f"round {number}: no pair is left to train on; see the counts above, loosen the dlma filters")
     session = dataclasses.replace(session, train=self_reward.taken(session.train, selection))

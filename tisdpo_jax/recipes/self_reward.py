@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +65,7 @@ class Selection:
 
     indices: npt.NDArray[np.int64]  # [n], into the candidates
     flipped: npt.NDArray[np.bool_]  # [n], the answer behind the negative prompt is the better one
-    dropped: dict[str, int]  # by reason
+    dropped: dict[int, str]  # index of each other candidate, and the reason
 
 
 def select(scores: Floats, tokens: npt.NDArray[np.int64], section: DlmaSection) -> Selection:
@@ -80,17 +81,18 @@ def select(scores: Floats, tokens: npt.NDArray[np.int64], section: DlmaSection) 
     uneven = (ratio > section.length_ratio) if section.length_ratio else np.zeros(len(rewards), bool)
     kept = ~ties & ~uneven
     flipped = (rewards < 0) & section.relabel
-    dropped = {"tie": int(ties.sum()), "length ratio": int((uneven & ~ties).sum())}
-    return Selection(np.flatnonzero(kept), flipped[kept], {name: count for name, count in dropped.items() if count})
+    dropped = {int(index): "tie" if ties[index] else "length ratio" for index in np.flatnonzero(~kept)}
+    return Selection(np.flatnonzero(kept), flipped[kept], dropped)
 
 
 def taken(encoded: EncodedSet, selection: Selection) -> EncodedSet:
-    """The selected candidates, each the right way round."""
+    """The selected candidates, each the right way round; the others are among the rejections."""
     pairs = tuple(
         _turned(encoded.pairs[index]) if flip else encoded.pairs[index]
         for index, flip in zip(selection.indices.tolist(), selection.flipped.tolist(), strict=True)
     )
-    return dataclasses.replace(encoded, pairs=pairs, rejections=())
+    left_out = [Rejection(encoded.pairs[index].origin, reason) for index, reason in sorted(selection.dropped.items())]
+    return dataclasses.replace(encoded, pairs=pairs, rejections=(*encoded.rejections, *left_out))
 
 
 def _turned(pair: EncodedPair) -> EncodedPair:
@@ -125,11 +127,27 @@ def auc(scores: Floats) -> tuple[float, float]:
     return float(wins.mean()), float(placement.std(ddof=1) / math.sqrt(count))
 
 
-def counted(rejections: Sequence[Rejection], selection: Selection, rewards: Floats) -> str:
-    """What became of the candidates, as text."""
-    reasons = collections.Counter(rejection.reason for rejection in rejections) + collections.Counter(selection.dropped)
-    left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "none"
+def summary(rejections: Sequence[Rejection], selection: Selection, scores: Floats) -> dict[str, Any]:
+    """What became of the candidates, as plain numbers; `rejections` are those from before the scores."""
+    reasons = [rejection.reason for rejection in rejections] + list(selection.dropped.values())
+    rewards = scores[:, 0] - scores[:, 1]
+    value, error = auc(scores)
+    return {
+        "pairs": len(selection.indices),
+        "relabelled": int(selection.flipped.sum()),
+        "left_out": dict(collections.Counter(reasons).most_common()),
+        "reward_mean": float(rewards.mean()),
+        "reward_below_0": int((rewards < 0).sum()),
+        "auc": value,
+        "auc_se": error,
+    }
+
+
+def summary_text(found: dict[str, Any]) -> str:
+    """The same for people."""
+    left_out = ", ".join(f"{count} {reason}" for reason, count in found["left_out"].items()) or "none"
     return (
-        f"pairs    {len(selection.indices)} train, {int(selection.flipped.sum())} of them relabelled (R < 0 in "
-        f"{int((rewards < 0).sum())}); left out: {left_out}"
+        f"R        mean {found['reward_mean']:.2f} nats, below 0 in {found['reward_below_0']}; AUC of the contrast "
+        f"between the two origins {found['auc']:.3f} +- {found['auc_se']:.3f}\n"
+        f"pairs    {found['pairs']} train, {found['relabelled']} of them relabelled (R < 0); left out: {left_out}"
     )
