@@ -81,6 +81,8 @@ def test_all_right_is_not_certainty() -> None:
     # five pairs of one prompt say less than five of five
     assert share_interval(np.ones(5), [0, 0, 1, 1, 1]).low < right.low
     assert share_interval(np.zeros(5), np.arange(5)).high == pytest.approx(1 - right.low)
+    ties = share_interval(np.full(4, 0.5), np.arange(4))
+    assert ties.value == 0.5 and ties.low < 0.3 and ties.high > 0.7
     assert share_interval([1, 1, 0.5], np.arange(3)).value < 1
 
 

@@ -118,11 +118,11 @@ def share_interval(
 ) -> Interval:
     """`bootstrap` of a mean of scores in [0, 1].
 
-    Where all scores are 0, or all are 1, resampling shows no spread at all; the interval is then Wilson's, with the
-    number of clusters for the number of trials, so that 5 of 5 does not look like certainty.
+    Where all scores are the same (all right, all ties), resampling shows no spread at all; the interval is then
+    Wilson's, with the number of clusters for the number of trials, so that 5 of 5 does not look like certainty.
     """
     found = mean_interval(scores, clusters, kept=kept, resamples=resamples, seed=seed)
-    if found.value not in (0.0, 1.0):
+    if found.low != found.high:  # a spread, or no interval to mend
         return found
     names = np.asarray(clusters)
     trials = len(np.unique(names if kept is None else names[np.asarray(kept, bool)]))

@@ -88,7 +88,7 @@ def _perform(verb: str, session: Session) -> None:
     looked = _look(measured, directory, policy, reference)
     if verb == "evaluate":
         if directory != session.run_dir:
-            _say(f"written  {write_evaluation(directory, measured, looked.done, looked.judging, directory.name)}")
+            _say(f"written  {write_evaluation(directory, measured, looked.done, looked.judging, (policy, reference))}")
         return
     before, after = _own_subjects(session, base, trained)[::-1]
     samples = evaluate.samples(session, before.variables, after.variables)
@@ -110,7 +110,7 @@ def evaluate_models(config: Experiment, interrupt: Interrupt) -> None:
             reference = open_subject(session, "reference", named, frozen=True)
             policy = open_subject(session, "policy", config.evaluation.policy, base=reference)
             looked = _look(session, directory, policy, reference)
-            page = write_evaluation(directory, session, looked.done, looked.judging, directory.name)
+            page = write_evaluation(directory, session, looked.done, looked.judging, (policy, reference))
             _say(f"written  {page}")
 
 

@@ -14,6 +14,7 @@ from tisdpo_jax.evaluation import Comparison, DataCounts, Grid, Report, Sample
 from tisdpo_jax.recipes import pictures
 from tisdpo_jax.recipes.evaluate import Evaluation, counts
 from tisdpo_jax.recipes.session import Session
+from tisdpo_jax.recipes.subjects import Subject
 from tisdpo_jax.recipes.tisdpo import Columns
 
 FILES = (
@@ -71,15 +72,20 @@ def write_report(
 
 
 def write_evaluation(
-    directory: Path, session: Session, done: Evaluation | None, judging: tuple[Grid, ...], title: str
+    directory: Path,
+    session: Session,
+    done: Evaluation | None,
+    judging: tuple[Grid, ...],
+    subjects: tuple[Subject, Subject],
 ) -> Path:
     """evaluation.html of models that are not those of the run; returns its path."""
     config = session.config
-    facts = [("software", f"tisdpo_jax {__version__}, jax {jax.__version__}")]
-    if done is not None:
-        facts = [("policy", done.policy.source), ("reference", done.reference.source), *facts]
+    facts = [
+        *((one.name, one.source) for one in subjects),
+        ("software", f"tisdpo_jax {__version__}, jax {jax.__version__}"),
+    ]
     report = Report(
-        title=title,
+        title=directory.name,
         facts=tuple(facts),
         measures=done.grids() if done is not None else (),
         judging=judging,
