@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import json
 import threading
+import typing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import numpy as np
 import pytest
 from runs import command, exported
 
+from tisdpo_jax.config import PROMPT_PAIRS, Experiment, build, with_prompts
+from tisdpo_jax.config.schema import PromptPair
+from tisdpo_jax.recipes.generate import open_prompts, stops
 from tisdpo_jax.training.interrupt import Interrupt, Interrupted
 
 PROMPTS = [
@@ -161,6 +165,40 @@ def test_an_adapter_answers_without_being_merged(finished, options):
         assert command("generate", **{**asked, "sampling__temperature": 0, "sampling__limit": 4})[0] == 0
         said[name] = [line["ids"] for line in lines_of(options["run_dir"] / name / "responses.jsonl")]
     assert said["adapter"] == said["export"] and len(said["base"]) == 4
+
+
+def test_scores_by_token_and_prompts_of_their_own_for_evaluation(options, tmp_path):
+    held = tmp_path / "held.jsonl"
+    held.write_text('{"prompt": "who is warm"}\n')
+    told = {}
+    for how in ("sum", "mean"):
+        run = tmp_path / how
+        code, output = command("score", **{**options, "run_dir": run, "dlma__score": how, "dlma__eval_prompts": held})
+        assert code == 0 and "pairs.jsonl" in output, output
+        assert not (run / "round-1" / "models").exists() and len(lines_of(run / "round-1" / "responses.jsonl")) == 20
+        told[how] = json.loads((run / "round-1" / "selection.json").read_text())
+    assert abs(told["mean"]["reward_mean"]) < abs(told["sum"]["reward_mean"])
+    margins = [abs(pair["margin"]) for pair in lines_of(tmp_path / "mean" / "round-1" / "pairs.jsonl")]
+    assert told["mean"]["reward_mean"] <= np.mean(margins)
+
+
+def test_what_ends_an_answer_and_where_prompts_come_from():
+    own = build(Experiment, {"sampling": {"stop": "END||\n\n\n||"}}, where="test")
+    plain = build(Experiment, {"sampling": {"stop": "END"}, "data": {"template": "hh"}}, where="test")
+    assert stops(Experiment()) == () and stops(own) == ("END", "\n\n\n")
+    assert stops(plain) == ("END", "\n\nAssistant:", "\n\nHuman:")
+    train, held_out = (open_prompts(f"demo:{name}", 0)[0] for name in ("prompts", "prompts-eval"))
+    assert (len(train), len(held_out), len(open_prompts("demo:prompts", 3)[0])) == (80, 32, 3)
+    assert not {prompt.text for prompt in train} & {prompt.text for prompt in held_out}
+
+
+def test_shipped_prompts_stand_in_for_their_name():
+    config = with_prompts(build(Experiment, {"contrast": {"pair": "harmless-user"}}, where="test"))
+    assert (config.contrast.positive_prompt, config.contrast.negative_prompt) == PROMPT_PAIRS["harmless-user"]
+    own = build(Experiment, {"contrast": {"positive_prompt": "a", "negative_prompt": "b"}}, where="test")
+    assert with_prompts(own) == own
+    assert {"own", *PROMPT_PAIRS} == set(typing.get_args(PromptPair))
+    assert all(positive != negative for positive, negative in PROMPT_PAIRS.values())
 
 
 def test_a_kill_in_the_middle_repeats_and_loses_nothing(options):
