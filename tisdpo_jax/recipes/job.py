@@ -136,7 +136,9 @@ def _look(session: Session, directory: Path, policy: Subject, reference: Subject
             _say(f"{evaluate.listed(session.eval)}\n")
         done = evaluate.evaluate(session, policy, reference)
         tables, measures = evaluate.comparisons(done.scores, done.found.beta), done.grids()
-        for text in [*map(table_text, tables), *map(grid_text, measures)]:
+        # "before" and "after" are words for a run, not for any two models
+        shown = tables if not session.config.evaluation.policy else ()
+        for text in [*map(table_text, shown), *map(grid_text, measures)]:
             _say(text + "\n")
     judged = None
     if session.config.evaluation.judge.by:
