@@ -125,6 +125,9 @@ def _combinations(config: Experiment) -> None:
         _fail(f"weights.lower {config.weights.lower} is above weights.upper {config.weights.upper}")
     if config.loss.margin_lower > config.loss.margin_upper:
         _fail(f"loss.margin_lower {config.loss.margin_lower} is above loss.margin_upper {config.loss.margin_upper}")
+    judge = config.evaluation.judge
+    if judge.by.startswith(("http://", "https://")) and not judge.endpoint_model:
+        _fail("evaluation.judge.endpoint_model is empty; name the model to ask the endpoint for")
     contrast = config.contrast
     if contrast.construction == "prompts" and contrast.positive_prompt == contrast.negative_prompt:
         _fail("contrast.positive_prompt and contrast.negative_prompt are the same; every token would weigh the same")

@@ -40,6 +40,8 @@ def perform(verb: str, config: Experiment) -> None:
     # a run may be found in another place by each process, and log to another terminal; all else must agree
     alike = dataclasses.replace(config, logging=type(config.logging)())
     distributed.check_alike(json.dumps(resolved(alike), sort_keys=True))
+    if config.evaluation.judge.by and verb in ("run", "evaluate") and jax.process_count() > 1:
+        raise ConfigError("evaluation.judge.by: judging runs in one process; evaluate an export on one machine")
     if config.evaluation.policy:
         if verb != "evaluate":
             raise ConfigError(

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from tisdpo_jax import judging
@@ -57,8 +56,6 @@ class Judged:
 def judge(session: Session, directory: Path, policy: Subject, reference: Subject) -> Judged:
     """Policy, reference and `evaluation.judge.models`, each against each."""
     section = session.config.evaluation.judge
-    if jax.process_count() > 1:
-        raise ConfigError("evaluation.judge.by: judging runs in one process; evaluate an export on one machine")
     others = named_models(section.models)
     names = [policy.name, reference.name, *others]
     if len(set(names)) < len(names):

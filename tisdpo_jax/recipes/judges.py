@@ -107,10 +107,6 @@ def endpoint_verdicts(
     Equal answers are a tie that nobody is asked about.
     """
     section = session.config.evaluation.judge
-    if not section.endpoint_model:
-        raise ConfigError(
-            "evaluation.judge.endpoint_model is empty; name the model that the endpoint shall be asked for"
-        )
     endpoint = Endpoint(
         url=section.by,
         model=section.endpoint_model,
