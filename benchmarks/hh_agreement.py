@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import math
 import os
 import random
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("hh_agreement.json"))
     asked = parser.parse_args()
 
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     import jax
     import numpy as np
 
@@ -69,6 +71,7 @@ def main() -> None:
                 for how in ("sum", "mean"):
                     scores = contrast_scores(plus, minus, mask, average=how == "mean")
                     rows.append(row(f"{name}, {how}", np.sign(scores[:, 0] - scores[:, 1])))
+                    print(rows[-1], flush=True)
                 tokens = mask.sum(-1)
     rows.append(row("the longer answer", np.sign(tokens[:, 0] - tokens[:, 1])))
     print(f"\n{'label by':<24}{'pairs':>7}{'agreement':>12}{'95 % interval':>18}")
