@@ -20,14 +20,14 @@ from tisdpo_jax.config import resolved
 from tisdpo_jax.config.testbed import TABLES, Testbed, check, names, rates
 from tisdpo_jax.recipes.session import digest
 from tisdpo_jax.testbed import tables
-from tisdpo_jax.testbed.bench import Bench, Outcome, Setting
+from tisdpo_jax.testbed.bench import Bench, Outcome, Setting, cut_steps
 from tisdpo_jax.testbed.cells import Cell, Source, ablations, methods
 from tisdpo_jax.testbed.tables import Row, Table
 
 log = logging.getLogger(__name__)
 
 KEPT = 1  # version of what is kept: raised where the same configuration would give other numbers
-SWEPT = ("DPO", "TIS-DPO (P)", "TIS-DPO (S)", "TIS-DPO (D)", "TIS-DPO, true rewards")
+SWEPT = ("DPO", "TIS-DPO (P)", "TIS-DPO (D)", "TIS-DPO (oracle)")
 
 
 class Kept(NamedTuple):
@@ -82,7 +82,8 @@ class Lab:
     def bench(self, setting: Setting) -> Bench:
         if self._open is None or self._open[0] != setting:
             log.info("setting: %s", setting)
-            self._open = (setting, Bench(self.config, setting, log=lambda text: log.info("  %s", text)))
+            whole = setting == self.main
+            self._open = (setting, Bench(self.config, setting, whole=whole, log=lambda text: log.info("  %s", text)))
         return self._open[1]
 
     def _key(self, setting: Setting, **more: Any) -> dict[str, Any]:
@@ -134,7 +135,10 @@ class Lab:
         return {name: np.asarray(values) for name, values in found.items()}
 
     def best(self, setting: Setting, name: str, cell: Cell, contrast: int | None = None) -> Row:
-        """The cell at the learning rates that the tuning seeds like best: the largest true reward.
+        """The cell at the learning rates that the tuning seeds like best.
+
+        The rate of pi+ and pi- is that with the largest true reward on average over the rates of the policy: a mean
+        of few seeds is noisy, and the largest of a whole grid of pairs of rates would be chance. Then the policy's.
 
         Args:
           contrast: number of the rate of pi+ and pi-; None tries all.
@@ -143,10 +147,9 @@ class Lab:
         tried = range(len(grid)) if cell.trained_contrast and contrast is None else [contrast or 0]
         outcomes = {rate: self.outcome(setting, name, cell, rate) for rate in tried}
         tuned = self.config.tuning_seeds
-        choices = [
-            (outcomes[rate].reward[-1, :tuned, at].mean(), rate, at) for rate in tried for at in range(len(grid))
-        ]
-        _, rate, at = max(choices)
+        means = {rate: outcome.reward[-1, :tuned].mean(0) for rate, outcome in outcomes.items()}
+        rate = max(tried, key=lambda rate: float(means[rate].mean()))
+        at = int(np.argmax(means[rate]))
         whole, start = outcomes[rate], self.baseline(setting)
         return Row(
             name,
@@ -259,9 +262,9 @@ def sweep_table(lab: Lab, name: str) -> Table:
 def _pairs_seen(config: Testbed) -> list[int]:
     """Pairs seen at each cut of the learning curve."""
     training = config.training
-    steps = -(-round(training.pairs * training.epochs) // training.batch_size)
-    at = sorted({max(round(steps * part / config.cuts), 1) for part in range(1, config.cuts + 1)})
-    return [min(step * training.batch_size, round(training.pairs * training.epochs)) for step in at]
+    seen = round(training.pairs * training.epochs)
+    steps = -(-seen // training.batch_size)
+    return [min(step * training.batch_size, seen) for step in cut_steps(steps, config.cuts)]
 
 
 def _plain(outcome: Outcome) -> list[Any]:

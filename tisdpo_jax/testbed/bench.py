@@ -54,8 +54,13 @@ class Outcome(NamedTuple):
 class Bench:
     """Everything that the cells of a setting share, made once. A class because it is costly and has parts."""
 
-    def __init__(self, config: Testbed, setting: Setting, *, log: Any = lambda text: None) -> None:
-        self.config, self.setting = config, setting
+    def __init__(self, config: Testbed, setting: Setting, *, whole: bool = True, log: Any = lambda text: None) -> None:
+        """
+        Args:
+          whole: whether pi+ and pi- are wanted at every learning rate, and policies along the learning curve; else
+            at the rate that is asked for, and at the end.
+        """
+        self.config, self.setting, self.whole = config, setting, whole
         self.rates = rates(config.training.rates)
         first, count = config.first_seed, config.tuning_seeds + config.seeds
         self.seeds = list(range(first, first + count))  # those for tuning first
@@ -100,21 +105,24 @@ class Bench:
         """
         given = None if ratios is None else columns(cell, self.pairs, ratios, self.seeds)
         batches = self._batches(self.encoded, cell.sides, given)
-        steps, cuts = len(batches.mask), self.config.cuts
-        at = sorted({max(round(steps * part / cuts), 1) for part in range(1, cuts + 1)})
-        found = [self._measure(params) for params in self._fit(cell.loss, batches, at)]
+        at = cut_steps(len(batches.mask), self.config.cuts if self.whole else 1)
+        found = [self._measure(params) for params in self._fit(cell.loss, self.rates, batches, at)]
         return Outcome(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
+    def contrast(self, source: Source, rate: int) -> tuple[Params, Params]:
+        """pi+ and pi- of (S) or (D), trained at one rate of the grid: `[S, ...]` each."""
+        at = range(len(self.rates)) if self.whole else range(rate, rate + 1)
+        both = self._contrasts(source, at)
+        return jax.tree.map(lambda x: x[:, at.index(rate)], both)
+
     @functools.cache  # noqa: B019 (a bench lives as long as its setting)
-    def contrast(self, source: Source) -> tuple[Params, Params]:
-        """pi+ and pi- of (S) or (D) at every rate, `[S, G, ...]`."""
+    def _contrasts(self, source: Source, at: range) -> tuple[Params, Params]:
         name: Any = source
         loss = LossSection(name=name, beta=self.config.training.beta)
-        sides = {"sft": ((0,), (1,)), "dpo": ((0, 1), (1, 0))}[name]
         both = []
-        for taken in sides:
+        for taken in {"sft": ((0,), (1,)), "dpo": ((0, 1), (1, 0))}[name]:
             batches = self._batches(self.taught, taken, None)
-            both.append(self._fit(loss, batches, [len(batches.mask)])[0])
+            both.append(self._fit(loss, [self.rates[number] for number in at], batches, [len(batches.mask)])[0])
         return both[0], both[1]
 
     def ratios(self, source: Source, rate: int = 0, *, fresh: bool = False) -> list[Floats]:
@@ -132,8 +140,7 @@ class Bench:
             views = ("plus", "minus")
             plus, minus = (replicas.scores(self.model, self.base, batch, view) for view in views)
         else:
-            models = (jax.tree.map(lambda x: x[:, rate], params) for params in self.contrast(source))
-            plus, minus = (replicas.scores(self.model, params, batch) for params in models)
+            plus, minus = (replicas.scores(self.model, params, batch) for params in self.contrast(source, rate))
         return list(np.asarray(plus, np.float64) - np.asarray(minus, np.float64))
 
     def estimates(self, ratios: Sequence[Floats], *, fresh: bool = False) -> list[Found]:
@@ -164,12 +171,12 @@ class Bench:
         ]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
-    def _fit(self, loss: LossSection, batches: Batch, cuts: Sequence[int]) -> list[Params]:
+    def _fit(self, loss: LossSection, at: Sequence[float], batches: Batch, cuts: Sequence[int]) -> list[Params]:
         reference = None if loss.name == "sft" else Role("base")
         plan = Plan(self.model, Casting(policy_role(lora=False), reference), loss)
         frozen: Frozen = {"params": {"base": self.base} if reference else {}, "lora": {}}
         section = self.config.training.optimizer
-        grid = [rate * section.learning_rate for rate in self.rates]
+        grid = [rate * section.learning_rate for rate in at]
         return replicas.train(plan, section, grid, self.base, frozen, batches, cuts=cuts)
 
     def _measure(self, params: Params) -> Outcome:
@@ -179,6 +186,11 @@ class Bench:
             for world, prompts, tokens in zip(self.worlds, self.prompts, drawn.tokens, strict=True)
         ]
         return Outcome(np.stack(rewards)[None], drawn.kl.mean(-1)[None], drawn.mask.sum(-1).mean(-1)[None])
+
+
+def cut_steps(steps: int, cuts: int) -> list[int]:
+    """Steps after which policies are measured, about evenly spaced; the last is the end."""
+    return sorted({max(round(steps * part / cuts), 1) for part in range(1, cuts + 1)})
 
 
 def tiny_model(config: Testbed, world: World) -> TransformerConfig:

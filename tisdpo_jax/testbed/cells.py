@@ -51,7 +51,7 @@ def methods(beta: float) -> dict[str, Cell]:
         "TIS-DPO (P)": tisdpo("prompts"),
         "TIS-DPO (S)": tisdpo("sft"),
         "TIS-DPO (D)": tisdpo("dpo"),
-        "TIS-DPO, true rewards": tisdpo("true"),
+        "TIS-DPO (oracle)": tisdpo("true"),
         "weights: uniform": tisdpo("dpo", "uniform"),
         "weights: log-uniform": tisdpo("dpo", "log_uniform"),
         "weights: (D) shuffled": tisdpo("dpo", "shuffled"),
@@ -62,7 +62,7 @@ def methods(beta: float) -> dict[str, Cell]:
 def ablations(beta: float) -> dict[str, Cell]:
     """Variants of (D), one thing changed at a time, and the same of the true rewards where the KL is left out."""
     whole = methods(beta)["TIS-DPO (D)"]
-    true = methods(beta)["TIS-DPO, true rewards"]
+    true = methods(beta)["TIS-DPO (oracle)"]
     without = dataclasses.replace(whole.loss, kl_coef=0.0)
 
     def changed(**fields: float) -> Cell:
@@ -71,7 +71,7 @@ def ablations(beta: float) -> dict[str, Cell]:
     return {
         "(D) as in the paper": whole,
         "(D) no KL term": dataclasses.replace(whole, loss=without),
-        "true rewards, no KL term": dataclasses.replace(true, loss=without),
+        "(oracle) no KL term": dataclasses.replace(true, loss=without),
         "(D) k = 0.5": changed(scale=0.5),
         "(D) k = 2": changed(scale=2.0),
         "(D) mu = 0.5": changed(mu=0.5),
