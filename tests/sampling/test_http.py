@@ -148,16 +148,18 @@ def test_a_slow_answer_is_asked_for_again():
             handler.send_response(200)
             handler.end_headers()
             with contextlib.suppress(OSError):
-                for _ in range(8):  # trickles: no single wait is long
+                for _ in range(8):  # trickles: no single wait is long, and in the end it would be an answer
                     handler.wfile.write(b" ")
                     handler.wfile.flush()
                     time.sleep(0.1)
+                handler.wfile.write(b'{"choices": [{"message": {"content": "late"}}]}')
         else:
             good(handler, body)
 
     with server(slow) as (url, tries):
         found, error = ask(url, QUESTIONS[:2], timeout=0.3)
     assert not error and len(found) == 2 and len(tries["say 0"]) == 2
+    assert found["q0"].response == "SAY 0"
 
 
 def test_a_server_that_dies_leaves_what_it_answered_and_the_rest_can_be_asked_again():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -13,6 +14,7 @@ from tisdpo_jax.models import ComputeConfig, Model, logits, merge
 from tisdpo_jax.partitioning import param_shardings
 from tisdpo_jax.sampling import Draw, Options, Request, plan_batches, prompt_width, sample, stop_at
 from tisdpo_jax.sampling._decode import advance, begin
+from tisdpo_jax.sampling._sample import rows_of
 from tisdpo_jax.testing import device_mesh, random_adapters, random_params, tiny_config
 
 CONFIG = tiny_config(sliding_window=9, num_layers=1)
@@ -44,10 +46,16 @@ def usual():
     return run()
 
 
+def list_of(start, end):
+    return [(request.id, request.sample) for request in REQUESTS[start:end]]
+
+
 def test_batch_and_order_do_not_matter():
     order = np.random.default_rng(1).permutation(len(REQUESTS))
     assert run([REQUESTS[i] for i in order]) == usual()
     assert run(REQUESTS[4:5]) == {("p2", 0): usual()["p2", 0]}  # alone: the same to the last bit
+    assert run(REQUESTS[3:6], dataclasses.replace(OPTIONS, batch_size=1)) == {k: usual()[k] for k in list_of(3, 6)}
+    assert rows_of(1) == rows_of(8) == 8 and rows_of(9) == 16  # a batch of one is computed as one of eight
     one_at_a_time = {}
     for request in REQUESTS:
         one_at_a_time |= run([request])
