@@ -7,9 +7,13 @@ import html.parser
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from runs import command, exported, rows
+
+from tisdpo_jax import interchange
+from tisdpo_jax.models import merge
 
 CASES = {
     "prompts": {"contrast__construction": "prompts"},
@@ -84,6 +88,22 @@ def test_the_report_is_well_formed_and_shows_weights(finished):
     assert "<script" not in text
     if options.get("contrast__scores") != "online":
         assert "pair-" in text
+
+
+def test_an_adapter_names_the_model_that_it_stands_on(finished):
+    """The pretrained one or, after SFT, that: with it, it is the exported model."""
+    kind, run_dir, options, _ = finished
+    if "lora" not in kind:
+        assert not (run_dir / "adapter").exists() and not (run_dir / "base").exists()
+        return
+    base = json.loads((run_dir / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == (str(run_dir / "base") if "sft__epochs" in options else str(options["model__path"]))
+    config = interchange.read_config(base)
+    params, expected = (interchange.load_params(path, config, dtype="float32") for path in (base, run_dir / "export"))
+    adapter, scale = interchange.load_peft(run_dir / "adapter", config)
+    found = merge(params, adapter, scale)
+    for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
 
 
 def test_the_same_command_again_trains_nothing(finished):

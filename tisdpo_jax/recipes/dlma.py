@@ -74,7 +74,7 @@ def _perform(verb: str, session: Session) -> None:
     prompts, held_out = _prompts(config)
     if config.evaluation.judge.by and verb in ("run", "evaluate"):
         open_scorer(session)  # what it lacks is said now, not after training
-    first = base = Base(functools.partial(models.load_pretrained, session), models.freeze_of(session))
+    first = base = Base(functools.partial(models.load_pretrained, session), models.freeze_of(session), pretrained=True)
     done: Round | None = None
     for number in range(1, config.dlma.rounds + 1):
         if done is not None:

@@ -12,18 +12,27 @@ from tisdpo_jax.types import Params
 
 
 def export(session: Session, base: Base, trained: Params) -> list[Path]:
-    """Writes export/ and, with LoRA, adapter/; returns their paths."""
+    """Writes export/ and, with LoRA, adapter/; returns their paths.
+
+    Where the adapter does not stand on the pretrained model (after SFT, after a round of DLMA), what it stands on is
+    written to base/.
+    """
     config, written = session.config, [session.run_dir / "export"]
     whole = models.fold_in(session, base, trained)
     interchange.save_huggingface(written[0], whole, session.model.config, tokenizer=session.tokenizer)
     if session.lora:
+        under = session.model_path
+        if not base.pretrained:
+            under = session.run_dir / "base"
+            interchange.save_huggingface(under, base.full(), session.model.config, tokenizer=session.tokenizer)
+            written.append(under)
         written.append(session.run_dir / "adapter")
         interchange.save_peft(
-            written[1],
+            written[-1],
             trained,
             session.model.config,
             rank=config.lora.rank,
             alpha=config.lora.alpha,
-            base_model=str(session.model_path),
+            base_model=str(under),
         )
     return written

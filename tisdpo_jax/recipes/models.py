@@ -19,11 +19,14 @@ from tisdpo_jax.types import Params
 class Base:
     """The model that everything starts from: as frozen roles read it, and in full where that is another thing.
 
-    With `model.frozen_dtype` int8 the full parameters are on the devices only while they are asked for.
+    With `model.frozen_dtype` int8 the full parameters are on the devices only while they are asked for. `pretrained`
+    says that they are those of `model.path`: an adapter over anything else needs that thing beside it.
     """
 
-    def __init__(self, load: Callable[[], Params], freeze: Callable[[Params], Params] | None = None) -> None:
-        self._load, self._freeze = load, freeze
+    def __init__(
+        self, load: Callable[[], Params], freeze: Callable[[Params], Params] | None = None, *, pretrained: bool = False
+    ) -> None:
+        self._load, self._freeze, self.pretrained = load, freeze, pretrained
         full = load()
         self.identity = identify(full)
         self._frozen: Params | None = freeze(full) if freeze else full

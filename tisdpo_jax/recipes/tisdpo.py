@@ -48,7 +48,7 @@ def base_stage(session: Session) -> Base:
     """The model that everything starts from: the pretrained one, or that after SFT on chosen responses."""
     load, freeze = functools.partial(models.load_pretrained, session), models.freeze_of(session)
     if session.config.sft.epochs == 0:
-        return Base(load, freeze)
+        return Base(load, freeze, pretrained=True)
 
     def after_sft() -> Params:
         base = Base(load, freeze)
