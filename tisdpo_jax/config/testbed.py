@@ -63,7 +63,7 @@ class Testbed:
     prompts: int = field(256, "held-out prompts that every policy answers")
     cuts: int = field(4, "points of the learning curve")
     tables: str = field(
-        "all", "what is compared, commas between: methods, ablations, noise, spread, likelihood, data; or all"
+        "all", "what is compared, commas between: methods, ablations, data, noise, spread, likelihood; or all"
     )
     methods: str = field("all", "rows of the table of methods, commas between, or all; DPO is always among them")
     world: WorldSection = field(WorldSection(), "the language")
@@ -72,7 +72,7 @@ class Testbed:
     logging: LoggingSection = field(LoggingSection(), "progress")
 
 
-TABLES = ("methods", "ablations", "noise", "spread", "likelihood", "data")
+TABLES = ("methods", "ablations", "data", "noise", "spread", "likelihood")
 
 
 def names(text: str, known: tuple[str, ...], name: str) -> tuple[str, ...]:

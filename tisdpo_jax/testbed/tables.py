@@ -52,7 +52,10 @@ def rewards(title: str, rows: Sequence[Row], start: Floats, *, steps: Sequence[i
                 row.name,
                 f"{row.rate:g}",
                 "" if row.contrast_rate is None else f"{row.contrast_rate:g}",
-                *(f"{cut.mean():.2f}" for cut in row.reward[:-1]),
+                *(
+                    f"{cut.mean():.2f}" if row is first else f"{cut.mean():.2f} ({_p(cut, other)})"
+                    for cut, other in zip(row.reward[:-1], first.reward[:-1], strict=True)
+                ),
                 _with_error(row.reward[-1]),
                 "" if row is first else _difference(row.reward[-1], first.reward[-1]),
                 f"{row.kl.mean():.2f}",
@@ -65,7 +68,8 @@ def rewards(title: str, rows: Sequence[Row], start: Floats, *, steps: Sequence[i
         f"{seeds} seeds; mean ± standard error of the true reward of a response to a held-out prompt; before training "
         f"{_with_error(start)}. Differences are paired by seed, with p of a two-sided t-test. Learning rates were "
         f"chosen by true reward on other seeds. The last column compares at the KL that {first.name} spends "
-        f"({budget:.2f} nats a response), each method between the points of its own grid."
+        f"({budget:.2f} nats a response), each method between the points of its own grid. Along the learning curve "
+        f"numbers in brackets are p against {first.name} after as many pairs."
     )
     columns = (
         "method",
