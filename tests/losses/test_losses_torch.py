@@ -63,9 +63,12 @@ def kto(p: Pairs, z: Tensor | None, desirable: float, undesirable: float) -> Ten
     return (desirable * chosen + undesirable * rejected) / 2
 
 
+def self_reward(p: Pairs) -> Tensor:
+    return difference(((p.positive_logps - p.negative_logps) * p.mask).sum(-1)).detach()
+
+
 def dlma(p: Pairs) -> Tensor:
-    reward = difference(((p.positive_logps - p.negative_logps) * p.mask).sum(-1)).detach().clamp(-40, 40)
-    return -logsigmoid(BETA * difference(ratio_sums(p)) - BETA * 0.2 * reward)
+    return -logsigmoid(BETA * difference(ratio_sums(p)) - BETA * 0.2 * self_reward(p).clamp(-40, 40))
 
 
 def tisdpo(p: Pairs, kl_coef: float, smoothing: float) -> Tensor:
@@ -74,6 +77,14 @@ def tisdpo(p: Pairs, kl_coef: float, smoothing: float) -> Tensor:
     u = BETA * difference((w * m).sum(-1))
     eta = BETA * difference((w * p.token_kl * p.mask).sum(-1))
     z = u - kl_coef * eta
+    return -(1 - smoothing) * logsigmoid(z) - smoothing * logsigmoid(-z)
+
+
+def dlma_weighted(p: Pairs, kl_coef: float, smoothing: float) -> Tensor:
+    w = token_weights(p)
+    u = difference((w * (p.policy_logps - p.reference_logps.detach())).sum(-1))
+    eta = kl_coef * difference((w * p.token_kl * p.mask).sum(-1))
+    z = BETA * (u - eta - 0.2 * self_reward(p).clamp(-40, 40))
     return -(1 - smoothing) * logsigmoid(z) - smoothing * logsigmoid(-z)
 
 
@@ -87,6 +98,7 @@ TORCH: dict[str, Callable[[Pairs], Tensor]] = {
     "kto": lambda p: kto(p, torch.tensor([0.4, 0.7], dtype=torch.float64), 1.2, 0.7),
     "kto of the batch": lambda p: kto(p, None, 1.0, 1.0),
     "dlma": dlma,
+    "dlma with weights and KL": lambda p: dlma_weighted(p, 0.5, 0.05),
     "tisdpo": lambda p: tisdpo(p, 0.0, 0.0),
     "tisdpo with KL": lambda p: tisdpo(p, 0.5, 0.05),
 }
