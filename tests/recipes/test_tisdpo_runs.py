@@ -186,7 +186,8 @@ def test_stale_states_are_refused_by_name(plainly, tmp_path):
     assert code == 2 and "no whole cache of states" in output and "delete" in output
 
 
-@pytest.mark.parametrize("lora", [0, pytest.param(2, marks=pytest.mark.slow)], ids=["whole models", "adapters"])
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [0, 2], ids=["whole models", "adapters"])
 def test_frozen_models_in_int8_train_nearly_the_same_policy(tiny, tmp_path, lora):
     options = {**tiny, "contrast__construction": "sft", "contrast__scores": "online", "lora__rank": lora}
     options |= {"mesh__fsdp": 8, "data__limit": 24}
@@ -245,6 +246,7 @@ def test_another_configuration_does_not_go_on_in_the_same_directory(tiny, tmp_pa
     assert code == 2 and "was trained with other training than this configuration" in output
 
 
+@pytest.mark.slow
 def test_baselines_run_too(tiny, tmp_path):
     for loss in ("dpo", "ipo", "tdpo", "kto", "sft"):
         options = {
