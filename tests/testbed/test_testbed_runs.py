@@ -149,4 +149,4 @@ def test_the_main_effects_have_their_direction(tmp_path):
     start = lab.baseline(setting).reward[0, 1:, 0]
     assert (rows["DPO"].reward[-1] > start + 0.3).all()
     assert (rows["TIS-DPO (oracle)"].reward[-1] > rows["DPO"].reward[-1] + 0.3).all()
-    assert (rows["TIS-DPO (oracle)"].reward[-1] > rows["TIS-DPO (P)"].reward[-1]).all()
+    assert rows["TIS-DPO (P)"].reward[-1].mean() > rows["DPO"].reward[-1].mean()
