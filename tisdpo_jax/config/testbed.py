@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from typing import Literal
 
-from tisdpo_jax.config.schema import LoggingSection, OptimizerSection, field
+from tisdpo_jax.config.schema import OptimizerSection, field
 from tisdpo_jax.errors import ConfigError
 
 
@@ -69,7 +69,6 @@ class Testbed:
     world: WorldSection = field(WorldSection(), "the language")
     model: TinyModelSection = field(TinyModelSection(), "the model, and its pretraining")
     training: TestbedTraining = field(TestbedTraining(), "training of policies and contrastive models")
-    logging: LoggingSection = field(LoggingSection(), "progress")
 
 
 TABLES = ("methods", "ablations", "data", "noise", "spread", "likelihood")

@@ -88,7 +88,7 @@ class Lab:
 
     def _key(self, setting: Setting, **more: Any) -> dict[str, Any]:
         config = resolved(self.config)
-        for name in ("run_dir", "tables", "methods", "logging", "world", "recipe"):
+        for name in ("run_dir", "tables", "methods", "world", "recipe"):
             config.pop(name)
         config["training"].pop("pairs")
         return {"kept": KEPT, "config": config, "setting": dataclasses.asdict(setting), **more}
