@@ -9,8 +9,9 @@ import time
 import pytest
 from chat_stub import Stub
 
+from tisdpo_jax.chat import EndpointFailed
 from tisdpo_jax.errors import ConfigError
-from tisdpo_jax.judging import Endpoint, EndpointDown, Question, ask, ask_all
+from tisdpo_jax.judging import Endpoint, Question, ask, ask_all
 
 
 @pytest.fixture
@@ -20,7 +21,9 @@ def serve():
     def start(answer) -> tuple[Stub, Endpoint]:
         stub = Stub(answer)
         stubs.append(stub)
-        return stub, Endpoint(stub.url, "some-model", "Which is better?", timeout=5.0, retries=3, first_wait=0.01)
+        return stub, Endpoint(
+            stub.url, "some-model", criterion="Which is better?", timeout=5.0, retries=3, first_wait=0.01
+        )
 
     yield start
     for stub in stubs:
@@ -85,14 +88,14 @@ def test_a_judge_that_never_says_which_is_counted_and_not_dropped(serve) -> None
 @pytest.mark.parametrize("what", ["status 500", "hung up", "no JSON"])
 def test_what_never_works_stops_and_says_why(serve, what: str) -> None:
     _, endpoint = serve(lambda n, body: BROKEN[what])
-    with pytest.raises(EndpointDown, match="no answer in 4 tries"):
+    with pytest.raises(EndpointFailed, match="no answer in 4 tries"):
         ask(endpoint, QUESTION)
 
 
 @pytest.mark.parametrize("status", [400, 401, 404])
 def test_what_trying_again_cannot_mend_is_not_tried_again(serve, status: int) -> None:
     stub, endpoint = serve(lambda n, body: (status, {}, b"no such model"))
-    with pytest.raises(EndpointDown, match=f"status {status}: no such model"):
+    with pytest.raises(EndpointFailed, match=f"status {status}: no such model"):
         ask(endpoint, QUESTION)
     assert len(stub.requests) == 1
 
@@ -100,7 +103,7 @@ def test_what_trying_again_cannot_mend_is_not_tried_again(serve, status: int) ->
 def test_waits_grow(serve) -> None:
     times = []
     _, endpoint = serve(lambda n, body: times.append(time.monotonic()) or BROKEN["status 500"])
-    with pytest.raises(EndpointDown):
+    with pytest.raises(EndpointFailed):
         ask(dataclasses.replace(endpoint, first_wait=0.08), QUESTION)
     waits = [later - sooner for sooner, later in itertools.pairwise(times)]
     assert waits[0] >= 0.06 and waits[0] * 1.15 < waits[1] and waits[1] * 1.15 < waits[2]
@@ -117,14 +120,14 @@ def test_questions_are_asked_several_at_a_time_and_each_once(serve) -> None:
 def test_when_the_server_dies_what_was_answered_is_kept(serve) -> None:
     stub, endpoint = serve(lambda n, body: "verdict: first" if n < 6 else None)
     taken: list[str] = []
-    with pytest.raises(EndpointDown):
+    with pytest.raises(EndpointFailed):
         ask_all(dataclasses.replace(endpoint, concurrency=2, retries=1), QUESTIONS, lambda q, r: taken.append(q.key))
     assert len(taken) == 6 and len(stub.requests) <= 6 + 2 * 2
 
 
 def test_no_further_question_is_asked_while_replies_wait_to_be_taken(serve) -> None:
     stub, endpoint = serve(lambda n, body: "verdict: first" if n < 3 else None)
-    with pytest.raises(EndpointDown):
+    with pytest.raises(EndpointFailed):
         ask_all(dataclasses.replace(endpoint, concurrency=1, retries=0), QUESTIONS, lambda q, r: time.sleep(0.2))
     assert len(stub.requests) == 4
 
@@ -133,10 +136,10 @@ def test_nobody_at_the_address() -> None:
     gone = Stub(lambda n, body: "verdict: first")
     url = gone.url
     gone.stop()
-    with pytest.raises(EndpointDown, match="no answer in 2 tries"):
-        ask(Endpoint(url, "m", "c", retries=1, first_wait=0.01, timeout=1.0), QUESTION)
+    with pytest.raises(EndpointFailed, match="no answer in 2 tries"):
+        ask(Endpoint(url, "m", criterion="c", retries=1, first_wait=0.01, timeout=1.0), QUESTION)
     with pytest.raises(ConfigError, match="HOST:PORT"):
-        ask(Endpoint("http://[nowhere/v1", "m", "c", retries=0), QUESTION)
+        ask(Endpoint("http://[nowhere/v1", "m", criterion="c", retries=0), QUESTION)
 
 
 def test_stopping_on_request_asks_no_more(serve) -> None:

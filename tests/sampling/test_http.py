@@ -12,9 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from tisdpo_jax.chat import Endpoint, EndpointFailed, seconds
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.sampling import Draw
-from tisdpo_jax.sampling.http import Endpoint, EndpointFailed, Question, _seconds, ask_all
+from tisdpo_jax.sampling.http import Question, ask_all
 
 QUESTIONS = [Question(f"q{number}", (("system", "s"), ("user", f"say {number}"))) for number in range(12)]
 
@@ -138,8 +139,8 @@ def test_a_server_is_given_the_time_it_asks_for_and_more_each_time():
     times = [at for at, *_ in tries["say 0"]]
     waits = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert found and waits[0] >= 0.3 and waits[1] >= 0.075 and waits[2] >= 0.15
-    assert _seconds("2") == 2.0 and _seconds(None) == _seconds("soon") == _seconds("-1") == 0.0
-    assert 8 < _seconds(email.utils.formatdate(time.time() + 10, usegmt=True)) <= 10
+    assert seconds("2") == 2.0 and seconds(None) == seconds("soon") == seconds("-1") == 0.0
+    assert 8 < seconds(email.utils.formatdate(time.time() + 10, usegmt=True)) <= 10
 
 
 def test_a_slow_answer_is_asked_for_again():

@@ -4,7 +4,7 @@
 reward model, or a language model behind an HTTP endpoint. `store` keeps what they said.
 """
 
-from tisdpo_jax.judging.endpoint import Endpoint, EndpointDown, Question, Reply, ask, ask_all
+from tisdpo_jax.judging.endpoint import Endpoint, Question, Reply, ask, ask_all
 from tisdpo_jax.judging.functions import Score, checked, load_function, source_of
 from tisdpo_jax.judging.ratings import ELO, Rating, WinRate, bradley_terry, ratings, win_rate
 from tisdpo_jax.judging.refusal import is_refusal, refusal_score
@@ -18,7 +18,6 @@ __all__ = [
     "TIE",
     "UNPARSABLE",
     "Endpoint",
-    "EndpointDown",
     "Outcomes",
     "Question",
     "Rating",

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from tisdpo_jax import distributed
+from tisdpo_jax.chat import Endpoint
 from tisdpo_jax.config import Experiment
 from tisdpo_jax.data import Message, Prompt, Rejection, open_template, prompt_ids, read_prompts
 from tisdpo_jax.data.records import Unusable, count_reasons
@@ -238,13 +239,14 @@ def _over_http(
     if jax.process_count() > 1:
         raise DataError("sampling.engine http asks from one process; run `tisdpo generate` on one machine first")
     section = session.config.sampling
-    endpoint = http.Endpoint(
+    endpoint = Endpoint(
         section.url,
         section.endpoint_model,
         key=next((os.environ[name] for name in KEYS if os.environ.get(name)), ""),
         timeout=section.timeout,
         retries=section.retries,
         concurrency=section.concurrency,
+        fields="sampling.url, sampling.endpoint_model",
     )
     asked = [http.Question(q.id, tuple((message.role, message.content) for message in q.messages)) for q in left]
 
