@@ -58,7 +58,7 @@ def run(config: Testbed) -> list[Table]:
     makers: dict[str, Callable[[], list[Table]]] = {
         "methods": lambda: methods_tables(lab),
         "ablations": lambda: [ablations_table(lab)],
-        **{name: (lambda name=name: [sweep_table(lab, name)]) for name in sweeps(config)},  # type: ignore[misc]
+        **{name: (lambda name=name: [sweep_table(lab, name)]) for name in sweeps(config)},  # type: ignore[misc]  # a default binds the name
     }
     for name in wanted:
         found += makers[name]()

@@ -66,7 +66,7 @@ def ablations(beta: float) -> dict[str, Cell]:
     without = dataclasses.replace(whole.loss, kl_coef=0.0)
 
     def changed(**fields: float) -> Cell:
-        return dataclasses.replace(whole, weights=dataclasses.replace(whole.weights, **fields))  # type: ignore[arg-type]
+        return dataclasses.replace(whole, weights=dataclasses.replace(whole.weights, **fields))  # type: ignore[arg-type]  # all are floats
 
     return {
         "(D) as in the paper": whole,
