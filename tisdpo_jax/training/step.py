@@ -46,16 +46,18 @@ def train_step(
 def accumulate(plan: Plan, trained: Params, frozen: Frozen, batch: Batch) -> tuple[Params, Objective]:
     """Gradients of the mean loss over the batch, taken `plan.micro_batches` parts at a time, float32 sums."""
 
+    working = working_copy(trained, plan.model.compute.dtype)
+
     def value(trained: Params, part: Batch, *, mean: bool) -> tuple[Array, Objective]:
         result = objective(plan, trained, frozen, part)
         return result.total / jnp.maximum(result.denominator, 1.0) if mean else result.total, result
 
     if plan.micro_batches == 1:  # the mean at once: no second copy of the gradients
-        (_, result), grads = jax.value_and_grad(value, has_aux=True)(trained, batch, mean=True)
-        return grads, result
+        (_, result), grads = jax.value_and_grad(value, has_aux=True)(working, batch, mean=True)
+        return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, trained), result
 
     def gradient(part: Batch) -> tuple[Params, Objective]:
-        (_, result), grads = jax.value_and_grad(value, has_aux=True)(trained, part, mean=False)
+        (_, result), grads = jax.value_and_grad(value, has_aux=True)(working, part, mean=False)
         return jax.tree.map(lambda g: g.astype(jnp.float32), grads), result
 
     parts = jax.tree.map(lambda x: _deal(x, plan.micro_batches), batch)
@@ -65,6 +67,16 @@ def accumulate(plan: Plan, trained: Params, frozen: Frozen, batch: Batch) -> tup
     (grads, result), _ = jax.lax.scan(add, zeros, parts)
     count = jnp.maximum(result.denominator, 1.0)
     return jax.tree.map(lambda g, p: (g / count).astype(p.dtype), grads, trained), result
+
+
+def working_copy(trained: Params, dtype: str) -> Params:
+    """Parameters with the matrices of the layers in the dtype of the computation.
+
+    They are read in no other, so their gradients, which layers stack, need no more digits: half the memory for
+    float32 parameters of a bfloat16 computation.
+    """
+    layers = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 2 else x, trained.get("layers", {}))
+    return trained | ({"layers": layers} if layers else {})
 
 
 def global_norm(tree: Params) -> Array:
