@@ -4,7 +4,8 @@
                              [--pairs-per-chip 8] [--frontier] [--tunix DIR] [--json FILE] [--section.field value]...
 
 Each row is the training step of `tisdpo run`, compiled by the TPU's own compiler (extra `tpu`): the policy in bfloat16
-with float32 masters and AdamW moments, whole layers recomputed, pure FSDP, real lengths of HH. HBM is exact; "est" is
+with float32 masters and AdamW moments, whole layers recomputed, pure FSDP, real lengths of HH. "peak" is what is in
+use at once on a chip, "HBM" the sum of arguments, temporaries and outputs, which counts some buffers twice. "est" is
 the sum of the compiler's estimates and sees no interconnect, whose lower bound stands beside it: a lead below 10 % is
 none. Every compilation runs in a process of its own; "CPU s" is all that the process took, which a busy machine does
 not stretch as it does the clock.
@@ -52,8 +53,8 @@ EQUAL_WORK = CASES["dpo live"] | {
     "train.optimizer.clip_norm": "0",
 }
 HEADER = [
-    *("model", "topology", "step", "pairs", "rows", "HBM GiB", "waste", "est ms", "est ms a pair", "ICI ms"),
-    *("MFU", "compile s", "CPU s", "note"),
+    *("model", "topology", "step", "pairs", "rows", "peak GiB", "HBM GiB", "waste", "est ms", "est ms a pair"),
+    *("ICI ms", "MFU", "compile s", "CPU s", "note"),
 ]
 
 
@@ -143,6 +144,7 @@ def row(found: dict[str, Any]) -> list[Any]:
     return [
         *start,
         "; ".join(f"{rows['rows']} x {rows['tokens']}" for rows in found["rows"]),
+        found["peak"] / GIB if found["peak"] else None,
         found["hbm"] / GIB if found["hbm"] else None,
         found["waste"],
         milliseconds(seconds),
@@ -237,7 +239,10 @@ def tunix_side(directory: Path, theirs: dict[str, Any]) -> dict[str, Any]:
         "whose": "Tunix, parameters donated too" if "model" in theirs["donated"] else "Tunix",
         "seconds": sum(program.cycles for program in programs) / clock,
         # The training program is not given the reference's weights, which lie beside it all the same.
-        "hbm": max(reference["memory"]["hbm"], train["memory"]["hbm"] + reference["memory"]["argument"]),
+        **{
+            name: max(reference["memory"][name], train["memory"][name] + reference["memory"]["argument"])
+            for name in ("hbm", "peak")
+        },
         "flops": sum(program.flops for program in programs),
         "compile_seconds": reference["compile_seconds"] + train["compile_seconds"],
         "cpu_seconds": theirs["cpu_seconds"],
@@ -253,6 +258,7 @@ def equal_row(work: tuple[Any, ...], side: dict[str, Any]) -> dict[str, Any]:
         "rows": f"{2 * pairs} x {length}",
         "whose": side["whose"],
         "est ms": milliseconds(side["seconds"]),
+        "peak GiB": side["peak"] / GIB,
         "HBM GiB": side["hbm"] / GIB,
         "TFLOP a chip": side["flops"] / 1e12,
         "compile s": side["compile_seconds"],

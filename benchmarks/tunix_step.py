@@ -136,7 +136,8 @@ def memory(compiled: Any) -> dict[str, int]:
     found = compiled.memory_analysis()
     names = ("argument", "output", "temp", "alias")
     sizes = {name: int(getattr(found, f"{name}_size_in_bytes")) for name in names}
-    return sizes | {"hbm": sizes["argument"] + sizes["output"] + sizes["temp"] - sizes["alias"]}
+    whole = sizes["argument"] + sizes["output"] + sizes["temp"] - sizes["alias"]
+    return sizes | {"hbm": whole, "peak": int(found.peak_memory_in_bytes)}
 
 
 def read_arguments() -> argparse.Namespace:

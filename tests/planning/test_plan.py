@@ -205,8 +205,9 @@ def test_a_plan_that_fits_is_left_alone_and_one_that_does_not_is_helped(tiny: di
     big = dataclasses.replace(plan, needed=CHIPS["v5e"].hbm + 2**30)
     assert advise(config, big)[0].startswith("1.00 GiB too much")
     assert "DOES NOT FIT" in plan_text([big])
-    for spare, fits in ((0, True), (-1, False)):
-        memory = Memory(CHIPS["v5e"].hbm - spare - 5, 4, 3, 2, 0)
+    room = CHIPS["v5e"].hbm
+    for spare, peak, fits in ((0, 0, True), (-1, 0, False), (-1, room, True), (-1, room + 1, False)):
+        memory = Memory(room - spare - 5, 4, 3, 2, 0, peak)
         compiled = dataclasses.replace(plan, program=Program(1, 1, (), (), (), memory), needed=None)
         assert compiled.fits is fits
         assert bool(advise(config, compiled)) is not fits

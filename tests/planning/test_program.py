@@ -158,6 +158,7 @@ def test_memory_is_the_compilers_and_a_donated_argument_counts_once() -> None:
     assert stats.alias_size_in_bytes == 4 * ROWS * WIDTH
     assert memory is not None
     assert memory.arguments == 4 * (ROWS * WIDTH + WIDTH * WIDTH)
+    assert memory.peak == stats.peak_memory_in_bytes
     assert memory.hbm == (
         stats.argument_size_in_bytes + stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     )

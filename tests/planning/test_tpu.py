@@ -47,18 +47,23 @@ def plan_for(model: Path, attention: str) -> StagePlan:
     return found
 
 
+def held_of(plan: StagePlan) -> int:
+    return sum(item.chip for item in plan.resident)
+
+
 @pytest.mark.parametrize("attention", ["xla", "splash"])
 def test_a_plan_for_a_tpu_says_everything(planned: dict[str, StagePlan], attention: str) -> None:
     plan = planned[attention]
     program = plan.program
     assert program is not None and program.memory is not None
     assert plan.fits and plan.hbm == program.memory.hbm
+    assert plan.peak == program.memory.peak and held_of(plan) < program.memory.peak <= 1.01 * program.memory.hbm
     assert program.unknown_loops == program.unknown_kernels == ()
     assert plan.seconds is not None and plan.mfu is not None and plan.waste is not None
     assert 0 < plan.mfu < 1 < plan.waste
     assert {"all-gather"} <= {item.kind for item in program.collectives}
     # arrays lie padded to tiles of 8 x 128
-    held = sum(item.chip for item in plan.resident)
+    held = held_of(plan)
     assert held <= program.memory.arguments <= 1.1 * held
     assert "ms a step" in plan_text([plan])
 

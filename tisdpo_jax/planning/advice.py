@@ -23,7 +23,7 @@ def advise(config: Experiment, plan: StagePlan) -> tuple[str, ...]:
     """Changes that would make room, those that save most first; nothing when the step fits."""
     if plan.fits is not False:
         return ()
-    over = None if plan.hbm is None or plan.capacity is None else plan.hbm - plan.capacity
+    over = None if plan.peak is None or plan.capacity is None else plan.peak - plan.capacity
     lines = [] if over is None else [f"{over / GIB:.2f} GiB too much on a chip. By arithmetic, not compiled:"]
     for change in sorted(changes(config, plan), key=lambda change: -change.saves):
         if change.saves >= 0.01 * GIB:
@@ -38,15 +38,15 @@ def changes(config: Experiment, plan: StagePlan) -> list[Change]:
     trained = held.get(("trained", "parameters"), 0)
     moments = held.get(("trained", "optimizer"), 0)
     width = 4 if config.model.param_dtype == "float32" else 2
-    gradients = trained // width * 4  # summed in float32
+    gradients = trained // width * _gradient_width(config, plan.stage)
     resident = sum(held.values())
-    temporaries = max((plan.hbm or 0) - resident - gradients, 0)
+    temporaries = max((plan.peak or 0) - resident - gradients, 0)
     found = [Change(f"twice the chips ({2 * plan.chips})", (resident + gradients + temporaries) / 2)]
     if plan.stage == "score":
         found.append(Change("half of evaluation.batch_size", temporaries / 2))
     else:
         name = SECTIONS[plan.stage]
-        section: StageSection = config.contrast.training if name == "contrast.training" else getattr(config, name)
+        section = _section(config, name)
         found += _batch_changes(name, section, plan, temporaries)
         found += _optimizer_changes(name, section, moments)
     if config.model.remat == "none":
@@ -73,6 +73,17 @@ def changes(config: Experiment, plan: StagePlan) -> list[Change]:
     if copies > 1:
         found.append(Change(f"mesh.data 1 and mesh.fsdp -1 (now data {copies})", resident * (1 - 1 / copies)))
     return found
+
+
+def _gradient_width(config: Experiment, stage: str) -> int:
+    """Bytes of an entry: float32 sums over micro-batches, else nearly all in the dtype of the computation."""
+    summed = stage in SECTIONS and _section(config, SECTIONS[stage]).micro_batches > 1
+    return 2 if config.model.dtype == "bfloat16" and not summed else 4
+
+
+def _section(config: Experiment, name: str) -> StageSection:
+    section: StageSection = config.contrast.training if name == "contrast.training" else getattr(config, name)
+    return section
 
 
 def _batch_changes(name: str, section: StageSection, plan: StagePlan, temporaries: float) -> list[Change]:

@@ -1,7 +1,7 @@
 """What a compiled program does on one device: flops, traffic between devices, cycles, memory, largest buffers.
 
 `cost_analysis()` counts the body of a loop once and a kernel as nothing, so the text of the program is walked
-instead: every computation as often as it runs. Memory is the compiler's own, and exact.
+instead: every computation as often as it runs. Memory is the compiler's own.
 """
 
 from __future__ import annotations
@@ -34,10 +34,15 @@ class Memory:
     outputs: int
     aliased: int  # outputs that lie where arguments lay
     code: int
+    peak: int = 0  # the most that is alive at once, arguments included; 0 where the compiler does not say
 
     @property
     def hbm(self) -> int:
-        """What the step needs at once: arguments + temporaries + outputs - aliased."""
+        """Arguments + temporaries + outputs - aliased: an upper bound.
+
+        The compiler for TPUs counts some of what loops fill twice among its temporaries: it accepts programs for which
+        this sum is larger than the memory of the chip (docs/performance.md). `peak` has no such excess.
+        """
         return self.arguments + self.temporaries + self.outputs - self.aliased
 
 
@@ -111,6 +116,7 @@ def read_program(compiled: Any) -> Program:
             outputs=stats.output_size_in_bytes,
             aliased=stats.alias_size_in_bytes,
             code=stats.generated_code_size_in_bytes,
+            peak=stats.peak_memory_in_bytes,
         )
     return dataclasses.replace(read_text(compiled.as_text()), memory=memory)
 

@@ -47,9 +47,15 @@ class StagePlan:
 
     @property
     def hbm(self) -> int | None:
-        """Bytes on one chip: arguments + temporaries + outputs - aliased."""
+        """Bytes on one chip: arguments + temporaries + outputs - aliased, an upper bound."""
         memory = None if self.program is None else self.program.memory
         return self.needed if memory is None else memory.hbm
+
+    @property
+    def peak(self) -> int | None:
+        """Bytes on one chip that are in use at once, by the compiler for TPUs; `hbm` where another stands in."""
+        memory = None if self.program is None or self.spec.chip is None else self.program.memory
+        return memory.peak if memory is not None and memory.peak else self.hbm
 
     @property
     def capacity(self) -> int | None:
@@ -60,7 +66,7 @@ class StagePlan:
         """None where the capacity is not known."""
         if self.program is None:
             return False
-        return None if self.capacity is None or self.hbm is None else self.hbm <= self.capacity
+        return None if self.capacity is None or self.peak is None else self.peak <= self.capacity
 
     @property
     def flops(self) -> float | None:
@@ -110,7 +116,7 @@ class StagePlan:
             fields = dataclasses.asdict(self.program)
             program = fields | {"buffers": fields["buffers"][:16], "flops": self.program.flops}
         derived = (
-            *("chips", "hbm", "capacity", "fits", "flops", "waste", "waste_beside_remat", "seconds"),
+            *("chips", "hbm", "peak", "capacity", "fits", "flops", "waste", "waste_beside_remat", "seconds"),
             *("interconnect_seconds", "mfu", "pairs_per_second"),
         )
         return {
@@ -157,11 +163,12 @@ def _block(plan: StagePlan) -> str:
 
 
 def _memory(plan: StagePlan) -> str:
-    if plan.hbm is None:
+    if plan.hbm is None or plan.peak is None:
         return "more than there is: the compiler refused" if plan.program is None else "the compiler does not say"
     verdict = {True: "fits", False: "DOES NOT FIT", None: "capacity not known"}[plan.fits]
     of = "" if plan.capacity is None else f" of {_gib(plan.capacity)}"
-    return f"{_gib(plan.hbm)}{of}: {verdict}"
+    parts = "" if plan.hbm == plan.peak else f" at the peak ({_gib(plan.hbm)} as the sum of the parts)"
+    return f"{_gib(plan.peak)}{parts}{of}: {verdict}"
 
 
 def _residents(plan: StagePlan) -> list[str]:
