@@ -66,6 +66,7 @@ class Testbed:
         "all", "what is compared, commas between: methods, ablations, data, noise, spread, likelihood; or all"
     )
     methods: str = field("all", "rows of the table of methods, commas between, or all; DPO is always among them")
+    workers: int = field(2, "settings or methods that are computed at the same time; one keeps about one core busy")
     world: WorldSection = field(WorldSection(), "the language")
     model: TinyModelSection = field(TinyModelSection(), "the model, and its pretraining")
     training: TestbedTraining = field(TestbedTraining(), "training of policies and contrastive models")
@@ -107,6 +108,7 @@ def check(config: Testbed) -> Testbed:
         "first_seed": (config.first_seed, 0),
         "prompts": (config.prompts, 1),
         "cuts": (config.cuts, 1),
+        "workers": (config.workers, 1),
         "world.topics": (world.topics, 1),
         "world.words": (world.words, 4),
         "world.shortest": (world.shortest, 1),

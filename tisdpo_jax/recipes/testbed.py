@@ -1,16 +1,21 @@
 """The testbed as a job: settings and cells, each computed once and kept, then the tables.
 
 A result is kept under a digest of everything that it depends on, so a run that was stopped goes on where it was, and
-one more row costs one more row.
+one more row costs one more row. Tables are made of what is kept; before that, threads compute what is not there, for
+one small model leaves most cores idle.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,18 +82,34 @@ class Lab:
     def __init__(self, config: Testbed, kept: Kept) -> None:
         self.config, self.kept = config, kept
         self.main = Setting(config.world, config.training.pairs)
-        self._open: tuple[Setting, Bench] | None = None
+        self._open: dict[Setting, Bench] = {}
+        self._opening: dict[Setting, threading.Lock] = defaultdict(threading.Lock)
 
     def bench(self, setting: Setting) -> Bench:
-        if self._open is None or self._open[0] != setting:
-            log.info("setting: %s", setting)
-            whole = setting == self.main
-            self._open = (setting, Bench(self.config, setting, whole=whole, log=lambda text: log.info("  %s", text)))
-        return self._open[1]
+        with self._opening[setting]:
+            if setting not in self._open:
+                log.info("setting: %s", setting)
+                whole = setting == self.main
+                bench = Bench(self.config, setting, whole=whole, log=lambda text: log.info("  %s", text))
+                self._open[setting] = bench
+            return self._open[setting]
+
+    def close(self, setting: Setting) -> None:
+        """Gives up what the cells of a setting share."""
+        self._open.pop(setting, None)
+
+    def ahead(self, work: Iterable[Callable[[], Any]]) -> None:
+        """Does all of it, `workers` at a time, so that what it comes to is kept. Raises what the first of it raises."""
+        pool = ThreadPoolExecutor(self.config.workers)
+        try:
+            for future in [pool.submit(part) for part in work]:
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _key(self, setting: Setting, **more: Any) -> dict[str, Any]:
         config = resolved(self.config)
-        for name in ("run_dir", "tables", "methods", "world", "recipe"):
+        for name in ("run_dir", "tables", "methods", "world", "recipe", "workers"):
             config.pop(name)
         config["training"].pop("pairs")
         return {"kept": KEPT, "config": config, "setting": dataclasses.asdict(setting), **more}
@@ -167,23 +188,20 @@ class Lab:
 def methods_tables(lab: Lab) -> list[Table]:
     """How well the constructions find key tokens, and every method against DPO."""
     cells = methods(lab.config.training.beta)
-    taken = names(lab.config.methods, tuple(cells), "methods")
     setting = lab.main
-    chosen: dict[Source, int] = {}
-    rows = [lab.best(setting, "DPO", cells["DPO"])]
-    # (D) goes first: controls and transforms take the log-ratios at the rate that is best for it
-    for name in sorted(taken, key=lambda name: name != "TIS-DPO (D)"):
-        cell = cells[name]
-        own = name in ("TIS-DPO (S)", "TIS-DPO (D)")
-        if not own and cell.trained_contrast and cell.source not in chosen:
-            chosen[cell.source] = lab.best(setting, "TIS-DPO (D)", cells["TIS-DPO (D)"]).contrast
-        row = lab.best(setting, name, cell, None if own else chosen.get(cell.source))
-        if own:
-            chosen[cell.source] = row.contrast
-        if name != "DPO":
-            rows.append(row)
-    order = list(cells)
-    rows[1:] = sorted(rows[1:], key=lambda row: order.index(row.name))
+    taken = {"DPO", "TIS-DPO (D)", *names(lab.config.methods, tuple(cells), "methods")}
+    own = [name for name in cells if not cells[name].trained_contrast or name in ("TIS-DPO (S)", "TIS-DPO (D)")]
+
+    def best(name: str) -> Row:
+        """Controls and transforms take the log-ratios of (D), at the rate that is best for it."""
+        of = None if name in own else best("TIS-DPO (D)").contrast
+        return lab.best(setting, name, cells[name], of)
+
+    longest_first = sorted(taken.intersection(own), key=lambda name: not cells[name].trained_contrast)
+    lab.ahead(functools.partial(best, name) for name in longest_first)
+    lab.ahead(functools.partial(best, name) for name in sorted(taken.difference(own)))
+    asked = [name for name in names(lab.config.methods, tuple(cells), "methods") if name != "DPO"]
+    rows = [best(name) for name in ("DPO", *sorted(asked, key=list(cells).index))]
     start = lab.baseline(setting).reward[0, lab.config.tuning_seeds :, 0]
     return [estimates_table(lab), tables.rewards("Methods", rows, start, steps=_pairs_seen(lab.config))]
 
@@ -191,8 +209,15 @@ def methods_tables(lab: Lab) -> list[Table]:
 def estimates_table(lab: Lab) -> Table:
     """Areas under the curve of key tokens."""
     grid, tuned, setting = rates(lab.config.training.rates), lab.config.tuning_seeds, lab.main
-    found = {name: values[tuned:] for name, values in lab.controls(setting).items()}
     sources: tuple[tuple[str, Source], ...] = (("(S)", "sft"), ("(D)", "dpo"))
+
+    def of(source: Source) -> list[np.ndarray]:
+        return [
+            lab.estimates(setting, source, rate, fresh=fresh) for rate in range(len(grid)) for fresh in (False, True)
+        ]
+
+    lab.ahead(functools.partial(of, source) for _, source in sources)
+    found = {name: values[tuned:] for name, values in lab.controls(setting).items()}
     found["(P)"] = lab.estimates(setting, "prompts")[tuned:]
     for name, source in sources:
         for rate, value in enumerate(grid):
@@ -205,10 +230,11 @@ def ablations_table(lab: Lab) -> Table:
     """Variants of (D), at the contrastive models that are best for it."""
     beta = lab.config.training.beta
     whole = lab.best(lab.main, "TIS-DPO (D)", methods(beta)["TIS-DPO (D)"])
-    rows = [lab.best(lab.main, name, cell, whole.contrast) for name, cell in ablations(beta).items()]
+    work = [functools.partial(lab.best, lab.main, name, cell, whole.contrast) for name, cell in ablations(beta).items()]
+    lab.ahead(work)
     dpo = lab.best(lab.main, "DPO", methods(beta)["DPO"])
     start = lab.baseline(lab.main).reward[0, lab.config.tuning_seeds :, 0]
-    return tables.rewards("Ablations", [dpo, *rows], start, steps=_pairs_seen(lab.config))
+    return tables.rewards("Ablations", [dpo, *(best() for best in work)], start, steps=_pairs_seen(lab.config))
 
 
 def sweeps(config: Testbed) -> dict[str, tuple[str, dict[str, Setting]]]:
@@ -248,15 +274,19 @@ def sweep_table(lab: Lab, name: str) -> Table:
     """DPO, (P), (S), (D) and the true rewards in several settings, with the rates of pi+ and pi- of the main one."""
     cells = methods(lab.config.training.beta)
     title, settings = sweeps(lab.config)[name]
-    found: dict[str, list[Row]] = {}
-    for label, setting in settings.items():
-        rows = []
-        for method in SWEPT:
-            cell = cells[method]
-            rate = lab.best(lab.main, method, cell).contrast if cell.trained_contrast else None
-            rows.append(lab.best(setting, method, cell, rate))
-        found[label] = rows
-    return tables.sweep(title, found)
+    contrasts = {
+        method: lab.best(lab.main, method, cells[method]).contrast if cells[method].trained_contrast else None
+        for method in SWEPT
+    }
+
+    def rows(setting: Setting) -> list[Row]:
+        found = [lab.best(setting, method, cells[method], contrasts[method]) for method in SWEPT]
+        if setting != lab.main:
+            lab.close(setting)
+        return found
+
+    lab.ahead(functools.partial(rows, setting) for setting in settings.values())
+    return tables.sweep(title, {label: rows(setting) for label, setting in settings.items()})
 
 
 def _pairs_seen(config: Testbed) -> list[int]:
