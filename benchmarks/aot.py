@@ -1,7 +1,8 @@
 """Steps of 7B and 8B models compiled ahead of time for TPU slices: what they need, without the hardware.
 
     python benchmarks/aot.py [--models llama2_7b,llama31_8b] [--topologies v5e:8x8,v5p:4x4x4,v6e:8x8] [--cases WORD,...]
-                             [--pairs-per-chip 8] [--frontier] [--tunix DIR] [--json FILE] [--section.field value]...
+                             [--pairs-per-chip 8] [--memory] [--frontier] [--tunix DIR] [--json FILE]
+                             [--section.field value]...
 
 Each row is the training step of `tisdpo run`, compiled by the TPU's own compiler (extra `tpu`): the policy in bfloat16
 with float32 masters and AdamW moments, whole layers recomputed, pure FSDP, real lengths of HH. "peak" is what is in
@@ -10,6 +11,7 @@ the sum of the compiler's estimates and sees no interconnect, whose lower bound 
 none. Every compilation runs in a process of its own; "CPU s" is all that the process took, which a busy machine does
 not stretch as it does the clock.
 
+`--memory` compiles long rows and many models beside each other, every pair as long as may be.
 `--frontier` looks for the longest rows at one pair a chip, and for the most pairs a chip at rows of 1024 tokens.
 `--tunix DIR` adds plain DPO at equal padded work beside what `tunix_step.py` wrote to DIR.
 """
@@ -52,6 +54,29 @@ EQUAL_WORK = CASES["dpo live"] | {
     "data.packing": "none",
     "train.optimizer.clip_norm": "0",
 }
+# Long rows, and four models at once: label -> model, topology, pairs, fields.
+FOUR = {"contrast.construction": "dpo", "contrast.scores": "online", "data.packing": "none"}
+MEMORY = {
+    "four models, S 1024": (
+        "llama31_8b",
+        "v5e:8x8",
+        64,
+        FOUR | {"data.max_length": "1024", "data.max_response": "512"},
+    ),
+    "the same, packed": (
+        *("llama31_8b", "v5e:8x8", 64),
+        FOUR | {"data.max_length": "1024", "data.max_response": "512", "data.packing": "shared"},
+    ),
+    "four models, S 2048": (
+        *("llama31_8b", "v5e:8x8", 256),
+        FOUR | {"data.max_length": "2048", "data.max_response": "1024"},
+    ),
+    "four models, S 4096": (
+        *("llama31_8b", "v5e:8x8", 64),
+        FOUR | {"data.max_length": "4096", "data.max_response": "2048"},
+    ),
+    "one base, three adapters, S 512": ("llama2_7b", "v5e:4x4", 16, FOUR | {"lora.rank": "16"}),
+}
 HEADER = [
     *("model", "topology", "step", "pairs", "rows", "peak GiB", "HBM GiB", "waste", "est ms", "est ms a pair"),
     *("ICI ms", "MFU", "compile s", "CPU s", "note"),
@@ -64,6 +89,7 @@ def read_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, 
     parser.add_argument("--topologies", default="v5e:8x8,v5p:4x4x4,v6e:8x8", help="comma-separated")
     parser.add_argument("--cases", default="dpo live,tisdpo states", help="only cases that begin like this")
     parser.add_argument("--pairs-per-chip", type=int, default=8, help="pairs of a step, for each chip (8)")
+    parser.add_argument("--memory", action="store_true", help="steps with long rows and four models")
     parser.add_argument("--frontier", action="store_true", help="longest rows and most pairs too; many compilations")
     parser.add_argument("--no-table", action="store_true", help="without the first table")
     parser.add_argument("--tunix", type=Path, help="directory that tunix_step.py wrote to")
@@ -100,6 +126,10 @@ def main() -> None:
                     show(found[-1])
         print(table(HEADER, [row(item) for item in found]) + "\n")
         print(table(["model", "topology", "step", *TRAFFIC], [traffic_row(item) for item in found]) + "\n")
+    if options.memory:
+        memory = [run(model, at, name, pairs, "full", more) for name, (model, at, pairs, more) in MEMORY.items()]
+        print(table(HEADER, [row(item) for item in memory]) + "\n")
+        found += memory
     if options.frontier:
         for model in models:
             for topology in topologies:
