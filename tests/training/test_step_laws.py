@@ -16,10 +16,10 @@ from tisdpo_jax.config import LossSection, WeightsSection
 from tisdpo_jax.data import fit, make_batch
 from tisdpo_jax.models import ComputeConfig, Model, init_adapters
 from tisdpo_jax.roles import Casting, Role, contrast_roles, policy_role
-from tisdpo_jax.testing import batch_of, device_mesh, random_encoded, random_params, tiny_config
+from tisdpo_jax.testing import batch_of, device_mesh, random_adapters, random_encoded, random_params, tiny_config
 from tisdpo_jax.training.objective import Plan
 from tisdpo_jax.training.objective import objective as eager_objective
-from tisdpo_jax.training.step import accumulate, global_norm, init_state, train_step
+from tisdpo_jax.training.step import accumulate, global_norm, init_state, train_step, working_copy
 
 CONFIG = tiny_config()
 objective = jax.jit(eager_objective, static_argnums=0)
@@ -101,6 +101,30 @@ def test_mesh_and_micro_batches_change_nothing(expected, trees, batch, sizes, mi
 @pytest.mark.parametrize("compute", [{"layer_loop": "unroll"}, {"remat": "full"}, {"remat": "dots"}], ids=str)
 def test_how_layers_are_computed_changes_nothing(expected, trees, batch, compute):
     assert_same(expected, run(plan(**compute), trees["policy"], frozen_of(trees), batch))
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_gradients_of_the_working_copy_are_those_of_the_parameters(trees, batch, lora):
+    """bfloat16 layers of float32 parameters: the same gradients, bit for bit, at half the width until they are used."""
+    the_plan = plan("dpo", lora=lora, dtype="bfloat16")
+    trained = random_adapters(5, trees["base"]) if lora else trees["policy"]
+    frozen = frozen_of(
+        trees, lora={"plus": random_adapters(6, trees["base"]), "minus": random_adapters(7, trees["base"])}
+    )
+
+    def mean(trained):
+        result = eager_objective(the_plan, trained, frozen, batch)
+        return result.total / result.denominator
+
+    direct = jax.jit(jax.grad(mean))(trained)
+    found = jax.jit(lambda trained: accumulate(the_plan, trained, frozen, batch)[0])(trained)
+    assert float(global_norm(direct)) > 1e-3
+    for (path, mine), theirs in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(direct), strict=True):
+        assert mine.dtype == theirs.dtype == jnp.float32
+        np.testing.assert_array_equal(mine, theirs, err_msg=jax.tree_util.keystr(path))
+    copy = working_copy(trained, "bfloat16")
+    matrices = [leaf for leaf in jax.tree.leaves(copy["layers"]) if leaf.ndim > 2]
+    assert matrices and all(leaf.dtype == jnp.bfloat16 for leaf in matrices)
 
 
 def test_micro_batches_of_unequal_token_counts_are_not_means_of_means(trees):
