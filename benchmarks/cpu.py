@@ -75,14 +75,15 @@ def dotted(rest: list[str], parser: argparse.ArgumentParser) -> dict[str, str]:
 
 def open_trl(session: Session, options: argparse.Namespace) -> Any:
     """TRL's trainer on the same weights."""
-    from trl_side import TrlSide
+    import torch
+    from trl_side import TrlSide, pretrained
 
+    torch.set_num_threads(options.threads or machine(())["cores"])
     directory = Path(tempfile.mkdtemp()) / "model"
     params = models.load_pretrained(session)
     interchange.save_huggingface(directory, params, session.model.config, tokenizer=session.tokenizer)
     return TrlSide(
-        directory,
-        threads=options.threads or machine(())["cores"],
+        *pretrained(directory),
         max_length=session.config.data.max_length,
         learning_rate=session.config.train.optimizer.learning_rate,
         checkpointing=options.checkpointing,

@@ -1,4 +1,4 @@
-"""Pairs a second, MFU, peak memory and the largest batch on one GPU, for DPO and TIS-DPO steps.
+"""Pairs a second, MFU, peak memory and the largest batch on one GPU, for DPO and TIS-DPO steps, and TRL's DPO.
 
     python benchmarks/gpu.py [--models smollm2_135m,llama32_1b,llama31_8b] [--cases NAME,...] [--pairs 16] [--steps 5]
                              [--largest 512] [--attention xla] [--json FILE]
@@ -6,7 +6,8 @@
 Weights are random, tokens are blank: speed does not depend on the values. Lengths are those of HH. Each case runs in a
 process of its own, so that one that runs out of memory takes no other with it. MFU counts the flops that the loss
 needs on real tokens, each prompt once, and nothing for recomputation, over the peak of dense bfloat16. The largest
-batch is found by doubling until memory runs out, then by bisection; `--largest 0` leaves that out.
+batch is found by doubling until memory runs out, then by bisection; `--largest 0` leaves that out. TRL (extra
+`parity`, a PyTorch for the GPU) takes the same mix of lengths, padded as it pads; `--no-trl` leaves it out.
 
 Without a GPU it runs on what there is, for trying it out: `--models tiny --pairs 2 --largest 4`.
 """
@@ -30,10 +31,11 @@ from stepping import Steps
 
 from tisdpo_jax.cli.options import load
 from tisdpo_jax.config import validate
+from tisdpo_jax.interchange.huggingface import huggingface_config
 from tisdpo_jax.models import Model, TransformerConfig, abstract_params, init_params
 from tisdpo_jax.models.zoo import SIZES
 from tisdpo_jax.partitioning import param_shardings
-from tisdpo_jax.planning import lengths
+from tisdpo_jax.planning import lengths, useful
 from tisdpo_jax.planning.topology import Spec, Topology
 from tisdpo_jax.recipes.abstract import Lengths, abstract_session
 from tisdpo_jax.recipes.session import compute_config
@@ -43,7 +45,9 @@ MODELS = SIZES | {"tiny": TransformerConfig(512, 64, 128, 2, 4, 2, 16, 1024)}
 PARAM_DTYPE = {"llama31_8b": "bfloat16"}
 PEAK_TFLOPS = {"H200": 989.5, "H100": 989.5, "A100": 312.0}  # dense bfloat16, SXM; NVIDIA's data sheets
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "OUT_OF_MEMORY")
-PACKAGES = ("tisdpo_jax", "jax", "jaxlib", "flax", "optax", "jax-cuda12-plugin", "jax-cuda13-plugin")
+PACKAGES = ("tisdpo_jax", "jax", "jaxlib", "flax", "optax", "jax-cuda12-plugin", "jax-cuda13-plugin", "trl", "torch")
+TRL = "TRL dpo live"
+SIZE = {"max_length": 512, "max_response": 256}  # tokens
 
 
 def read_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -54,6 +58,7 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=16, help="pairs of the step that is timed (16)")
     parser.add_argument("--steps", type=int, default=5, help="steps that are timed (5)")
     parser.add_argument("--largest", type=int, default=512, help="where the search for the largest batch ends; 0: none")
+    parser.add_argument("--no-trl", action="store_true", help="our cases alone")
     parser.add_argument("--attention", choices=["xla", "cudnn"], default="xla")
     parser.add_argument("--remat", choices=["none", "full", "dots"], default="full")
     parser.add_argument("--timeout", type=int, default=300, help="seconds that a process may take (300)")
@@ -72,9 +77,10 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
 def main() -> None:
     options = read_arguments(sys.argv[1:])
     if options.worker:
-        print(json.dumps(measure(**json.loads(options.worker))), flush=True)
+        work = json.loads(options.worker)
+        print(json.dumps((measure_trl if work["case"] == TRL else measure)(**work)), flush=True)
         return
-    names = chosen(list(CASES), options.cases)
+    names = chosen([*CASES, *([] if options.no_trl else [TRL])], options.cases)
     results = []
     for model in options.models.split(","):
         for name in names:
@@ -151,13 +157,46 @@ def measure(
     seconds = [work.take(case, number) for number in range(1, steps + 1)]
     numbers = range(1, steps + 1)
     counted = np.concatenate([work.lengths(number) for number in numbers])
-    flops = work.useful_flops(case, numbers)
-    kind, total = device.device_kind, sum(seconds)
+    found = speed(device.device_kind, seconds, counted, work.useful_flops(case, numbers), peak_tflops)
+    memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    return found | {"rows": work.shape(), "first_step_seconds": first, "peak_bytes": memory}  # the first step compiles
+
+
+def measure_trl(
+    *, model: str, pairs: int, steps: int, remat: str, peak_tflops: float | None, **_: Any
+) -> dict[str, Any]:
+    """The same of TRL's trainer, random weights of the same shape."""
+    jax.config.update("jax_platforms", "cpu")  # what JAX would take of the GPU, PyTorch would not have
+    import torch
+    from trl_side import TrlSide, random_weights
+
+    gpu = torch.cuda.is_available()
+    config, dtype = MODELS[model], PARAM_DTYPE.get(model, "float32")
+    side = TrlSide(
+        *random_weights(huggingface_config(config, dtype=dtype), getattr(torch, dtype)),
+        max_length=SIZE["max_length"],
+        learning_rate=1e-9,
+        checkpointing=remat != "none",
+        gpu=gpu,
+    )
+    triples = hh_triples(pairs * (steps + 1)).reshape(steps + 1, pairs, 3)
+    taken = [side.step(side.examples([tuple([1] * int(n) for n in pair) for pair in batch])) for batch in triples]
+    counted = np.concatenate(triples[1:])
+    flops = useful.training(config, counted, [useful.forward(config, counted)], adapters=0).total
+    kind = torch.cuda.get_device_name() if gpu else "cpu"
+    found = speed(kind, taken[1:], counted, flops, peak_tflops)
+    memory = torch.cuda.max_memory_allocated() if gpu else None
+    return found | {"first_step_seconds": taken[0], "peak_bytes": memory}
+
+
+def speed(
+    kind: str, seconds: list[float], counted: np.ndarray, flops: float, peak_tflops: float | None
+) -> dict[str, Any]:
+    """What steps of `seconds` over pairs of the lengths `counted` come to."""
+    total = sum(seconds)
     peak = peak_tflops or next((value for name, value in PEAK_TFLOPS.items() if name in kind), None)
     return {
         "device": kind,
-        "rows": work.shape(),
-        "first_step_seconds": first,  # compiles
         "seconds": seconds,
         "median_seconds": statistics.median(seconds),
         "pairs_per_second": len(counted) / total,
@@ -165,22 +204,26 @@ def measure(
         "useful_tflops_per_second": flops / total / 1e12,
         "mfu": flops / total / (peak * 1e12) if peak else None,
         "peak_tflops": peak,
-        "peak_bytes": (device.memory_stats() or {}).get("peak_bytes_in_use"),
     }
 
 
 def open_steps(fields: dict[str, str], model: TransformerConfig, case: str, device: Any, count: int) -> Steps:
     """The step of a case with random weights, on pairs as long as those of HH."""
     config = validate(load(None, fields | CASES[case]))
-    triples = lengths.cut(lengths.hh_lengths(), max_length=512, max_response=256)
-    triples = np.random.Generator(np.random.Philox(0)).permutation(triples)  # they are sorted
-    encoded = lengths.blank_pairs(lengths.repeat(triples, count)[:count], "HH")
+    encoded = lengths.blank_pairs(hh_triples(count), "HH")
     here = Topology(Spec("here", "gpu", (1,)), (device,))
     session = abstract_session(config, model, Lengths(encoded, None, "HH"), here)
     session.model = Model(model, compute_config(config))  # for this device, where a plan would take a stand-in
     make = functools.partial(init_params, config=model, dtype=config.model.frozen_dtype)
     places = param_shardings(abstract_params(model), session.mesh)
     return Steps(session, [case], lambda: jax.jit(make, out_shardings=places)(jax.random.key(0)))
+
+
+def hh_triples(count: int) -> np.ndarray:
+    """Tokens of prompt, chosen and rejected response of `count` pairs, `[count, 3]`."""
+    triples = lengths.cut(lengths.hh_lengths(), **SIZE)
+    triples = np.random.Generator(np.random.Philox(0)).permutation(triples)  # they are sorted
+    return lengths.repeat(triples, count)[:count]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""TRL's half of `cpu.py`: its DPOTrainer on our encoded pairs, one optimizer step at a time.
+"""TRL's half of `cpu.py` and `gpu.py`: its DPOTrainer on our encoded pairs, one optimizer step at a time.
 
 What runs is TRL's own: its collator, `training_step` (forward, reference forward, backward, metrics), clipping, its
 default AdamW, the scheduler. Only the loop around them is ours, so that steps can be taken in turn with others.
@@ -6,6 +6,7 @@ default AdamW, the scheduler. Only the loop around them is ours, so that steps c
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,10 +15,28 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
 Pair = tuple[list[int], list[int], list[int]]  # prompt, chosen, rejected
+
+
+def pretrained(model: Path) -> tuple[Any, Any]:
+    """The policy and the tokenizer of a directory."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), tokenizer
+
+
+def random_weights(config: dict[str, Any], dtype: torch.dtype) -> tuple[Any, Any]:
+    """A policy of a shape (the fields of its config.json), and a tokenizer for the one text that the trainer wants."""
+    words = Tokenizer(WordLevel({"a": 0, "b": 1, "c": 2}, unk_token="a"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="c", eos_token="c", unk_token="a")
+    policy = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=dtype)
+    return policy, tokenizer
 
 
 class TrlSide:
@@ -27,12 +46,15 @@ class TrlSide:
     """
 
     def __init__(
-        self, model: Path, *, threads: int, max_length: int, learning_rate: float, checkpointing: bool
+        self,
+        policy: Any,
+        tokenizer: Any,
+        *,
+        max_length: int,
+        learning_rate: float,
+        checkpointing: bool,
+        gpu: bool = False,
     ) -> None:
-        torch.set_num_threads(threads)
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
         arguments = DPOConfig(
             output_dir=tempfile.mkdtemp(),
             max_length=max_length,
@@ -40,15 +62,16 @@ class TrlSide:
             lr_scheduler_type="constant",
             max_grad_norm=1.0,
             gradient_checkpointing=checkpointing,
-            bf16=False,
-            use_cpu=True,
+            bf16=gpu,  # products in bfloat16, as ours
+            use_cpu=not gpu,
             report_to=[],
             disable_tqdm=True,
         )
-        policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         # The trainer wants texts to prepare; the pairs that count come to `step` as tokens.
         text = Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c"}])
-        self.trainer = DPOTrainer(policy, args=arguments, train_dataset=text, processing_class=tokenizer)
+        self.trainer = DPOTrainer(
+            policy, copy.deepcopy(policy), args=arguments, train_dataset=text, processing_class=tokenizer
+        )
         self.trainer.create_optimizer_and_scheduler(num_training_steps=1000)
         self.trainer.current_gradient_accumulation_steps = 1  # what its own loop sets before a step
         self.model = self.trainer.model
@@ -77,6 +100,8 @@ class TrlSide:
         trainer.optimizer.step()
         trainer.lr_scheduler.step()
         self.model.zero_grad()
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize()
         return time.perf_counter() - began
 
     def metric(self, name: str) -> float:
