@@ -8,7 +8,8 @@ Each row is the training step of `tisdpo run`, compiled by the TPU's own compile
 with float32 masters and AdamW moments, whole layers recomputed, pure FSDP, real lengths of HH. "peak" is what is in
 use at once on a chip, "HBM" the sum of arguments, temporaries and outputs, which counts some buffers twice. "est" is
 the sum of the compiler's estimates and sees no interconnect, whose lower bound stands beside it: a lead below 10 % is
-none. Every compilation runs in a process of its own; "CPU s" is all that the process took, which a busy machine does
+none. "waste" is compiled over useful flops; "beside remat" counts the layers that `model.remat` recomputes as useful.
+Every compilation runs in a process of its own; "CPU s" is all that the process took, which a busy machine does
 not stretch as it does the clock.
 
 `--memory` compiles long rows and many models beside each other, every pair as long as may be.
@@ -78,8 +79,8 @@ MEMORY = {
     "one base, three adapters, S 512": ("llama2_7b", "v5e:4x4", 16, FOUR | {"lora.rank": "16"}),
 }
 HEADER = [
-    *("model", "topology", "step", "pairs", "rows", "peak GiB", "HBM GiB", "waste", "est ms", "est ms a pair"),
-    *("ICI ms", "MFU", "compile s", "CPU s", "note"),
+    *("model", "topology", "step", "pairs", "rows", "peak GiB", "HBM GiB", "waste", "beside remat"),
+    *("est ms", "est ms a pair", "ICI ms", "MFU", "compile s", "CPU s", "note"),
 ]
 
 
@@ -177,6 +178,7 @@ def row(found: dict[str, Any]) -> list[Any]:
         found["peak"] / GIB if found["peak"] else None,
         found["hbm"] / GIB if found["hbm"] else None,
         found["waste"],
+        found["waste_beside_remat"],
         milliseconds(seconds),
         milliseconds(seconds / found["pairs"]) if seconds else None,
         milliseconds(found["interconnect_seconds"]),
