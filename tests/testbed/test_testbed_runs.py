@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import numpy as np
 import pytest
 
 from tisdpo_jax.cli.main import main
-from tisdpo_jax.config.testbed import Testbed, TestbedTraining, check
+from tisdpo_jax.config.testbed import Testbed, TestbedTraining, TinyModelSection, WorldSection, check
 from tisdpo_jax.recipes import testbed
-from tisdpo_jax.testbed import Setting
+from tisdpo_jax.testbed import Setting, replicas
+from tisdpo_jax.testbed.bench import Bench, Outcome
 from tisdpo_jax.testbed.cells import ablations, columns, methods
 from tisdpo_jax.testbed.world import draw_pairs, make_world
 
@@ -112,6 +114,48 @@ def test_sweeps_are_settings_of_one_thing_each():
     for name, (_, settings) in testbed.sweeps(config).items():
         assert len(set(settings.values())) == len(settings) > 2, name
         assert testbed.Lab(config, testbed.Kept(None)).main in settings.values(), name  # type: ignore[arg-type]  # nothing is kept
+
+
+def test_work_is_done_ahead_and_its_mistakes_are_raised():
+    lab = testbed.Lab(Testbed(workers=2), testbed.Kept(None))  # type: ignore[arg-type]  # nothing is kept
+    done = []
+    lab.ahead(functools.partial(done.append, number) for number in range(5))
+    assert sorted(done) == [0, 1, 2, 3, 4]
+    with pytest.raises(ZeroDivisionError):
+        lab.ahead([lambda: None, lambda: 1 / 0, lambda: None])
+
+
+def test_rates_are_chosen_on_the_tuning_seeds_and_reported_on_the_others(tmp_path, monkeypatch):
+    """Tuning seeds like the first rate of the policy and the second of the contrast, the reported ones the others."""
+    config = Testbed(seeds=3, tuning_seeds=2, cuts=1, training=TestbedTraining(rates="1e-3,1e-2"))
+    lab = testbed.Lab(config, testbed.Kept(tmp_path))
+
+    def outcome(setting, name, cell, rate=0):
+        tuned, reported = np.asarray([[2.0, 1.0]]) + rate, np.asarray([[1.0, 9.0]]) - rate
+        reward = np.concatenate([np.repeat(tuned, 2, 0), np.repeat(reported, 3, 0)])[None]
+        return Outcome(reward, 0 * reward, 0 * reward)
+
+    monkeypatch.setattr(lab, "outcome", outcome)
+    monkeypatch.setattr(lab, "baseline", lambda setting: Outcome(*[np.zeros((1, 5, 1))] * 3))
+    row = lab.best(lab.main, "TIS-DPO (D)", methods(0.1)["TIS-DPO (D)"])
+    assert (row.rate, row.contrast_rate, row.contrast) == (1e-3, 1e-2, 1)
+    np.testing.assert_array_equal(row.reward, np.zeros((1, 3)))  # 1 - rate: of the reported seeds, at what was chosen
+
+
+def test_log_ratios_are_those_of_the_better_model_over_the_worse_one():
+    small = {
+        "world": WorldSection(topics=2, words=8, shortest=2, longest=3, context=1),
+        "model": TinyModelSection(width=8, layers=1, heads=2, corpus=32, steps=2, batch_size=16),
+        "training": TestbedTraining(pairs=8, batch_size=4, rates="1e-2", epochs=4),
+    }
+    config = Testbed(seeds=2, tuning_seeds=1, prompts=4, cuts=1, **small)
+    bench = Bench(config, Setting(config.world, 8))
+    for source in ("sft", "dpo"):
+        for ratio, drawn in zip(bench.ratios(source), bench.pairs, strict=True):
+            chosen, rejected = (ratio * drawn.mask).sum((0, 2))
+            assert chosen > rejected, source
+    plus, minus = (replicas.scores(bench.model, bench.base, bench._whole(False), view) for view in ("plus", "minus"))
+    np.testing.assert_allclose(np.stack(bench.ratios("prompts")), np.asarray(plus - minus), atol=1e-6)
 
 
 def test_weights_of_cells_are_what_they_say():
