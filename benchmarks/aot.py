@@ -55,28 +55,23 @@ EQUAL_WORK = CASES["dpo live"] | {
     "data.packing": "none",
     "train.optimizer.clip_norm": "0",
 }
-# Long rows, and four models at once: label -> model, topology, pairs, fields.
-FOUR = {"contrast.construction": "dpo", "contrast.scores": "online", "data.packing": "none"}
+
+
+def four(length: int, **more: str) -> dict[str, str]:
+    """Four models in a step, padded rows of this length unless told."""
+    fields = {"contrast.construction": "dpo", "contrast.scores": "online", "data.packing": "none"}
+    size = {"data.max_length": str(length), "data.max_response": str(length // 2)}
+    return fields | size | {name.replace("__", "."): value for name, value in more.items()}
+
+
+# label -> model, topology, pairs, fields
 MEMORY = {
-    "four models, S 1024": (
-        "llama31_8b",
-        "v5e:8x8",
-        64,
-        FOUR | {"data.max_length": "1024", "data.max_response": "512"},
-    ),
-    "the same, packed": (
-        *("llama31_8b", "v5e:8x8", 64),
-        FOUR | {"data.max_length": "1024", "data.max_response": "512", "data.packing": "shared"},
-    ),
-    "four models, S 2048": (
-        *("llama31_8b", "v5e:8x8", 256),
-        FOUR | {"data.max_length": "2048", "data.max_response": "1024"},
-    ),
-    "four models, S 4096": (
-        *("llama31_8b", "v5e:8x8", 64),
-        FOUR | {"data.max_length": "4096", "data.max_response": "2048"},
-    ),
-    "one base, three adapters, S 512": ("llama2_7b", "v5e:4x4", 16, FOUR | {"lora.rank": "16"}),
+    "four models, S 1024": ("llama31_8b", "v5e:8x8", 64, four(1024)),
+    "the same, packed": ("llama31_8b", "v5e:8x8", 64, four(1024, data__packing="shared")),
+    "four models, S 2048": ("llama31_8b", "v5e:8x8", 256, four(2048)),
+    "the same, 6 pairs a chip": ("llama31_8b", "v5e:8x8", 384, four(2048)),
+    "four models, S 4096": ("llama31_8b", "v5e:8x8", 64, four(4096)),
+    "one base, three adapters, S 512": ("llama2_7b", "v5e:4x4", 16, four(512, lora__rank="16")),
 }
 HEADER = [
     *("model", "topology", "step", "pairs", "rows", "peak GiB", "HBM GiB", "waste", "beside remat"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 
 import numpy as np
 import pytest
@@ -123,6 +124,20 @@ def test_work_is_done_ahead_and_its_mistakes_are_raised():
     assert sorted(done) == [0, 1, 2, 3, 4]
     with pytest.raises(ZeroDivisionError):
         lab.ahead([lambda: None, lambda: 1 / 0, lambda: None])
+
+
+def test_what_two_threads_want_is_made_once(tmp_path):
+    lab = testbed.Lab(Testbed(workers=8), testbed.Kept(tmp_path))
+    made = []
+
+    def make():
+        time.sleep(0.05)
+        made.append(1)
+        return 7
+
+    found = []
+    lab.ahead([lambda: found.append(lab.kept.get({"a": 1}, make))] * 8)
+    assert found == [7] * 8 and made == [1]
 
 
 def test_rates_are_chosen_on_the_tuning_seeds_and_reported_on_the_others(tmp_path, monkeypatch):

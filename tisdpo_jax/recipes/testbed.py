@@ -13,11 +13,10 @@ import json
 import logging
 import os
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -35,14 +34,35 @@ KEPT = 1  # version of what is kept: raised where the same configuration would g
 SWEPT = ("DPO", "TIS-DPO (P)", "TIS-DPO (D)", "TIS-DPO (oracle)")
 
 
-class Kept(NamedTuple):
+K = TypeVar("K")
+
+
+class Locks(Generic[K]):
+    """A lock for each key: what several threads want is made by one of them, and the others wait for it."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: dict[K, threading.Lock] = {}
+
+    def of(self, key: K) -> threading.Lock:
+        with self._guard:
+            return self._locks.setdefault(key, threading.Lock())
+
+
+class Kept:
     """Results of a run, on disk."""
 
-    directory: Path
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._making: Locks[str] = Locks()
 
     def get(self, key: Mapping[str, Any], make: Callable[[], Any]) -> Any:
         """What was kept under `key`, or what `make` returns (plain values), kept from now on."""
-        path = self.directory / f"{digest(key)}.json"
+        name = digest(key)
+        with self._making.of(name):
+            return self._get(self.directory / f"{name}.json", key, make)
+
+    def _get(self, path: Path, key: Mapping[str, Any], make: Callable[[], Any]) -> Any:
         if path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))["value"]
         value = make()
@@ -83,10 +103,10 @@ class Lab:
         self.config, self.kept = config, kept
         self.main = Setting(config.world, config.training.pairs)
         self._open: dict[Setting, Bench] = {}
-        self._opening: dict[Setting, threading.Lock] = defaultdict(threading.Lock)
+        self._opening: Locks[Setting] = Locks()
 
     def bench(self, setting: Setting) -> Bench:
-        with self._opening[setting]:
+        with self._opening.of(setting):
             if setting not in self._open:
                 log.info("setting: %s", setting)
                 whole = setting == self.main
