@@ -5,12 +5,12 @@
                              [--section.field value]...
 
 Each row is the training step of `tisdpo run`, compiled by the TPU's own compiler (extra `tpu`): the policy in bfloat16
-with float32 masters and AdamW moments, whole layers recomputed, pure FSDP, real lengths of HH. "peak" is what is in
-use at once on a chip, "HBM" the sum of arguments, temporaries and outputs, which counts some buffers twice. "est" is
-the sum of the compiler's estimates and sees no interconnect, whose lower bound stands beside it: a lead below 10 % is
-none. "waste" is compiled over useful flops; "beside remat" counts the layers that `model.remat` recomputes as useful.
-Every compilation runs in a process of its own; "CPU s" is all that the process took, which a busy machine does
-not stretch as it does the clock.
+with float32 masters and AdamW moments, whole layers recomputed, pure FSDP, real lengths of HH. "reserved" is what the
+compiler lays out in a chip's memory, "peak" what is in use at once, "sum" that of arguments, temporaries and outputs,
+which counts some buffers twice. "est" is the sum of the compiler's estimates and
+sees no interconnect, whose lower bound stands beside it: a lead below 10 % is none. "waste" is compiled over useful
+flops; "beside remat" counts the layers that `model.remat` recomputes as useful. Every compilation runs in a process of
+its own; "CPU s" is all that the process took, which a busy machine does not stretch as it does the clock.
 
 `--memory` compiles long rows and many models beside each other, every pair as long as may be.
 `--frontier` looks for the longest rows at one pair a chip, and for the most pairs a chip at rows of 1024 tokens.
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -74,7 +75,7 @@ MEMORY = {
     "one base, three adapters, S 512": ("llama2_7b", "v5e:4x4", 16, four(512, lora__rank="16")),
 }
 HEADER = [
-    *("model", "topology", "step", "pairs", "rows", "peak GiB", "HBM GiB", "waste", "beside remat"),
+    *("model", "topology", "step", "pairs", "rows", "reserved GiB", "peak GiB", "sum GiB", "waste", "beside remat"),
     *("est ms", "est ms a pair", "ICI ms", "MFU", "compile s", "CPU s", "note"),
 ]
 
@@ -123,7 +124,10 @@ def main() -> None:
         print(table(HEADER, [row(item) for item in found]) + "\n")
         print(table(["model", "topology", "step", *TRAFFIC], [traffic_row(item) for item in found]) + "\n")
     if options.memory:
-        memory = [run(model, at, name, pairs, "full", more) for name, (model, at, pairs, more) in MEMORY.items()]
+        memory = []
+        for name, (model, at, pairs, more) in MEMORY.items():
+            memory.append(run(model, at, name, pairs, "full", more))
+            show(memory[-1])
         print(table(HEADER, [row(item) for item in memory]) + "\n")
         found += memory
     if options.frontier:
@@ -170,6 +174,7 @@ def row(found: dict[str, Any]) -> list[Any]:
     return [
         *start,
         "; ".join(f"{rows['rows']} x {rows['tokens']}" for rows in found["rows"]),
+        found["reserved"] / GIB if found["reserved"] else None,
         found["peak"] / GIB if found["peak"] else None,
         found["hbm"] / GIB if found["hbm"] else None,
         found["waste"],
@@ -206,33 +211,76 @@ def milliseconds(seconds: float | None) -> float | None:
 
 def edge(run: Callable[..., dict[str, Any]], model: str, topology: str, name: str) -> dict[str, Any]:
     """The longest rows at one pair a chip, and the most pairs a chip at rows of 1024; every pair as long as may be."""
-    chips = parse_topology(topology).count
+    spec = parse_topology(topology)
+    chips, capacity = spec.count, CHIPS[spec.kind].hbm / GIB
 
-    def long(hundreds: int) -> bool:
-        size = {"data.max_length": str(1024 * hundreds), "data.max_response": str(512 * hundreds)}
-        return run(model, topology, name, chips, "full", size).get("fits") is True
+    def long(thousands: int) -> dict[str, Any]:
+        size = {"data.max_length": str(1024 * thousands), "data.max_response": str(512 * thousands)}
+        return run(model, topology, name, chips, "full", size)
 
-    def many(pairs: int) -> bool:
-        size = {"data.max_length": "1024", "data.max_response": "512"}
-        return run(model, topology, name, chips * pairs, "full", size).get("fits") is True
+    def many(pairs: int) -> dict[str, Any]:
+        return run(
+            model, topology, name, chips * pairs, "full", {"data.max_length": "1024", "data.max_response": "512"}
+        )
 
+    longest, most = furthest(shown(long), 64, capacity), furthest(shown(many), 128, capacity)
     return {
         "model": model,
         "topology": topology,
         "step": name,
-        "longest rows": 1024 * furthest(long, 64),
-        "most pairs a chip": furthest(many, 128),
+        "longest rows": 1024 * longest[0],
+        "GiB of those": longest[1],
+        "next does not fit": 1024 * longest[2] if longest[2] else None,
+        "most pairs a chip": most[0],
+        "GiB of them": most[1],
+        "next do not fit": most[2],
     }
 
 
-def furthest(fits: Callable[[int], bool], limit: int) -> int:
-    """The largest of 1, 1.5, 2, 3, 4, 6, 8, ... up to `limit` that fits; 0 where 1 does not."""
-    best = 0
-    for value in sorted({2**n for n in range(12)} | {3 * 2**n for n in range(11)}):
-        if value > limit or not fits(value):
-            break
-        best = value
-    return best
+def shown(compiled: Callable[[int], dict[str, Any]]) -> Callable[[int], float | None]:
+    """GiB reserved at a size, None where it does not fit; said as it is found, for each takes a minute."""
+
+    def peak(size: int) -> float | None:
+        found = compiled(size)
+        show(found)
+        if "error" in found:  # a size that cannot be compiled says nothing of memory
+            raise SystemExit(f"error: {found['model']} {found['topology']}, {found['pairs']} pairs: {found['error']}")
+        return found["reserved"] / GIB if found["fits"] and found["reserved"] else None
+
+    return peak
+
+
+SIZES = sorted({2**n for n in range(12)} | {3 * 2**n for n in range(11)})
+
+
+def furthest(peak: Callable[[int], float | None], limit: int, capacity: float) -> tuple[int, float | None, int | None]:
+    """The largest of 1, 2, 3, 4, 6, 8, ... up to `limit` that fits, its peak, and the next, which does not.
+
+    Memory grows about as the size does, so a line through two sizes says where to look; what is returned was compiled.
+    (0, None, 1) where 1 does not fit, (`limit`, its peak, None) where all fit.
+    """
+    sizes = [size for size in SIZES if size <= limit]
+    low, high = -1, len(sizes)  # the last that fits, the first that does not
+    peaks: dict[int, float] = {}
+    while high - low > 1:
+        expected = sum(size <= reach(peaks, capacity) for size in sizes) - 1
+        guess = min(max(expected, low + 1), high - 1)
+        found = peak(sizes[guess])
+        if found is None:
+            high = guess
+        else:
+            low, peaks[sizes[guess]] = guess, found
+    best = sizes[low] if low >= 0 else 0
+    return best, peaks.get(best), sizes[high] if high < len(sizes) else None
+
+
+def reach(peaks: dict[int, float], capacity: float) -> float:
+    """The size at which the line through the two largest known ones meets the capacity; 0 where there are not two."""
+    if len(peaks) < 2:
+        return 0.0
+    (small, at_small), (large, at_large) = sorted(peaks.items())[-2:]
+    slope = (at_large - at_small) / (large - small)
+    return large + (capacity - at_large) / slope if slope > 0 else math.inf
 
 
 def equal_work(directory: Path, run: Callable[..., dict[str, Any]]) -> list[dict[str, Any]]:

@@ -75,11 +75,26 @@ def test_the_largest_batch_is_found_to_within_a_sixteenth(load: Any, most: int, 
     assert max(asked) <= 256 and len(asked) < 20
 
 
-def test_the_frontier_goes_on_until_something_does_not_fit(load: Any) -> None:
-    furthest = load("aot").furthest
-    assert furthest(lambda value: value <= 13, 64) == 12
-    assert furthest(lambda value: True, 64) == 64
-    assert furthest(lambda value: False, 64) == 0
+@pytest.mark.parametrize("fixed", [0.0, 3.0, 15.9])
+@pytest.mark.parametrize("bend", [0.0, 0.02, -0.002])
+@pytest.mark.parametrize("slope", [0.01, 0.16, 1.0, 3.0, 20.0])
+def test_the_frontier_is_where_the_next_size_does_not_fit(load: Any, fixed: float, bend: float, slope: float) -> None:
+    """Whether memory grows with the size in a line, faster or slower; in few compilations."""
+    aot = load("aot")
+    asked = []
+
+    def peak(size: int) -> float | None:
+        asked.append(size)
+        found = fixed + slope * size + bend * slope * size**2
+        return found if found <= 16 else None
+
+    fitting = [size for size in aot.SIZES if size <= 64 and peak(size) is not None]
+    asked.clear()
+    best, at, beyond = aot.furthest(peak, 64, 16.0)
+    assert best == max(fitting, default=0)
+    assert at == (peak(best) if fitting else None)
+    assert beyond == min((size for size in aot.SIZES if best < size <= 64), default=None)
+    assert len(set(asked)) <= 7
 
 
 def test_every_case_is_a_configuration(load: Any) -> None:
@@ -98,6 +113,8 @@ def test_every_case_is_a_configuration(load: Any) -> None:
         ("gpu.py", ["--models", "gpt5"], "smollm2_135m"),
         ("aot.py", ["--model.path"], "--section.field"),
         ("aot.py", ["--cases", "ppo"], "cases are"),
+        ("loop_memory.py", ["--stacks", "large"], "--stacks"),
+        ("loop_memory.py", ["--topology", "v9:1"], "unknown chip"),
     ],
 )
 def test_a_wrong_argument_gives_one_line_and_no_traceback(script: str, arguments: list[str], message: str) -> None:

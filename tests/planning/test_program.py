@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from tisdpo_jax.planning._flops import splash_flops
-from tisdpo_jax.planning.program import Program, large_buffers, read_program, read_text
+from tisdpo_jax.planning.program import Program, large_buffers, read_program, read_text, reserved
 
 DEVICES = 8
 ROWS, WIDTH = 64, 96
@@ -162,6 +163,15 @@ def test_memory_is_the_compilers_and_a_donated_argument_counts_once() -> None:
     assert memory.hbm == (
         stats.argument_size_in_bytes + stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     )
+
+
+def test_what_the_compiler_reserves_is_read_off_its_report(tmp_path: Path) -> None:
+    assert reserved(tmp_path) == 0
+    report = "Memory Space: default (color=0)\nTotal bytes: {} (x)\n\nMemory Space: vmem (color=1)\nTotal bytes: 9999\n"
+    for module, size in (("step", 345), ("small", 12)):
+        (tmp_path / f"{module}.after_optimizations-memory-usage-report.txt").write_text(report.format(size))
+    (tmp_path / "other.txt").write_text(report.format(678))
+    assert reserved(tmp_path) == 345
 
 
 def test_a_large_buffer_is_found_and_one_inside_a_fusion_is_not() -> None:

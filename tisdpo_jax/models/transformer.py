@@ -21,6 +21,7 @@ from tisdpo_jax.models.config import ComputeConfig, TransformerConfig
 from tisdpo_jax.models.embedding import look_up
 from tisdpo_jax.models.head import product
 from tisdpo_jax.models.layers import Block, LayerCache, RMSNorm, Shared, rope_tables
+from tisdpo_jax.models.recompute import through_layers
 from tisdpo_jax.types import Params, Rows, Variables
 
 Array = jax.Array
@@ -58,6 +59,24 @@ class Transformer(nn.Module):
     def __call__(self, tokens: Array, shared: Shared, cache: LayerCache | None) -> tuple[Array, LayerCache | None]:
         x = Embedding(self.config, self.compute, name="embed")(tokens)
         x = partitioning.constrain(x, ("batch", None, None))
+        if self._recomputes(cache):
+            x = through_layers(self._layer, _stacks(self.variables), x, shared)
+        else:
+            x, cache = self._scan(x, cache, shared)
+        if not self.config.tied_head:
+            Head(self.config, self.compute, name="head")()
+        return RMSNorm(self.config.norm_eps, self.compute, name="final_norm")(x), cache
+
+    def _recomputes(self, cache: LayerCache | None) -> bool:
+        """Whether the loop is the one written by hand; it holds no cache, and no other remat policy."""
+        compute = self.compute
+        plain = cache is None and not self.is_initializing()
+        return plain and compute.remat == "full" and compute.layer_loop == "scan"
+
+    def _layer(self, variables: Variables, x: Array, shared: Shared) -> Array:
+        return cast(Array, Block(self.config, self.compute, parent=None).apply(variables, x, None, shared)[0])
+
+    def _scan(self, x: Array, cache: LayerCache | None, shared: Shared) -> tuple[Array, LayerCache | None]:
         block = Block
         if self.compute.remat != "none":
             block = nn.remat(block, policy=REMAT_POLICIES[self.compute.remat], prevent_cse=False)
@@ -70,9 +89,12 @@ class Transformer(nn.Module):
             unroll=self.config.num_layers if self.compute.layer_loop == "unroll" else 1,
         )
         x, cache = layers(self.config, self.compute, name="layers")(x, cache, shared)
-        if not self.config.tied_head:
-            Head(self.config, self.compute, name="head")()
-        return RMSNorm(self.config.norm_eps, self.compute, name="final_norm")(x), cache
+        return x, cache
+
+
+def _stacks(variables: Any) -> Variables:
+    """The part of every collection that belongs to layers."""
+    return {name: tree["layers"] for name, tree in variables.items() if "layers" in tree}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ def advise(config: Experiment, plan: StagePlan) -> tuple[str, ...]:
     """Changes that would make room, those that save most first; nothing when the step fits."""
     if plan.fits is not False:
         return ()
-    over = None if plan.peak is None or plan.capacity is None else plan.peak - plan.capacity
+    over = None if plan.reserved is None or plan.capacity is None else plan.reserved - plan.capacity
     lines = [] if over is None else [f"{over / GIB:.2f} GiB too much on a chip. By arithmetic, not compiled:"]
     for change in sorted(changes(config, plan), key=lambda change: -change.saves):
         if change.saves >= 0.01 * GIB:
@@ -40,7 +40,7 @@ def changes(config: Experiment, plan: StagePlan) -> list[Change]:
     width = 4 if config.model.param_dtype == "float32" else 2
     gradients = trained // width * _gradient_width(config, plan.stage)
     resident = sum(held.values())
-    temporaries = max((plan.peak or 0) - resident - gradients, 0)
+    temporaries = max((plan.reserved or 0) - resident - gradients, 0)
     found = [Change(f"twice the chips ({2 * plan.chips})", (resident + gradients + temporaries) / 2)]
     if plan.stage == "score":
         found.append(Change("half of evaluation.batch_size", temporaries / 2))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 from tisdpo_jax.planning._flops import convolution_flops, dot_flops, library_flops, splash_flops
@@ -35,13 +36,15 @@ class Memory:
     aliased: int  # outputs that lie where arguments lay
     code: int
     peak: int = 0  # the most that is alive at once, arguments included; 0 where the compiler does not say
+    reserved: int = 0  # what the compiler for TPUs lays out, arguments included; 0 where it was not asked
 
     @property
     def hbm(self) -> int:
         """Arguments + temporaries + outputs - aliased: an upper bound.
 
         The compiler for TPUs counts some of what loops fill twice among its temporaries: it accepts programs for which
-        this sum is larger than the memory of the chip (docs/performance.md). `peak` has no such excess.
+        this sum is larger than the memory of the chip (docs/performance.md). `peak` has no such excess, and `reserved`
+        is the peak and the gaps between buffers.
         """
         return self.arguments + self.temporaries + self.outputs - self.aliased
 
@@ -105,8 +108,8 @@ class Program:
         return sum(collective.wire_bytes for collective in self.collectives)
 
 
-def read_program(compiled: Any) -> Program:
-    """Reads an executable, `jax.jit(...).lower(...).compile()`."""
+def read_program(compiled: Any, dump: Path | None = None) -> Program:
+    """Reads an executable, `jax.jit(...).lower(...).compile()`, and what was written to `dump` on the way."""
     stats = compiled.memory_analysis()
     memory = None
     if stats is not None:
@@ -117,8 +120,21 @@ def read_program(compiled: Any) -> Program:
             aliased=stats.alias_size_in_bytes,
             code=stats.generated_code_size_in_bytes,
             peak=stats.peak_memory_in_bytes,
+            reserved=0 if dump is None else reserved(dump),
         )
     return dataclasses.replace(read_text(compiled.as_text()), memory=memory)
+
+
+def dump_options(directory: Path) -> dict[str, str | bool]:
+    """Options for `compile`, with which XLA writes what it knows of a program to a directory."""
+    return {"xla_dump_to": str(directory), "xla_dump_hlo_as_text": True}
+
+
+def reserved(directory: Path) -> int:
+    """Bytes that the compiler for TPUs lays out in a chip's memory, from its report there; 0 where it wrote none."""
+    reports = (file.read_text() for file in directory.glob("*memory-usage-report.txt"))
+    totals = (re.search(r"^Memory Space: default.*\nTotal bytes: (\d+)", report) for report in reports)
+    return max((int(total.group(1)) for total in totals if total), default=0)
 
 
 def read_text(text: str) -> Program:

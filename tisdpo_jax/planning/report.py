@@ -58,6 +58,12 @@ class StagePlan:
         return memory.peak if memory is not None and memory.peak else self.hbm
 
     @property
+    def reserved(self) -> int | None:
+        """Bytes on one chip that the compiler for TPUs lays out: the peak and gaps; `peak` where it was not asked."""
+        memory = None if self.program is None else self.program.memory
+        return memory.reserved if memory is not None and memory.reserved else self.peak
+
+    @property
     def capacity(self) -> int | None:
         return None if self.spec.chip is None else self.spec.chip.hbm
 
@@ -66,7 +72,7 @@ class StagePlan:
         """None where the capacity is not known."""
         if self.program is None:
             return False
-        return None if self.capacity is None or self.peak is None else self.peak <= self.capacity
+        return None if self.capacity is None or self.reserved is None else self.reserved <= self.capacity
 
     @property
     def flops(self) -> float | None:
@@ -116,7 +122,18 @@ class StagePlan:
             fields = dataclasses.asdict(self.program)
             program = fields | {"buffers": fields["buffers"][:16], "flops": self.program.flops}
         derived = (
-            *("chips", "hbm", "peak", "capacity", "fits", "flops", "waste", "waste_beside_remat", "seconds"),
+            *(
+                "chips",
+                "hbm",
+                "peak",
+                "reserved",
+                "capacity",
+                "fits",
+                "flops",
+                "waste",
+                "waste_beside_remat",
+                "seconds",
+            ),
             *("interconnect_seconds", "mfu", "pairs_per_second"),
         )
         return {
@@ -163,12 +180,12 @@ def _block(plan: StagePlan) -> str:
 
 
 def _memory(plan: StagePlan) -> str:
-    if plan.hbm is None or plan.peak is None:
+    if plan.hbm is None or plan.peak is None or plan.reserved is None:
         return "more than there is: the compiler refused" if plan.program is None else "the compiler does not say"
     verdict = {True: "fits", False: "DOES NOT FIT", None: "capacity not known"}[plan.fits]
     of = "" if plan.capacity is None else f" of {_gib(plan.capacity)}"
-    parts = "" if plan.hbm == plan.peak else f" at the peak ({_gib(plan.hbm)} as the sum of the parts)"
-    return f"{_gib(plan.peak)}{parts}{of}: {verdict}"
+    known = f" ({_gib(plan.peak)} in use at the peak; sum of the parts {_gib(plan.hbm)})"
+    return f"{_gib(plan.reserved)}{of}: {verdict}{'' if plan.hbm == plan.reserved else known}"
 
 
 def _residents(plan: StagePlan) -> list[str]:

@@ -5,12 +5,14 @@ No weights are read and no array is made: the session is that of a run, with sha
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import re
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -28,7 +30,7 @@ from tisdpo_jax.models.config import TransformerConfig
 from tisdpo_jax.planning import lengths as measured
 from tisdpo_jax.planning import useful
 from tisdpo_jax.planning.advice import advise
-from tisdpo_jax.planning.program import read_program
+from tisdpo_jax.planning.program import Program, dump_options, read_program
 from tisdpo_jax.planning.report import StagePlan
 from tisdpo_jax.planning.resident import resident
 from tisdpo_jax.planning.topology import Spec, Topology, open_topology
@@ -242,7 +244,7 @@ def compile_plan(session: Session, spec: Spec, step: Lowered, lengths: str, note
     began = time.perf_counter()
     program, needed = None, None
     try:
-        program = read_program(step.lowered.compile())
+        program = _compile(step.lowered, asked=spec.chip is not None)
     except jax.errors.JaxRuntimeError as error:
         if "compile option" in str(error).lower():
             raise UserError(f"mesh.compiler_options: {str(error).splitlines()[0]}") from None
@@ -268,6 +270,27 @@ def compile_plan(session: Session, spec: Spec, step: Lowered, lengths: str, note
         note=note,
     )
     return dataclasses.replace(found, advice=advise(session.config, found))
+
+
+def _compile(lowered: Any, *, asked: bool) -> Program:
+    """The compiled program, where `asked` with what the compiler reports of memory; the program is the same."""
+    if not asked:
+        return read_program(lowered.compile())
+    with _not_kept(), tempfile.TemporaryDirectory(prefix="tisdpo-plan-") as directory:
+        dump = Path(directory)
+        return read_program(lowered.compile(dump_options(dump)), dump)
+
+
+@contextlib.contextmanager
+def _not_kept() -> Iterator[None]:
+    """JAX's cache of programs stays as it is: one for devices that are not there could be written, but not read."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, float("inf"))
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _memory_asked(message: str, resident: int) -> int | None:
