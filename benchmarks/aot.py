@@ -210,9 +210,14 @@ def milliseconds(seconds: float | None) -> float | None:
 
 
 def edge(run: Callable[..., dict[str, Any]], model: str, topology: str, name: str) -> dict[str, Any]:
-    """The longest rows at one pair a chip, and the most pairs a chip at rows of 1024; every pair as long as may be."""
+    """The longest rows at one pair a chip, and the most pairs a chip at rows of 1024; every pair as long as may be.
+
+    What could not be found out, because a size was not compiled, is empty, and the note says why.
+    """
     spec = parse_topology(topology)
-    chips, capacity = spec.count, CHIPS[spec.kind].hbm / GIB
+    if spec.chip is None:
+        raise ValueError(f"--frontier: the memory of {topology} is not known; it wants TPUs, as in v5e:8x8")
+    chips, capacity = spec.count, spec.chip.hbm / GIB
 
     def long(thousands: int) -> dict[str, Any]:
         size = {"data.max_length": str(1024 * thousands), "data.max_response": str(512 * thousands)}
@@ -223,62 +228,77 @@ def edge(run: Callable[..., dict[str, Any]], model: str, topology: str, name: st
             model, topology, name, chips * pairs, "full", {"data.max_length": "1024", "data.max_response": "512"}
         )
 
-    longest, most = furthest(shown(long), 64, capacity), furthest(shown(many), 128, capacity)
+    notes: list[str] = []
+    longest, at_longest, too_long = search(long, 64, capacity, notes)
+    most, at_most, too_many = search(many, 128, capacity, notes)
     return {
         "model": model,
         "topology": topology,
         "step": name,
-        "longest rows": 1024 * longest[0],
-        "GiB of those": longest[1],
-        "next does not fit": 1024 * longest[2] if longest[2] else None,
-        "most pairs a chip": most[0],
-        "GiB of them": most[1],
-        "next do not fit": most[2],
+        "longest rows": longest and 1024 * longest,
+        "GiB of those": at_longest,
+        "next does not fit": too_long and 1024 * too_long,
+        "most pairs a chip": most,
+        "GiB of them": at_most,
+        "next do not fit": too_many,
+        "note": "; ".join(notes),
     }
 
 
-def shown(compiled: Callable[[int], dict[str, Any]]) -> Callable[[int], float | None]:
-    """GiB reserved at a size, None where it does not fit; said as it is found, for each takes a minute."""
+def search(
+    compiled: Callable[[int], dict[str, Any]], limit: int, capacity: float, notes: list[str]
+) -> tuple[int | None, float | None, int | None]:
+    """`furthest` over what is compiled, said as it is found, for each takes a minute; Nones and a note if it fails."""
 
-    def peak(size: int) -> float | None:
+    def reserved(size: int) -> float | None:
         found = compiled(size)
         show(found)
-        if "error" in found:  # a size that cannot be compiled says nothing of memory
-            raise SystemExit(f"error: {found['model']} {found['topology']}, {found['pairs']} pairs: {found['error']}")
+        if "error" in found:  # says nothing of memory
+            raise NotCompiledError(f"size {size}: {found['error']}")
         return found["reserved"] / GIB if found["fits"] and found["reserved"] else None
 
-    return peak
+    try:
+        return furthest(reserved, limit, capacity)
+    except NotCompiledError as error:
+        notes.append(str(error))
+        return None, None, None
+
+
+class NotCompiledError(Exception):
+    """A compilation failed or took too long."""
 
 
 SIZES = sorted({2**n for n in range(12)} | {3 * 2**n for n in range(11)})
 
 
-def furthest(peak: Callable[[int], float | None], limit: int, capacity: float) -> tuple[int, float | None, int | None]:
-    """The largest of 1, 2, 3, 4, 6, 8, ... up to `limit` that fits, its peak, and the next, which does not.
+def furthest(
+    needed: Callable[[int], float | None], limit: int, capacity: float
+) -> tuple[int, float | None, int | None]:
+    """The largest of 1, 2, 3, 4, 6, 8, ... up to `limit` that fits, what it needs, and the next, which does not fit.
 
     Memory grows about as the size does, so a line through two sizes says where to look; what is returned was compiled.
-    (0, None, 1) where 1 does not fit, (`limit`, its peak, None) where all fit.
+    (0, None, 1) where 1 does not fit, (`limit`, what it needs, None) where all fit.
     """
     sizes = [size for size in SIZES if size <= limit]
     low, high = -1, len(sizes)  # the last that fits, the first that does not
-    peaks: dict[int, float] = {}
+    known: dict[int, float] = {}
     while high - low > 1:
-        expected = sum(size <= reach(peaks, capacity) for size in sizes) - 1
+        expected = sum(size <= reach(known, capacity) for size in sizes) - 1
         guess = min(max(expected, low + 1), high - 1)
-        found = peak(sizes[guess])
+        found = needed(sizes[guess])
         if found is None:
             high = guess
         else:
-            low, peaks[sizes[guess]] = guess, found
+            low, known[sizes[guess]] = guess, found
     best = sizes[low] if low >= 0 else 0
-    return best, peaks.get(best), sizes[high] if high < len(sizes) else None
+    return best, known.get(best), sizes[high] if high < len(sizes) else None
 
 
-def reach(peaks: dict[int, float], capacity: float) -> float:
+def reach(known: dict[int, float], capacity: float) -> float:
     """The size at which the line through the two largest known ones meets the capacity; 0 where there are not two."""
-    if len(peaks) < 2:
+    if len(known) < 2:
         return 0.0
-    (small, at_small), (large, at_large) = sorted(peaks.items())[-2:]
+    (small, at_small), (large, at_large) = sorted(known.items())[-2:]
     slope = (at_large - at_small) / (large - small)
     return large + (capacity - at_large) / slope if slope > 0 else math.inf
 

@@ -37,9 +37,14 @@ def main() -> None:
     except ValueError:
         parser.error(f"--stacks {options.stacks!r}: sizes in MiB, as in 512,512+256")
     spec = parse_topology(options.topology)
+    if spec.chip is None:
+        parser.error(f"--topology {options.topology}: this is about the compiler for TPUs, as in v5e:2x2")
     prepare([spec])
     device = open_topology(spec).devices[0]
-    found = [measure(sizes, device) for sizes in programs]
+    try:
+        found = [measure(sizes, device) for sizes in programs]
+    except RuntimeError as error:
+        parser.error(f"--stacks: {str(error).splitlines()[0]}")
     print(table(HEADER, [list(row.values()) for row in found]))
     report = {"benchmark": "loop_memory", "command": ["python", "benchmarks/loop_memory.py", *sys.argv[1:]]}
     write_json(options.json, report | {"machine": machine(("jax", "jaxlib", "libtpu")), "programs": found})
@@ -71,6 +76,8 @@ def measure(sizes: list[int], device: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as dump:
         compiled = jax.jit(program).lower(weights, x).compile(dump_options(Path(dump)))
         laid_out = reserved(Path(dump))
+    if not laid_out:
+        raise ValueError("the compiler wrote no report of memory; this libtpu may name it otherwise")
     stats = compiled.memory_analysis()
     own = laid_out - stats.argument_size_in_bytes
     return {

@@ -11,6 +11,7 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,18 @@ def in_own_process(script: str, work: Any, timeout: float, out_of_memory: Sequen
     Where it says one of `out_of_memory`, or the system killed it, the error is "out of memory".
     """
     command = [sys.executable, script, "--worker", json.dumps(work)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired:
-        return {"error": f"more than {timeout} s"}
+    with tempfile.TemporaryDirectory(prefix="tisdpo-benchmark-") as scratch:  # of a process that may be killed
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+                env={**os.environ, "TMPDIR": scratch},
+            )
+        except subprocess.TimeoutExpired:
+            return {"error": f"more than {timeout} s"}
     if done.returncode == 0:
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return found

@@ -97,6 +97,27 @@ def test_the_frontier_is_where_the_next_size_does_not_fit(load: Any, fixed: floa
     assert len(set(asked)) <= 7
 
 
+def test_a_size_that_was_not_compiled_leaves_its_half_of_the_frontier_empty(load: Any) -> None:
+    aot = load("aot")
+
+    def run(model: str, topology: str, name: str, pairs: int, lengths: str, more: dict[str, str]) -> dict[str, Any]:
+        about = {"model": model, "topology": topology, "step": name, "pairs": pairs}
+        if int(more["data.max_length"]) > 2048:
+            return about | {"error": "more than 1800 s"}
+        size = pairs // 64 * 2**30
+        nothing = dict.fromkeys(
+            ("peak", "hbm", "waste", "waste_beside_remat", "seconds", "interconnect_seconds", "mfu")
+        )
+        return (
+            about | nothing | {"rows": [], "compile_seconds": 1.0, "cpu_seconds": 1.0, "fits": True, "reserved": size}
+        )
+
+    found = aot.edge(run, "llama2_7b", "v5e:8x8", "dpo live")
+    assert found["longest rows"] is found["GiB of those"] is found["next does not fit"] is None
+    assert (found["most pairs a chip"], found["GiB of them"], found["next do not fit"]) == (128, 128.0, None)
+    assert found["note"].endswith("more than 1800 s")
+
+
 def test_every_case_is_a_configuration(load: Any) -> None:
     aot, cases = load("aot"), load("cases")
     for name, fields in cases.CASES.items():
@@ -115,6 +136,8 @@ def test_every_case_is_a_configuration(load: Any) -> None:
         ("aot.py", ["--cases", "ppo"], "cases are"),
         ("loop_memory.py", ["--stacks", "large"], "--stacks"),
         ("loop_memory.py", ["--topology", "v9:1"], "unknown chip"),
+        ("loop_memory.py", ["--topology", "cpu:2"], "compiler for TPUs"),
+        ("aot.py", ["--no-table", "--frontier", "--topologies", "cpu:8"], "the memory of cpu:8 is not known"),
     ],
 )
 def test_a_wrong_argument_gives_one_line_and_no_traceback(script: str, arguments: list[str], message: str) -> None:

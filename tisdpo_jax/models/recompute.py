@@ -21,7 +21,7 @@ Array = jax.Array
 Layer = Callable[[Variables, Array, Any], Array]
 
 
-def through_layers(layer: Layer, variables: Variables, x: Array, shared: Any) -> Array:
+def through_layers(layer: Layer, variables: Variables, x: Array, shared: Any, *, count: int) -> Array:
     """`x` after all layers, the first first.
 
     Args:
@@ -29,33 +29,37 @@ def through_layers(layer: Layer, variables: Variables, x: Array, shared: Any) ->
         variables: of all layers, stacked on a first axis `[L, ...]`. Only leaves that are differentiated by get a
             gradient; nothing is computed for the others.
         x: `[R, T, D]`.
-        shared: arrays that all layers use alike; no gradient flows through them.
+        shared: arrays that all layers use alike; nothing is differentiated by them.
+        count: L.
+
+    Raises: ValueError for stacks of another depth, NotImplementedError where a gradient by `shared` is asked for.
     """
     leaves, structure = jax.tree.flatten(shared)
 
     def unpacked(variables: Variables, x: Array, leaves: list[Any]) -> Array:
         return layer(variables, x, jax.tree.unflatten(structure, leaves))
 
-    return _loop(unpacked, variables, x, leaves)
+    return _loop(unpacked, count, variables, x, leaves)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loop(layer: Layer, variables: Variables, x: Array, shared: list[Any]) -> Array:
-    return jax.lax.scan(lambda x, own: (layer(own, x, shared), None), x, variables)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _loop(layer: Layer, count: int, variables: Variables, x: Array, shared: list[Any]) -> Array:
+    return jax.lax.scan(lambda x, own: (layer(own, x, shared), None), x, variables, length=count)[0]
 
 
-def _forward(layer: Layer, variables: Any, x: Any, shared: Any) -> tuple[Array, Any]:
+def _forward(layer: Layer, count: int, variables: Any, x: Any, shared: Any) -> tuple[Array, Any]:
+    if any(leaf.perturbed for leaf in jax.tree.leaves(shared)):
+        raise NotImplementedError("through_layers: no gradient by what layers share; give it to each as a variable")
     wanted = jax.tree.map(lambda leaf: leaf.perturbed, variables)  # known while tracing
     variables, x, shared = jax.tree.map(lambda leaf: leaf.value, (variables, x, shared))
     trained = jax.tree.map(lambda leaf, wanted: leaf if wanted else None, variables, wanted)
     fixed = jax.tree.map(lambda leaf, wanted: None if wanted else leaf, variables, wanted)
-    y, inputs = jax.lax.scan(lambda x, own: (layer(own, x, shared), x), x, variables)
+    y, inputs = jax.lax.scan(lambda x, own: (layer(own, x, shared), x), x, variables, length=count)
     return y, (trained, fixed, inputs, shared)
 
 
-def _backward(layer: Layer, kept: Any, gradient: Any) -> tuple[Any, Any, None]:
+def _backward(layer: Layer, count: int, kept: Any, gradient: Any) -> tuple[Any, Any, None]:
     trained, fixed, inputs, shared = kept
-    count = inputs.shape[0]
     if isinstance(gradient, jax.custom_derivatives.SymbolicZero):
         gradient = jnp.zeros(gradient.shape, gradient.dtype)
 

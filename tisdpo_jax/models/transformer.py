@@ -60,7 +60,7 @@ class Transformer(nn.Module):
         x = Embedding(self.config, self.compute, name="embed")(tokens)
         x = partitioning.constrain(x, ("batch", None, None))
         if self._recomputes(cache):
-            x = through_layers(self._layer, _stacks(self.variables), x, shared)
+            x = through_layers(self._layer, _stacks(self.variables), x, shared, count=self.config.num_layers)
         else:
             x, cache = self._scan(x, cache, shared)
         if not self.config.tied_head:

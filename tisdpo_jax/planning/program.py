@@ -35,16 +35,15 @@ class Memory:
     outputs: int
     aliased: int  # outputs that lie where arguments lay
     code: int
-    peak: int = 0  # the most that is alive at once, arguments included; 0 where the compiler does not say
-    reserved: int = 0  # what the compiler for TPUs lays out, arguments included; 0 where it was not asked
+    peak: int = 0  # the most alive at once, arguments and on-chip memory included; 0 where the compiler does not say
+    reserved: int = 0  # what the compiler for TPUs lays out in HBM, arguments included; 0 where it did not say
 
     @property
     def hbm(self) -> int:
         """Arguments + temporaries + outputs - aliased: an upper bound.
 
         The compiler for TPUs counts some of what loops fill twice among its temporaries: it accepts programs for which
-        this sum is larger than the memory of the chip (docs/performance.md). `peak` has no such excess, and `reserved`
-        is the peak and the gaps between buffers.
+        this sum is larger than the memory of the chip (docs/performance.md). `reserved` has no such excess.
         """
         return self.arguments + self.temporaries + self.outputs - self.aliased
 
@@ -133,7 +132,7 @@ def dump_options(directory: Path) -> dict[str, str | bool]:
 def reserved(directory: Path) -> int:
     """Bytes that the compiler for TPUs lays out in a chip's memory, from its report there; 0 where it wrote none."""
     reports = (file.read_text() for file in directory.glob("*memory-usage-report.txt"))
-    totals = (re.search(r"^Memory Space: default.*\nTotal bytes: (\d+)", report) for report in reports)
+    totals = (re.search(r"^Memory Space: default.*\nTotal bytes: (\d+)", report, re.MULTILINE) for report in reports)
     return max((int(total.group(1)) for total in totals if total), default=0)
 
 

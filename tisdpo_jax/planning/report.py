@@ -59,7 +59,7 @@ class StagePlan:
 
     @property
     def reserved(self) -> int | None:
-        """Bytes on one chip that the compiler for TPUs lays out: the peak and gaps; `peak` where it was not asked."""
+        """Bytes on one chip that the compiler for TPUs lays out; `peak` where it did not say."""
         memory = None if self.program is None else self.program.memory
         return memory.reserved if memory is not None and memory.reserved else self.peak
 
@@ -184,8 +184,13 @@ def _memory(plan: StagePlan) -> str:
         return "more than there is: the compiler refused" if plan.program is None else "the compiler does not say"
     verdict = {True: "fits", False: "DOES NOT FIT", None: "capacity not known"}[plan.fits]
     of = "" if plan.capacity is None else f" of {_gib(plan.capacity)}"
-    known = f" ({_gib(plan.peak)} in use at the peak; sum of the parts {_gib(plan.hbm)})"
-    return f"{_gib(plan.reserved)}{of}: {verdict}{'' if plan.hbm == plan.reserved else known}"
+    memory = None if plan.program is None else plan.program.memory
+    more = ""
+    if memory is not None and memory.reserved:
+        more = f" ({_gib(plan.peak)} in use at the peak; sum of the parts {_gib(plan.hbm)})"
+    elif plan.hbm != plan.peak:
+        more = f" (in use at the peak; sum of the parts {_gib(plan.hbm)})"
+    return f"{_gib(plan.reserved)}{of}: {verdict}{more}"
 
 
 def _residents(plan: StagePlan) -> list[str]:

@@ -27,21 +27,22 @@ class Chip:
     """Published facts of a TPU generation, per chip."""
 
     axes: int  # dimensions of its interconnect
-    hbm: int  # bytes
+    hbm: int  # bytes that a program may have
     flops: float  # bfloat16, a second
     clock: float  # Hz, of the cycles that the compiler estimates
     ici: float  # bytes a second that a chip sends, all links together
     options: tuple[tuple[str, str], ...] = ()  # that libtpu wants with the name
 
 
-# Memory and flops: the TPU pages of the Google Cloud documentation. Links: "How to Scale Your Model" (one way: 45 GB/s
-# for v4 and v5e, 90 GB/s for v5p and v6e; two links an axis). Clocks: with these, the cycles that the compiler
-# estimates for a large matrix product take 1.1 times (v6e: 1.4 times) as long as its flops at the peak.
+# Memory: the limit that libtpu 0.0.42 names when it refuses a program, a little off what is sold (32, 16, 95, 32).
+# Flops: the TPU pages of the Google Cloud documentation. Links: "How to Scale Your Model" (one way: 45 GB/s for v4 and
+# v5e, 90 GB/s for v5p and v6e; two links an axis). Clocks: with these, the cycles that the compiler estimates for a
+# large matrix product take 1.1 times (v6e: 1.4 times) as long as its flops at the peak.
 CHIPS = {
-    "v4": Chip(3, 32 * GIB, 275e12, 1.05e9, 6 * 45e9, (("chip_config_name", "megacore"),)),
-    "v5e": Chip(2, 16 * GIB, 197e12, 1.5e9, 4 * 45e9),
-    "v5p": Chip(3, 95 * GIB, 459e12, 1.75e9, 6 * 90e9),
-    "v6e": Chip(2, 32 * GIB, 918e12, 1.75e9, 4 * 90e9),
+    "v4": Chip(3, int(30.75 * GIB), 275e12, 1.05e9, 6 * 45e9, (("chip_config_name", "megacore"),)),
+    "v5e": Chip(2, int(15.75 * GIB), 197e12, 1.5e9, 4 * 45e9),
+    "v5p": Chip(3, int(95.74 * GIB), 459e12, 1.75e9, 6 * 90e9),
+    "v6e": Chip(2, int(31.25 * GIB), 918e12, 1.75e9, 4 * 90e9),
 }
 VIRTUAL = ("cpu", "gpu")
 

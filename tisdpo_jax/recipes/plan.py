@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import os
 import re
 import tempfile
 import time
@@ -244,7 +245,7 @@ def compile_plan(session: Session, spec: Spec, step: Lowered, lengths: str, note
     began = time.perf_counter()
     program, needed = None, None
     try:
-        program = _compile(step.lowered, asked=spec.chip is not None)
+        program = _compile(step.lowered, asked=spec.chip is not None and not _dumps(session.config))
     except jax.errors.JaxRuntimeError as error:
         if "compile option" in str(error).lower():
             raise UserError(f"mesh.compiler_options: {str(error).splitlines()[0]}") from None
@@ -274,11 +275,26 @@ def compile_plan(session: Session, spec: Spec, step: Lowered, lengths: str, note
 
 def _compile(lowered: Any, *, asked: bool) -> Program:
     """The compiled program, where `asked` with what the compiler reports of memory; the program is the same."""
-    if not asked:
-        return read_program(lowered.compile())
-    with _not_kept(), tempfile.TemporaryDirectory(prefix="tisdpo-plan-") as directory:
-        dump = Path(directory)
-        return read_program(lowered.compile(dump_options(dump)), dump)
+    with contextlib.ExitStack() as stack:
+        dump = None
+        if asked:
+            stack.enter_context(_not_kept())
+            try:
+                dump = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tisdpo-plan-")))
+            except OSError as error:
+                log.warning("no folder for the compiler's report of memory, so the peak stands for it: %s", error)
+        program = read_program(lowered.compile(dump_options(dump) if dump else None), dump)
+    if dump and program.memory is not None and not program.memory.reserved:
+        log.warning("the compiler wrote no report of memory, so the peak stands for it")
+    return program
+
+
+def _dumps(config: Experiment) -> bool:
+    """Whether a directory for what XLA writes is given already: it is left alone."""
+    given = "xla_dump_to" in config.mesh.compiler_options + os.environ.get("XLA_FLAGS", "")
+    if given:
+        log.info("xla_dump_to is set: the compiler's report of memory is there, the plan shows the peak")
+    return given
 
 
 @contextlib.contextmanager
