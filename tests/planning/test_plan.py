@@ -60,7 +60,9 @@ JOBS: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize(
+    "job", [pytest.param(name, marks=pytest.mark.slow) if name == "adapters" else name for name in JOBS]
+)
 def test_the_plan_is_the_program_that_training_runs(
     job: str, tiny: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,12 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES, scope="module")
+LONG = ("sft-online", "prompts-lora-online")  # what they add to the others, tests of the step and of cached scores have
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in CASES], scope="module"
+)
 def finished(request, tiny, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp(request.param)
     options = {**tiny, "run_dir": run_dir, "mesh__fsdp": 8, **CASES[request.param]}
@@ -308,7 +313,9 @@ def dirty_part(source, target):
     return target
 
 
-@pytest.mark.parametrize("construction", ["prompts", "sft", "dpo"])
+@pytest.mark.parametrize(
+    "construction", ["prompts", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sft", "dpo"))]
+)
 def test_real_transcripts_and_a_real_model(shared, tmp_path, construction):
     """HH with stories260K: dirty records are named and counted, and the run is whole."""
     options = {
