@@ -7,10 +7,10 @@
 Each row is the training step of `tisdpo run`, compiled by the TPU's own compiler (extra `tpu`): the policy in bfloat16
 with float32 masters and AdamW moments, whole layers recomputed, pure FSDP, real lengths of HH. "reserved" is what the
 compiler lays out in a chip's memory, "peak" what is in use at once, "sum" that of arguments, temporaries and outputs,
-which counts some buffers twice. "est" is the sum of the compiler's estimates and
-sees no interconnect, whose lower bound stands beside it: a lead below 10 % is none. "waste" is compiled over useful
-flops; "beside remat" counts the layers that `model.remat` recomputes as useful. Every compilation runs in a process of
-its own; "CPU s" is all that the process took, which a busy machine does not stretch as it does the clock.
+which counts some buffers twice. "est" is the sum of the compiler's estimates and sees no interconnect, whose lower
+bound stands beside it: a lead below 10 % is none. "waste" is compiled over useful flops; "beside remat" counts the
+layers that `model.remat` recomputes as useful. Every compilation runs in a process of its own; "CPU s" is all that the
+process took, which a busy machine does not stretch as it does the clock.
 
 `--memory` compiles long rows and many models beside each other, every pair as long as may be.
 `--frontier` looks for the longest rows at one pair a chip, and for the most pairs a chip at rows of 1024 tokens.
@@ -58,21 +58,20 @@ EQUAL_WORK = CASES["dpo live"] | {
 }
 
 
-def four(length: int, **more: str) -> dict[str, str]:
-    """Four models in a step, padded rows of this length unless told."""
+def four(length: int) -> dict[str, str]:
+    """Four models in a step, padded rows of this length."""
     fields = {"contrast.construction": "dpo", "contrast.scores": "online", "data.packing": "none"}
-    size = {"data.max_length": str(length), "data.max_response": str(length // 2)}
-    return fields | size | {name.replace("__", "."): value for name, value in more.items()}
+    return fields | {"data.max_length": str(length), "data.max_response": str(length // 2)}
 
 
 # label -> model, topology, pairs, fields
 MEMORY = {
     "four models, S 1024": ("llama31_8b", "v5e:8x8", 64, four(1024)),
-    "the same, packed": ("llama31_8b", "v5e:8x8", 64, four(1024, data__packing="shared")),
+    "the same, packed": ("llama31_8b", "v5e:8x8", 64, four(1024) | {"data.packing": "shared"}),
     "four models, S 2048": ("llama31_8b", "v5e:8x8", 256, four(2048)),
     "the same, 6 pairs a chip": ("llama31_8b", "v5e:8x8", 384, four(2048)),
     "four models, S 4096": ("llama31_8b", "v5e:8x8", 64, four(4096)),
-    "one base, three adapters, S 512": ("llama2_7b", "v5e:4x4", 16, four(512, lora__rank="16")),
+    "one base, three adapters, S 512": ("llama2_7b", "v5e:4x4", 16, four(512) | {"lora.rank": "16"}),
 }
 HEADER = [
     *("model", "topology", "step", "pairs", "rows", "reserved GiB", "peak GiB", "sum GiB", "waste", "beside remat"),
@@ -224,9 +223,8 @@ def edge(run: Callable[..., dict[str, Any]], model: str, topology: str, name: st
         return run(model, topology, name, chips, "full", size)
 
     def many(pairs: int) -> dict[str, Any]:
-        return run(
-            model, topology, name, chips * pairs, "full", {"data.max_length": "1024", "data.max_response": "512"}
-        )
+        size = {"data.max_length": "1024", "data.max_response": "512"}
+        return run(model, topology, name, chips * pairs, "full", size)
 
     notes: list[str] = []
     longest, at_longest, too_long = search(long, 64, capacity, notes)
@@ -354,7 +352,7 @@ def equal_row(work: tuple[Any, ...], side: dict[str, Any]) -> dict[str, Any]:
         "whose": side["whose"],
         "est ms": milliseconds(side["seconds"]),
         "peak GiB": side["peak"] / GIB,
-        "HBM GiB": side["hbm"] / GIB,
+        "sum GiB": side["hbm"] / GIB,
         "TFLOP a chip": side["flops"] / 1e12,
         "compile s": side["compile_seconds"],
         "CPU s": side["cpu_seconds"],

@@ -109,7 +109,7 @@ def test_a_gradient_by_what_layers_share_is_refused_and_not_zero(inputs: dict[st
 
         return value(run, inputs, {})
 
-    with pytest.raises(NotImplementedError, match="share"):
+    with pytest.raises(ValueError, match="no gradient by what layers share"):
         jax.grad(shifted)(jnp.asarray(0.3))
 
 

@@ -32,7 +32,7 @@ def through_layers(layer: Layer, variables: Variables, x: Array, shared: Any, *,
         shared: arrays that all layers use alike; nothing is differentiated by them.
         count: L.
 
-    Raises: ValueError for stacks of another depth, NotImplementedError where a gradient by `shared` is asked for.
+    Raises: ValueError for stacks of another depth, and where a gradient by `shared` is asked for.
     """
     leaves, structure = jax.tree.flatten(shared)
 
@@ -49,7 +49,7 @@ def _loop(layer: Layer, count: int, variables: Variables, x: Array, shared: list
 
 def _forward(layer: Layer, count: int, variables: Any, x: Any, shared: Any) -> tuple[Array, Any]:
     if any(leaf.perturbed for leaf in jax.tree.leaves(shared)):
-        raise NotImplementedError("through_layers: no gradient by what layers share; give it to each as a variable")
+        raise ValueError("through_layers: no gradient by what layers share; give it to each as a variable")
     wanted = jax.tree.map(lambda leaf: leaf.perturbed, variables)  # known while tracing
     variables, x, shared = jax.tree.map(lambda leaf: leaf.value, (variables, x, shared))
     trained = jax.tree.map(lambda leaf, wanted: leaf if wanted else None, variables, wanted)

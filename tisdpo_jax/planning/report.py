@@ -122,18 +122,8 @@ class StagePlan:
             fields = dataclasses.asdict(self.program)
             program = fields | {"buffers": fields["buffers"][:16], "flops": self.program.flops}
         derived = (
-            *(
-                "chips",
-                "hbm",
-                "peak",
-                "reserved",
-                "capacity",
-                "fits",
-                "flops",
-                "waste",
-                "waste_beside_remat",
-                "seconds",
-            ),
+            *("chips", "hbm", "peak", "reserved", "capacity", "fits"),
+            *("flops", "waste", "waste_beside_remat", "seconds"),
             *("interconnect_seconds", "mfu", "pairs_per_second"),
         )
         return {

@@ -24,7 +24,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Published facts of a TPU generation, per chip."""
+    """Facts of a TPU generation, per chip."""
 
     axes: int  # dimensions of its interconnect
     hbm: int  # bytes that a program may have
