@@ -19,6 +19,10 @@ class CheckpointError(UserError):
     """A model directory, a weights file, a cache or a checkpoint of a run."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint, model or cache of a run does not hold what was written: bytes are gone or changed."""
+
+
 class MissingKeyError(CheckpointError):
     """A tensor that the model needs is not in the checkpoint."""
 

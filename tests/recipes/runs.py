@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+ROOT = Path(__file__).resolve().parents[2]
 BASE = {
     "model.dtype": "float32",
     "model.frozen_dtype": "float32",
@@ -48,11 +49,12 @@ def command(verb: str, **options: object) -> tuple[int, str]:
     return code, out.getvalue()
 
 
-def program(verb: str, **options: object) -> subprocess.Popen[str]:
-    """The same as a process of its own, with one CPU device."""
+def program(verb: str, *, cwd: Path | None = None, **options: object) -> subprocess.Popen[str]:
+    """The same as a process of its own, with one CPU device, started in `cwd` as a user would."""
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"}
     line = [sys.executable, "-m", "tisdpo_jax.cli", *arguments(verb, **options)]
-    return subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
+    return subprocess.Popen(line, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def rows(run_dir: Path, *, timeless: bool = True) -> list[dict[str, object]]:

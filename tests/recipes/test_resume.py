@@ -21,13 +21,16 @@ OPTIONS = {
 }
 
 
+RUN_DIR = "runs/mine"  # relative, as in every configuration that is shipped
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tiny, tmp_path_factory):
-    run_dir = tmp_path_factory.mktemp("uninterrupted")
-    process = program("run", **{**tiny, **OPTIONS, "run_dir": run_dir})
+    place = tmp_path_factory.mktemp("uninterrupted")
+    process = program("run", cwd=place, **{**tiny, **OPTIONS, "run_dir": RUN_DIR})
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    return run_dir
+    return place / RUN_DIR
 
 
 def assert_equal_runs(first, second):
@@ -50,9 +53,9 @@ def wait_for_step(run_dir, stage, step, process):
 
 @pytest.mark.parametrize(("how", "stage", "step"), [(signal.SIGKILL, "policy", 8), (signal.SIGTERM, "minus", 2)])
 def test_resume_equals_uninterrupted(uninterrupted, tiny, tmp_path, how, stage, step):
-    options = {**tiny, **OPTIONS, "run_dir": tmp_path}
-    process = program("run", **options)
-    wait_for_step(tmp_path, stage, step, process)
+    options, run_dir = {**tiny, **OPTIONS, "run_dir": RUN_DIR}, tmp_path / RUN_DIR
+    process = program("run", cwd=tmp_path, **options)
+    wait_for_step(run_dir, stage, step, process)
     process.send_signal(how)
     output, _ = process.communicate(timeout=120)
     if process.returncode == 0:
@@ -60,16 +63,19 @@ def test_resume_equals_uninterrupted(uninterrupted, tiny, tmp_path, how, stage, 
     assert process.returncode == (42 if how == signal.SIGTERM else -signal.SIGKILL), output
     if how == signal.SIGTERM:
         assert "saved" in output
-    again = program("run", **options)
+    moved = tmp_path / "another day"  # the working directory is another one the next time, the relative path the same
+    moved.mkdir()
+    (tmp_path / "runs").rename(moved / "runs")
+    again = program("run", cwd=moved, **options)
     output, _ = again.communicate(timeout=300)
     assert again.returncode == 0, output
     assert "resumed at step" in output
-    assert_equal_runs(uninterrupted, tmp_path)
+    assert_equal_runs(uninterrupted, moved / RUN_DIR)
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(uninterrupted, tiny, tmp_path):
     """A flipped byte in the newest, and a foreign directory that looks newer still."""
-    run_dir = tmp_path / "run"
+    run_dir = tmp_path / RUN_DIR
     shutil.copytree(uninterrupted, run_dir)
     shutil.rmtree(run_dir / "models" / "policy")
     steps = sorted(int(path.name) for path in (run_dir / "checkpoints" / "policy").iterdir())
@@ -79,7 +85,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(uninterrup
     content[len(content) // 2] ^= 0x10
     biggest.write_bytes(bytes(content))
     (run_dir / "checkpoints" / "policy" / str(steps[-1] + 5)).mkdir()
-    process = program("run", **{**tiny, **OPTIONS, "run_dir": run_dir})
+    process = program("run", cwd=tmp_path, **{**tiny, **OPTIONS, "run_dir": RUN_DIR})
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert output.count("set aside") == 2 and f"resumed at step {steps[0]}" in output
@@ -89,8 +95,10 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(uninterrup
 def test_no_trustworthy_checkpoint_is_an_error(tiny, tmp_path):
     options = {**tiny, "run_dir": tmp_path, "contrast__construction": "prompts", "mesh__fsdp": 8}
     (tmp_path / "checkpoints" / "policy" / "3").mkdir(parents=True)
-    code, output = command("train", **options)
-    assert code == 2 and "none of the checkpoints [3] can be restored" in output
+    for _ in range(2):
+        code, output = command("train", **options)
+        assert code == 2 and "there are checkpoints (3), but none that can be restored" in output
+        assert (tmp_path / "checkpoints" / "policy" / "3").is_dir()
 
 
 def test_two_runs_on_one_directory(tiny, tmp_path):

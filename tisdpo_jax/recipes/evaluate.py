@@ -7,7 +7,6 @@ import functools
 import json
 import logging
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tisdpo_jax import interchange, losses, partitioning
+from tisdpo_jax.artifacts import digest, write_text
 from tisdpo_jax.config import Experiment, LoggingSection
 from tisdpo_jax.data import EncodedSet, apply_policy, encode_pairs, open_template, read_pairs
 from tisdpo_jax.data.records import Message
@@ -37,7 +37,8 @@ from tisdpo_jax.evaluation import (
     preference_grids,
 )
 from tisdpo_jax.models import Model
-from tisdpo_jax.recipes.session import Session, compute_config, digest, named_path, open_data, open_mesh
+from tisdpo_jax.recipes.scores import check_finite
+from tisdpo_jax.recipes.session import Session, compute_config, named_path, open_data, open_mesh
 from tisdpo_jax.recipes.subjects import Subject, adapter_base, check_alike, is_adapter
 from tisdpo_jax.sampling import generate
 from tisdpo_jax.scoring import score_pair_of_models
@@ -187,6 +188,8 @@ def measure(session: Session, policy: Subject, reference: Subject) -> PairScores
         batch = partitioning.put_batch(pairs.batch(indices), session.mesh)
         for name, value in zip(names, run(policy.variables, reference.variables, batch), strict=True):
             found[name][indices[indices >= 0]] = partitioning.to_host(value)[indices >= 0]
+    for name, subject in (("policy", policy), ("reference", reference), ("kl", policy)):
+        check_finite(f"log-likelihoods of {subject.name} {subject.source}", found[name], encoded)
     return PairScores(
         **found,
         # as it was written: its tokens are cut by the length of the responses
@@ -202,7 +205,7 @@ def _measurer(model: Model, reference_model: Model, chunk: int) -> Any:
             model, policy, reference, batch, chunk=chunk, reference_model=reference_model
         )
         assert scores.kl is not None
-        kl = jnp.minimum(scores.kl, 1e9)
+        kl = jnp.minimum(scores.kl, 1e9)  # NaN stays NaN
         return scores.logps.sum(-1), reference_logps.sum(-1), kl.sum(-1), batch.mask.sum(-1)
 
     return jax.jit(run)
@@ -268,10 +271,10 @@ def save(
             ],
         }
         content |= {**models, "data": data, "evaluation": as_plain(done.found)}
-        _write(directory / PAIRS, "".join(_pair_lines(session, done)))
+        write_text(directory / PAIRS, "".join(_pair_lines(session, done)))
     if judging is not None:
         content["judging"] = as_plain(judging)
-    _write(directory / RESULT, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(directory / RESULT, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def _roles(done: Evaluation) -> dict[str, Subject]:
@@ -288,12 +291,6 @@ def _pair_lines(session: Session, done: Evaluation) -> list[str]:
                 row[f"{side}_{name}"] = float(getattr(scores, name)[index, number])
         lines.append(json.dumps(as_plain(row), ensure_ascii=False) + "\n")
     return lines
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def samples(session: Session, before: Variables, after: Variables) -> tuple[Sample, ...]:

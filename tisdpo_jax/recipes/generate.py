@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from tisdpo_jax import distributed
+from tisdpo_jax.artifacts import digest
 from tisdpo_jax.chat import Endpoint
 from tisdpo_jax.config import Experiment
 from tisdpo_jax.data import Message, Prompt, Rejection, open_template, prompt_ids, read_prompts
@@ -28,7 +29,7 @@ from tisdpo_jax.errors import CheckpointError, DataError
 from tisdpo_jax.models import Model
 from tisdpo_jax.recipes import models, run_dir
 from tisdpo_jax.recipes.evaluate import end_tokens
-from tisdpo_jax.recipes.session import Session, digest, open_session
+from tisdpo_jax.recipes.session import Session, open_session
 from tisdpo_jax.recipes.subjects import open_subject
 from tisdpo_jax.sampling import Draw, Options, Request, http, sample
 from tisdpo_jax.sampling.responses import Response, append_responses, read_responses, resume_responses

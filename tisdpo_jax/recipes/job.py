@@ -23,7 +23,14 @@ from tisdpo_jax.recipes.models import Base
 from tisdpo_jax.recipes.report import write_evaluation, write_report
 from tisdpo_jax.recipes.session import Session, open_session
 from tisdpo_jax.recipes.subjects import Subject, open_subject
-from tisdpo_jax.recipes.tisdpo import base_stage, contrast_stage, policy_stage, score_stage
+from tisdpo_jax.recipes.tisdpo import (
+    base_stage,
+    contrast_stage,
+    finished,
+    policy_stage,
+    score_stage,
+    takes_contrast,
+)
 from tisdpo_jax.roles import Frozen, bind, policy_role
 from tisdpo_jax.training.interrupt import Interrupt, listening
 from tisdpo_jax.types import Params
@@ -49,6 +56,8 @@ def perform(verb: str, config: Experiment) -> None:
             )
         evaluate_models(config, interrupt)
         return
+    if verb in ("evaluate", "export"):
+        _check_there(directory, config)
     if config.dlma.rounds:
         dlma.perform(verb, config)
         return
@@ -61,6 +70,17 @@ def perform(verb: str, config: Experiment) -> None:
             session.metrics.close()
 
 
+def _check_there(directory: Path, config: Experiment) -> None:
+    """Raises ConfigError when the run has no policy yet: what looks at a run makes nothing, not even a directory."""
+    places = [directory / f"round-{number + 1}" for number in range(config.dlma.rounds)] or [directory]
+    for place in places:
+        if not (place / "models" / "policy").is_dir():
+            raise ConfigError(
+                f"run_dir {directory}: no trained policy is there ({place / 'models' / 'policy'}); `tisdpo run` with "
+                "this configuration makes it, or name the run_dir that has it"
+            )
+
+
 def _of_the_run(config: Experiment) -> Experiment:
     """The configuration as the run records it: not what one evaluation looked at."""
     section = dataclasses.replace(config.evaluation, policy="", reference="", data="", judge=JudgeSection())
@@ -68,9 +88,21 @@ def _of_the_run(config: Experiment) -> Experiment:
 
 
 def _perform(verb: str, session: Session) -> None:
+    if verb == "evaluate":
+        _evaluate(session)
+        return
+    if verb == "export":
+        _say_paths(export(session, *finished(session)))
+        return
+    config = session.config
+    contrast = verb == "score" or takes_contrast(config)
+    if not contrast and config.contrast.construction in ("sft", "dpo"):
+        log.info("loss.name %s takes nothing of pi+ and pi-: they are not trained", config.loss.name)
     base = base_stage(session)
-    frozen = contrast_stage(session, base)
-    columns = score_stage(session, frozen)
+    frozen: Frozen = {"params": {"base": base.frozen()}, "lora": {}}
+    if contrast:
+        frozen = contrast_stage(session, base)
+    columns = score_stage(session, frozen, contrast=contrast)
     if verb == "score":
         _say(f"scores   {session.run_dir / 'scores'}")
         return
@@ -78,20 +110,11 @@ def _perform(verb: str, session: Session) -> None:
     if verb == "train":
         _say(f"policy   {session.run_dir / 'models' / 'policy'}")
         return
-    if verb == "export":
-        _say_paths(export(session, base, trained))
-        return
     policy, reference = _own_subjects(session, base, trained)
     measured, directory = _to_measure(session)
-    if session.config.evaluation.reference:
-        reference = open_subject(measured, "reference", session.config.evaluation.reference, frozen=True)
-    if measured.eval is None and verb == "evaluate":
-        measured.split("eval")  # says what to set
+    if config.evaluation.reference:
+        reference = open_subject(measured, "reference", config.evaluation.reference, frozen=True)
     looked = _look(measured, directory, policy, reference)
-    if verb == "evaluate":
-        if directory != session.run_dir:
-            _say(f"written  {write_evaluation(directory, measured, looked.done, looked.judging, (policy, reference))}")
-        return
     before, after = _own_subjects(session, base, trained)[::-1]
     samples = evaluate.samples(session, before.variables, after.variables)
     for sample in samples:
@@ -100,6 +123,19 @@ def _perform(verb: str, session: Session) -> None:
     report = write_report(session, looked.tables, samples, columns, measures=looked.measures, judging=looked.judging)
     _say_paths(written)
     _say(f"report   {report}")
+
+
+def _evaluate(session: Session) -> None:
+    """The policy of a run that is there, on its held-out pairs or on others."""
+    policy, reference = _own_subjects(session, *finished(session))
+    measured, directory = _to_measure(session)
+    if session.config.evaluation.reference:
+        reference = open_subject(measured, "reference", session.config.evaluation.reference, frozen=True)
+    if measured.eval is None:
+        measured.split("eval")  # says what to set
+    looked = _look(measured, directory, policy, reference)
+    if directory != session.run_dir:
+        _say(f"written  {write_evaluation(directory, measured, looked.done, looked.judging, (policy, reference))}")
 
 
 def evaluate_models(config: Experiment, interrupt: Interrupt) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,14 @@ from typing import Any
 import jax
 
 from tisdpo_jax import checkpoint, interchange, partitioning
-from tisdpo_jax.errors import CheckpointError
+from tisdpo_jax.artifacts import digest
+from tisdpo_jax.checkpoint import Checkpoints
+from tisdpo_jax.errors import CheckpointError, DamagedError
 from tisdpo_jax.models import abstract_params, init_adapters, merge, quantize
-from tisdpo_jax.recipes.session import Session, cast, digest
+from tisdpo_jax.recipes.session import Session, cast
 from tisdpo_jax.types import Params
+
+log = logging.getLogger(__name__)
 
 
 class Base:
@@ -105,14 +110,25 @@ def result_path(session: Session, stage: str) -> Path:
     return session.run_dir / "models" / stage
 
 
+def checkpoints_path(session: Session, stage: str) -> Path:
+    return session.run_dir / "checkpoints" / stage
+
+
 def save_result(session: Session, stage: str, trained: Params, identity: dict[str, Any]) -> None:
     checkpoint.save_tree(result_path(session, stage), trained, identity)
 
 
-def load_result(session: Session, stage: str, identity: dict[str, Any] | None) -> Params | None:
+def load_result(
+    session: Session, stage: str, identity: dict[str, Any], *, derived: tuple[str, ...] = ()
+) -> Params | None:
     """What a stage trained; None when it has not finished.
 
-    Raises: CheckpointError when it was trained with something else than `identity` says; None takes it as it is.
+    Args:
+      derived: fields of the identity that are not compared, since nothing is made that they would be known from.
+
+    A result that is damaged is set aside when the checkpoints of its stage can bring it back.
+
+    Raises: CheckpointError when it was trained with something else than `identity` says, or is damaged for good.
     """
     path = result_path(session, stage)
     if not path.is_dir():
@@ -120,14 +136,19 @@ def load_result(session: Session, stage: str, identity: dict[str, Any] | None) -
     shape = abstract_trained(session)
     shardings = partitioning.param_shardings(shape, session.mesh)
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, shardings)
-    tree, found = checkpoint.load_tree(path, like)
-    if identity is not None and found != identity:
-        changed = sorted(key for key in found.keys() | identity.keys() if found.get(key) != identity.get(key))
-        raise CheckpointError(
-            f"{path}: was trained with other {', '.join(changed)} than this configuration; "
-            f"use a new run_dir, or delete {path}"
-        )
-    return tree
+    try:
+        if derived:
+            found = checkpoint.load_identity(path)
+            identity = {**identity, **{name: found[name] for name in derived if name in found}}
+        return checkpoint.load_tree(path, like, identity)[0]
+    except DamagedError as error:
+        if derived or not Checkpoints(checkpoints_path(session, stage), keep=1).steps():
+            raise CheckpointError(
+                f"{error}. Bring it back from a copy; or delete {path} and run again, which trains the stage again"
+            ) from error
+        log.warning("result set aside, the last checkpoint of its stage takes its place: %s", error)
+        checkpoint.quarantine(path)
+        return None
 
 
 def fold_in(session: Session, base: Base, trained: Params) -> Params:

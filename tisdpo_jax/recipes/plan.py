@@ -39,7 +39,7 @@ from tisdpo_jax.recipes import models
 from tisdpo_jax.recipes.abstract import Lengths, LengthsFrom, abstract_session, read_lengths, read_transformer
 from tisdpo_jax.recipes.scores import scorer
 from tisdpo_jax.recipes.session import Session
-from tisdpo_jax.recipes.tisdpo import HEAD, REFERENCE, SIDES, feed, policy_plan, stage_plan
+from tisdpo_jax.recipes.tisdpo import HEAD, REFERENCE, SIDES, feed, policy_plan, stage_plan, takes_contrast
 from tisdpo_jax.roles import Casting, Frozen, Role, bind, contrast_roles, policy_role
 from tisdpo_jax.training import optim
 from tisdpo_jax.training.loop import Pairs, compile_step, state_shardings
@@ -112,7 +112,7 @@ def steps_of(session: Session) -> list[Step]:
         loss = LossSection(name="sft")
         steps.append(Step("sft", stage_plan(config, model, loss, config.sft, cached=False), config.sft, (0,), ()))
     construction, section = config.contrast.construction, config.contrast.training
-    if construction in ("sft", "dpo"):
+    if construction in ("sft", "dpo") and takes_contrast(config):
         cached = construction == "dpo" and config.contrast.scores == "cached"
         loss = LossSection(name=construction, beta=config.contrast.beta)
         contrast = stage_plan(config, model, loss, section, cached=cached)
@@ -174,7 +174,7 @@ def lower_training(session: Session, step: Step) -> Lowered:
 def lower_scores(session: Session) -> Lowered:
     """The step that makes cached scores: one frozen model, forward; a contrastive one where there is one."""
     config = session.config
-    roles = contrast_roles(config.contrast.construction, lora=session.lora)
+    roles = contrast_roles(config.contrast.construction, lora=session.lora) if takes_contrast(config) else None
     role = roles[0] if roles else REFERENCE
     casting = Casting(policy_role(lora=False), None, plus=role)
     pairs, batches = session.passing("train", role.view)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import json
 import logging
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tisdpo_jax import distributed, partitioning
-from tisdpo_jax.data import States
+from tisdpo_jax.artifacts import differences, digest, replacing, sha256, write_text
+from tisdpo_jax.checkpoint import quarantine
+from tisdpo_jax.data import EncodedPair, States
 from tisdpo_jax.data.states import create, open_states, write
 from tisdpo_jax.data.template import tokenizer_name
-from tisdpo_jax.errors import CheckpointError
+from tisdpo_jax.errors import CheckpointError, DamagedError, DataError
 from tisdpo_jax.recipes.models import identify
-from tisdpo_jax.recipes.session import Session, digest
+from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.roles import Frozen, Role, bind
 from tisdpo_jax.scoring import read, score
 from tisdpo_jax.training.progress import progress
@@ -31,18 +35,25 @@ log = logging.getLogger(__name__)
 def cached_logps(session: Session, role_name: str, role: Role, frozen: Frozen, split: str) -> np.ndarray:
     """`[n, 2, N]` float32 log-likelihoods of a split's responses under a role; read if they are on disk.
 
-    Raises: CheckpointError when the file on disk was made from something else; it names what differs.
+    A file that is damaged is set aside, and made again.
+
+    Raises: CheckpointError when the file on disk was made from something else; it names what differs. DataError when
+      a score is not finite; nothing is kept then.
     """
     path = session.run_dir / "scores" / f"{split}-{role_name}.safetensors"
     key = cache_key(session, role, frozen, split)
     if path.exists():
-        return _read(path, key)
+        try:
+            return _read(path, key)
+        except DamagedError as error:
+            _set_aside(path, error)
     logps = compute_logps(session, role, frozen, split, label=f"scores {role_name} ({split})")
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        save_file({"logps": np.ascontiguousarray(logps)}, temporary, metadata={"key": json.dumps(key, sort_keys=True)})
-        os.replace(temporary, path)
+        whole = np.ascontiguousarray(logps)
+        label = {"key": json.dumps(key, sort_keys=True), "sha256": _digest(whole)}
+        with replacing(path) as temporary:
+            save_file({"logps": whole}, temporary, metadata=label)
     return logps
 
 
@@ -76,7 +87,20 @@ def compute_logps(session: Session, role: Role, frozen: Frozen, split: str, *, l
         batch = partitioning.put_batch(pairs.batch(indices), session.mesh)
         logps = partitioning.to_host(run(variables, batch))
         found[indices[indices >= 0]] = logps[indices >= 0]
+    check_finite(label, found, pairs.encoded.pairs)
     return found
+
+
+def check_finite(what: str, values: np.ndarray, pairs: Sequence[EncodedPair]) -> None:
+    """Raises: DataError that names the records whose `values [n, ...]` are not finite."""
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
+    if len(bad):
+        names = ", ".join(f"{pairs[i].id} ({pairs[i].origin})" for i in bad[:4])
+        raise DataError(
+            f"{what}: not finite for {len(bad)} of {len(values)} pairs: {names}{', ...' if len(bad) > 4 else ''}; "
+            "nothing is kept. A model with NaN in its parameters gives this for all pairs; else look at these records, "
+            "or set model.dtype float32"
+        )
 
 
 @functools.lru_cache(maxsize=8)
@@ -99,16 +123,17 @@ def cached_states(session: Session, role: Role, frozen: Frozen, split: str) -> S
     if not label.exists():
         _make_states(session, role, frozen, split, path)
         if jax.process_index() == 0:
-            temporary = label.with_suffix(".tmp")
-            temporary.write_text(json.dumps(key, sort_keys=True, indent=1) + "\n", encoding="utf-8")
-            os.replace(temporary, label)
+            write_text(label, json.dumps({"key": key, "sha256": sha256(path)}, sort_keys=True, indent=1) + "\n")
     distributed.wait_for_all(f"{split} states")
     try:
-        _check_key(path, json.loads(label.read_text(encoding="utf-8")), key)
+        stored = json.loads(label.read_text(encoding="utf-8"))
+        _check_key(path, stored["key"], key)
+        if sha256(path, lambda: session.interrupt.poll("reading cached states")) != stored["sha256"]:
+            raise ValueError("its bytes do not match their digest")
         return open_states(path, encoded, width, dtype)
     except CheckpointError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: no whole cache of states ({error}); delete {label} to make it again") from None
 
 
@@ -116,19 +141,23 @@ def _make_states(session: Session, role: Role, frozen: Frozen, split: str, path:
     pairs, batches = session.passing(split, role.view)
     run, variables = _reader(session.model, role.view), bind(role, None, frozen)
     width, dtype = session.model.config.hidden_size, session.config.model.dtype
-    main, temporary = jax.process_index() == 0, path.with_suffix(".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    states = create(temporary, pairs.encoded, width, dtype) if main else None
     task = f"states of the reference ({split})"
-    for indices in progress(batches, task, enabled=session.config.logging.progress):
-        session.interrupt.poll(task)
-        host = pairs.batch(indices)
-        found = partitioning.to_host(run(variables, partitioning.put_batch(host, session.mesh)))
+    with contextlib.ExitStack() as stack:
+        states = None
+        if jax.process_index() == 0:
+            states = create(stack.enter_context(replacing(path)), pairs.encoded, width, dtype)
+        for indices in progress(batches, task, enabled=session.config.logging.progress):
+            session.interrupt.poll(task)
+            host = pairs.batch(indices)
+            found = partitioning.to_host(run(variables, partitioning.put_batch(host, session.mesh)))
+            if not np.isfinite(np.asarray(found, np.float32)).all():
+                raise DataError(f"{task}: not finite; nothing is kept: look for NaN in the model, or at these records")
+            if states is not None:
+                write(states, indices, np.asarray(host.views[role.view].place), found)
         if states is not None:
-            write(states, indices, np.asarray(host.views[role.view].place), found)
+            states.values.flush()  # type: ignore[attr-defined]  # a memory map
     if states is not None:
-        states.values.flush()  # type: ignore[attr-defined]  # a memory map
-        os.replace(temporary, path)
         log.info("%s: %.1f MiB in %s", task, states.values.nbytes / 2**20, path)
 
 
@@ -141,26 +170,43 @@ def _template_text(session: Session) -> str:
     choice = session.config.data.template
     if choice == "auto":
         return str(session.tokenizer.get_chat_template())
-    return choice if choice == "hh" else open(choice, encoding="utf-8").read()
+    return choice if choice == "hh" else Path(choice).read_text(encoding="utf-8")
 
 
-def _read(path: Any, key: dict[str, str]) -> np.ndarray:
+def _read(path: Path, key: dict[str, str]) -> np.ndarray:
     try:
         with safe_open(path, framework="numpy") as file:
-            found = json.loads(file.metadata()["key"])
-            logps = file.get_tensor("logps")
+            label = file.metadata() or {}
+            logps = np.asarray(file.get_tensor("logps"))
+        found = json.loads(label["key"])
+        whole = label.get("sha256", "") == _digest(logps)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a whole score cache ({error}); delete it to make it again") from None
+        raise DamagedError(f"{path}: not a whole score cache ({error})") from None
     _check_key(path, found, key)
+    if not whole:
+        raise DamagedError(f"{path}: the scores do not match their digest")
     log.info("scores read from %s", path)
-    return np.asarray(logps)
+    return logps
+
+
+def _digest(logps: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(logps).tobytes()).hexdigest()
+
+
+def _set_aside(path: Path, error: DamagedError) -> None:
+    """Makes room for scores to be made again; with several processes that is left to a person."""
+    if jax.process_count() > 1:
+        raise CheckpointError(f"{error}; delete it to make it again") from error
+    log.warning("scores set aside, and made again: %s", error)
+    quarantine(path)
 
 
 def _check_key(path: Path, found: dict[str, str], key: dict[str, str]) -> None:
-    changed = sorted(name for name in found.keys() | key.keys() if found.get(name) != key.get(name))
+    changed = differences(found, key)
     if changed:
         raise CheckpointError(
-            f"{path}: was made with other {', '.join(changed)}; delete it to make it again, or use a new run_dir"
+            f"{path}: was made with another configuration: {'; '.join(changed)}. Nothing was changed: go back to "
+            "those values, delete it to make it again, or use a new run_dir"
         )
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -244,8 +242,3 @@ def open_data(config: Experiment, tokenizer: Any) -> tuple[EncodedSet, EncodedSe
 def cast(tree: Params, dtype: str) -> Params:
     """A copy in another dtype; in the same dtype the same arrays."""
     return jax.tree.map(lambda x: x.astype(dtype), tree)
-
-
-def digest(value: Any) -> str:
-    """A short name for plain values, the same in every process and session."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -20,9 +20,9 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from tisdpo_jax.artifacts import digest
 from tisdpo_jax.config import resolved
 from tisdpo_jax.config.testbed import TABLES, Testbed, check, names, rates
-from tisdpo_jax.recipes.session import digest
 from tisdpo_jax.testbed import tables
 from tisdpo_jax.testbed.bench import Bench, Outcome, Setting, cut_steps
 from tisdpo_jax.testbed.cells import Cell, Source, ablations, methods

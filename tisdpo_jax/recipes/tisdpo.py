@@ -20,6 +20,7 @@ import numpy as np
 import yaml
 
 from tisdpo_jax import partitioning
+from tisdpo_jax.artifacts import digest
 from tisdpo_jax.config import Experiment, LossSection, StageSection
 from tisdpo_jax.data import EncodedSet, Layout, Order, States, recorded_columns
 from tisdpo_jax.errors import ConfigError
@@ -27,7 +28,7 @@ from tisdpo_jax.models import Model, head_only
 from tisdpo_jax.recipes import models
 from tisdpo_jax.recipes.models import Base
 from tisdpo_jax.recipes.scores import cached_logps, cached_states
-from tisdpo_jax.recipes.session import Session, digest
+from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.roles import Casting, Frozen, Role, contrast_roles, policy_role, resident_bytes
 from tisdpo_jax.scoring import contrast_scores
 from tisdpo_jax.training.loop import Job, Pairs, train
@@ -41,24 +42,57 @@ Columns = dict[str, np.ndarray]
 REFERENCE = Role("base")
 TAKEN = {"tisdpo": ("weights",), "dlma": ("margin",), "dlma+tisdpo": ("weights", "margin")}  # columns of a loss
 HEAD = Role("head")  # the reference where its last hidden states are on disk
+DERIVED = ("scores", "frozen models")  # of an identity: known only once what they stand for is made
 SIDES = {"plus": {"sft": (0,), "dpo": (0, 1)}, "minus": {"sft": (1,), "dpo": (1, 0)}}
 
 
-def base_stage(session: Session) -> Base:
-    """The model that everything starts from: the pretrained one, or that after SFT on chosen responses."""
+def takes_contrast(config: Experiment) -> bool:
+    """Whether the policy's loss takes anything that pi+ and pi- are for."""
+    return config.loss.name in TAKEN
+
+
+def base_stage(session: Session, *, make: bool = True) -> Base:
+    """The model that everything starts from: the pretrained one, or that after SFT on chosen responses.
+
+    Args:
+      make: whether SFT is trained where it has not been. Raises: ConfigError, where it must be there and is not.
+    """
     load, freeze = functools.partial(models.load_pretrained, session), models.freeze_of(session)
     if session.config.sft.epochs == 0:
         return Base(load, freeze, pretrained=True)
 
     def after_sft() -> Params:
-        base = Base(load, freeze)
+        base, loss, section = Base(load, freeze), LossSection(name="sft"), session.config.sft
+        if not make:
+            return models.fold_in(session, base, _there(session, "sft", loss, section, base, sides=(0,)))
         frozen: Frozen = {"params": {"base": base.frozen()} if session.lora else {}, "lora": {}}
-        trained = run_training(
-            session, "sft", LossSection(name="sft"), session.config.sft, base, frozen, {}, sides=(0,)
-        )
+        trained = run_training(session, "sft", loss, section, base, frozen, {}, sides=(0,))
         return models.fold_in(session, base, trained)
 
     return Base(after_sft, freeze)
+
+
+def finished(session: Session) -> tuple[Base, Params]:
+    """What a run that is there started from, and its policy. Nothing is made.
+
+    Raises: ConfigError when it has not come so far; CheckpointError when it was another configuration's.
+    """
+    config = session.config
+    base = base_stage(session, make=False)
+    sides = (0,) if config.loss.name == "sft" else (0, 1)
+    return base, _there(session, "policy", config.loss, config.train, base, sides=sides)
+
+
+def _there(
+    session: Session, stage: str, loss: LossSection, section: StageSection, base: Base, *, sides: tuple[int, ...]
+) -> Params:
+    identity = _identity(session, loss, section, base.identity, {}, sides, {"params": {}, "lora": {}})
+    found = models.load_result(session, stage, identity, derived=DERIVED)
+    if found is None:
+        raise ConfigError(
+            f"{models.result_path(session, stage)}: is not there; `tisdpo run` with this configuration makes it"
+        )
+    return found
 
 
 def contrast_stage(session: Session, base: Base) -> Frozen:
@@ -83,10 +117,14 @@ def contrast_stage(session: Session, base: Base) -> Frozen:
     return frozen
 
 
-def score_stage(session: Session, frozen: Frozen) -> dict[str, Columns]:
-    """Columns for each split: what the loss takes as given, and `plus_logps`, `minus_logps` for pictures."""
+def score_stage(session: Session, frozen: Frozen, *, contrast: bool = True) -> dict[str, Columns]:
+    """Columns for each split: what the loss takes as given, and `plus_logps`, `minus_logps` for pictures.
+
+    Args:
+      contrast: whether pi+ and pi- are there, and scored.
+    """
     config, found = session.config, {}
-    roles = contrast_roles(config.contrast.construction, lora=session.lora)
+    roles = contrast_roles(config.contrast.construction, lora=session.lora) if contrast else None
     for split in session.splits():
         encoded = session.split(split)
         columns: Columns = dict(recorded_columns(encoded, session.elements))
@@ -115,6 +153,10 @@ def derive(session: Session, encoded: EncodedSet, columns: Columns) -> None:
         made = make_weights(session.config.weights, positive, negative, mask[rows], record=rows)
         parts.append(np.asarray(made))
     columns["weights"] = np.concatenate(parts)
+    if not columns["weights"].any():
+        raise ConfigError(
+            f"{encoded.source}: weights.method {session.config.weights.method} gives weight 0 to all tokens"
+        )
     scores = contrast_scores(columns["plus_logps"], columns["minus_logps"], mask)
     columns["margin"] = (scores[:, 0] - scores[:, 1]).astype(np.float32)
 
@@ -316,28 +358,39 @@ def _identity(
     frozen: Frozen,
 ) -> dict[str, Any]:
     """Everything that the result of a stage depends on, under the names that an error would use."""
-    config = session.config
-    named = dataclasses.asdict(section)
+    config, named, field = session.config, dataclasses.asdict(section), _field_of(section, session.config)
     for free in (
         "micro_batches",
         *(set(named) & {"eval_every", "checkpoint_every", "keep_checkpoints", "max_skipped"}),
     ):
         named.pop(free)  # what changes no result, or its last bits only
-    live = {f"{kind}/{key}": models.identify(tree) for kind in ("params", "lora") for key, tree in frozen[kind].items()}
+    frozen_models = {
+        f"{kind}/{key}": models.identify(tree) for kind in ("params", "lora") for key, tree in frozen[kind].items()
+    }
     return {
         "model": base,
-        "dtype": f"{config.model.dtype}/{config.model.param_dtype}",
+        "architecture": dataclasses.asdict(session.model.config),
+        "model.dtype": config.model.dtype,
+        "model.param_dtype": config.model.param_dtype,
+        "model.frozen_dtype": config.model.frozen_dtype,
         # another arithmetic for the same numbers: the last bits differ
         "data.packing": config.data.packing,
-        "lora": digest(dataclasses.asdict(config.lora)) if config.lora.rank else "none",
+        "lora": dataclasses.asdict(config.lora) if config.lora.rank else {"rank": 0},
         "data": session.train.fingerprint(),
         "data.seed": config.data.seed,
         "seed": config.seed,
-        "training": digest(named),
-        "loss": digest([dataclasses.asdict(loss), list(sides)]),
-        "weights": digest(dataclasses.asdict(config.weights)) if loss.name in WEIGHTED else "none",
+        field: named,
+        "loss": dataclasses.asdict(loss),
+        "sides": list(sides),
+        "weights": dataclasses.asdict(config.weights) if loss.name in WEIGHTED else "none",
         "scores": digest(
             {name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in sorted(columns.items())}
         ),
-        "frozen models": digest(live),
+        "frozen models": digest(frozen_models),
     }
+
+
+def _field_of(section: StageSection, config: Experiment) -> str:
+    """What a configuration calls a section, for whoever has to change it back."""
+    names = {"train": config.train, "sft": config.sft, "contrast.training": config.contrast.training}
+    return next(name for name, value in names.items() if value is section)

@@ -99,8 +99,8 @@ def train(
 
     The buffers of `trained` are given up to the first step.
 
-    Raises: Interrupted after saving, when asked to stop; UserError when updates are not finite
-      `max_skipped` times in a row, naming the pairs of the last batch.
+    Raises: Interrupted after saving, when asked to stop; UserError when updates are not finite `max_skipped` times
+      in a row, or up to the last one, naming the pairs of the last batch; CheckpointError when nothing can be saved.
     """
     total = job.order.steps
     optimizer = optim.optimizer(job.section.optimizer, total)
@@ -126,15 +126,16 @@ def train(
             if done % job.log_every == 0 or last:
                 metrics.write(job.stage, done, "train", values)
             metrics.advance({name: values[name] for name in ("loss", "margin", "reward_accuracy") if name in values})
-            if values["skipped"] >= job.max_skipped:
+            if values["skipped"] >= job.max_skipped or (last and values["skipped"]):
                 raise UserError(_not_finite(job, indices, int(values["skipped"]), done))
             if evaluate is not None and (last or (job.eval_every and done % job.eval_every == 0)):
                 metrics.write(job.stage, done, "eval", evaluate(state.trained))
             stop = not last and interrupt.asked()
-            if last or stop or done % job.checkpoint_every == 0:
+            if last or stop:
+                checkpoints.save_now(done, state, job.identity)
+            elif done % job.checkpoint_every == 0:
                 checkpoints.save(done, state, job.identity)
             if stop:
-                checkpoints.wait()
                 raise Interrupted(f"stage {job.stage}: stopped on request at step {done} of {total}, saved")
     finally:
         metrics.end()
@@ -148,20 +149,12 @@ def start(job: Job, trained: Params, optimizer: Any, mesh: Mesh) -> tuple[TrainS
     shape = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained)
     shardings = state_shardings(shape, mesh)
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, shardings)
-    restored = Checkpoints(job.directory, keep=job.keep).restore(like)
+    restored = Checkpoints(job.directory, keep=job.keep).restore(like, job.identity)
     if restored is None:
         make = jax.jit(functools.partial(init_state, optimizer=optimizer), out_shardings=shardings, donate_argnums=0)
         state = make(trained)
     else:
-        number, state, identity = restored
-        if identity != job.identity:
-            changed = sorted(
-                key for key in job.identity.keys() | identity.keys() if identity.get(key) != job.identity.get(key)
-            )
-            raise UserError(
-                f"{job.directory}: checkpoint {number} was made with other {', '.join(changed)}; "
-                "restore those, or use a new run_dir"
-            )
+        number, state = restored
         log.info("stage %s: resumed at step %d", job.stage, number)
     return state, compile_step(job.plan, optimizer, shardings, mesh)
 
@@ -184,6 +177,7 @@ def state_shardings(shape: TrainState, mesh: Mesh) -> Any:
 def _not_finite(job: Job, indices: np.ndarray, skipped: int, step: int) -> str:
     names = [job.pairs.encoded.pairs[i].id for i in indices if i >= 0]
     return (
-        f"stage {job.stage}: {skipped} updates in a row were not finite, up to step {step}; last batch: "
+        f"stage {job.stage}: {skipped} updates in a row were not finite, up to step {step} of {job.order.steps}, so "
+        "nothing of this stage is kept beyond its checkpoints; last batch: "
         f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}; lower the learning rate, or look at these pairs"
     )
