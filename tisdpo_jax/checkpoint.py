@@ -256,8 +256,9 @@ def _is_step(path: Path) -> bool:
 def _writer(path: Path, tree: Any, identity: Mapping[str, Any]) -> Any:
     """Begins to save. A directory that cannot be written is found out here: Orbax would wait for minutes."""
     content = {"format": FORMAT, "fingerprint": fingerprint(tree), "identity": plain(dict(identity))}
-    record = json.dumps(content, sort_keys=True)
-    info = {"record": record, "digest": hashlib.sha256(record.encode()).hexdigest()}
+    record = json.dumps(content, sort_keys=True).encode()
+    # as an array: of a tree of strings alone Orbax says at every save that it has nothing to merge
+    info = {"record": np.frombuffer(hashlib.sha256(record).digest() + record, np.uint8)}
     place = path.resolve()  # relative paths can be written by Orbax, but not read
     place.parent.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
@@ -287,15 +288,15 @@ def _read_record(path: Path) -> dict[str, Any]:
         info: dict[str, Any] = ocp.load_checkpointables(path.resolve(), {"info": None})["info"]
     except Exception as error:  # Orbax raises many kinds; _fault tells them apart
         raise _fault(path, error) from error
-    text = str(info.get("record"))
     if set(info) == {"fingerprint", "run"}:
         raise CheckpointError(
             f"{path}: made by an older version of this program, which this one does not read; nothing was changed: "
             "use that version, or a new run_dir"
         )
-    if hashlib.sha256(text.encode()).hexdigest() != info.get("digest"):
+    content = np.asarray(info.get("record", ()), np.uint8).tobytes()
+    if hashlib.sha256(content[32:]).digest() != content[:32]:
         raise DamagedError(f"{path}: its record does not match its digest: damaged")
-    record: dict[str, Any] = json.loads(text)
+    record: dict[str, Any] = json.loads(content[32:])
     if record["format"] != FORMAT:
         raise CheckpointError(
             f"{path}: its format is {record['format']!r}, this version reads {FORMAT!r}; nothing was changed: "
