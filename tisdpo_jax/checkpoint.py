@@ -174,6 +174,7 @@ class Checkpoints:
 
     def _bear(self, step: int, error: Exception) -> None:
         self._failures += 1
+        _discard(self.directory / str(step))
         reason = f"{self.directory}: checkpoint {step} could not be written: {_line(error)}"
         if self._failures >= TRIES:
             raise CheckpointError(
@@ -274,12 +275,20 @@ def _patiently(path: Path, tree: Any, identity: Mapping[str, Any]) -> None:
             _writer(path, tree, identity).result()
             return
         except Exception as error:  # whatever the file system or Orbax says
+            _discard(path)
             if number == TRIES:
                 raise CheckpointError(
                     f"{path}: cannot be written: {_line(error)}; make room, or permit it, and start again"
                 ) from error
             log.warning("%s: could not be written: %s; tried again", path, _line(error))
             time.sleep(number)
+
+
+def _discard(path: Path) -> None:
+    """Removes what a save that failed has left: on a full disk it is in the way of the next."""
+    if jax.process_index() == 0:
+        for leftover in path.parent.glob(f"{path.name}{TEMPORARY}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -293,7 +302,8 @@ def _read_record(path: Path) -> dict[str, Any]:
             f"{path}: made by an older version of this program, which this one does not read; nothing was changed: "
             "use that version, or a new run_dir"
         )
-    content = np.asarray(info.get("record", ()), np.uint8).tobytes()
+    found = info.get("record")
+    content = found.tobytes() if isinstance(found, np.ndarray | jax.Array) else b""
     if hashlib.sha256(content[32:]).digest() != content[:32]:
         raise DamagedError(f"{path}: its record does not match its digest: damaged")
     record: dict[str, Any] = json.loads(content[32:])
