@@ -24,6 +24,7 @@ FLOORS = [
         "data",
         "interchange",
         "sampling",
+        "artifacts",
         "checkpoint",
         "distributed",
         "planning",

@@ -17,7 +17,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,14 @@ def load_identity(path: Path) -> dict[str, Any]:
     """What a tree was saved with, without the tree. Raises: as `load_tree`."""
     identity: dict[str, Any] = _read_record(path)["identity"]
     return identity
+
+
+def other_configuration(path: Path, changed: Sequence[str]) -> CheckpointError:
+    """The refusal of what was made with something else; `changed` as `artifacts.differences` gives it."""
+    return CheckpointError(
+        f"{path}: was made with another configuration: {'; '.join(changed)}. Nothing was changed: "
+        "go back to those values, or use a new run_dir"
+    )
 
 
 class Checkpoints:
@@ -320,10 +328,7 @@ def _check_record(path: Path, record: Mapping[str, Any], like: Any, identity: Ma
     if identity is not None:
         changed = differences(record["identity"], identity)
         if changed:
-            raise CheckpointError(
-                f"{path}: was made with another configuration: {'; '.join(changed)}. Nothing was changed: "
-                "go back to those values, or use a new run_dir"
-            )
+            raise other_configuration(path, changed)
     kinds = {key: value.rpartition(" ")[0] for key, value in record["fingerprint"].items()}
     wanted = {jax.tree_util.keystr(p): _kind(leaf) for p, leaf in jax.tree_util.tree_flatten_with_path(like)[0]}
     changed = differences(kinds, wanted)

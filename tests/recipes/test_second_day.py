@@ -113,6 +113,17 @@ def test_other_names_of_the_same_things_are_no_difference(here: Path) -> None:
     assert code == 0 and "already done" in output, output
 
 
+def test_another_stage_before_the_policy_is_refused_before_it_is_made(here: Path) -> None:
+    """SFT, or contrastive models, would take their time and leave their results in a directory of another run."""
+    before = snapshot(here / RUN_DIR)
+    code, output = command("run", **{**OPTIONS, "sft__epochs": 1})
+    assert code == 2 and 'sft (was "none", now absent)' in error_of(output) and "stage sft" not in output
+    change = {"loss__name": "tisdpo", "contrast__construction": "sft"}
+    code, output = command("run", **{**OPTIONS, **change})
+    assert code == 2 and 'contrast.construction (was absent, now "sft")' in error_of(output)
+    assert "stage plus" not in output and snapshot(here / RUN_DIR) == before
+
+
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "rank": ({"lora__rank": 4}, "lora.rank (was 2, now 4)"),
     "alpha": ({"lora__alpha": 8}, "lora.alpha (was 16.0, now 8.0)"),

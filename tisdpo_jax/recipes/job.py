@@ -25,6 +25,7 @@ from tisdpo_jax.recipes.session import Session, open_session
 from tisdpo_jax.recipes.subjects import Subject, open_subject
 from tisdpo_jax.recipes.tisdpo import (
     base_stage,
+    check_unchanged,
     contrast_stage,
     finished,
     policy_stage,
@@ -95,6 +96,7 @@ def _perform(verb: str, session: Session) -> None:
         _say_paths(export(session, *finished(session)))
         return
     config = session.config
+    check_unchanged(session)
     contrast = verb == "score" or takes_contrast(config)
     if not contrast and config.contrast.construction in ("sft", "dpo"):
         log.info("loss.name %s takes nothing of pi+ and pi-: they are not trained", config.loss.name)

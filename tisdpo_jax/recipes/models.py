@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -149,6 +150,20 @@ def load_result(
         log.warning("result set aside, the last checkpoint of its stage takes its place: %s", error)
         checkpoint.quarantine(path)
         return None
+
+
+def stored_identity(session: Session, stage: str) -> tuple[Path, dict[str, Any]] | None:
+    """Where a stage has left its result, or its newest checkpoint, and what that was made with.
+
+    None where nothing is there, or nothing that can be read: the stage itself says what is wrong with it.
+    """
+    steps = checkpoints_path(session, stage)
+    newest = [steps / str(step) for step in reversed(Checkpoints(steps, keep=1).steps())]
+    for path in [result_path(session, stage), *newest]:
+        if path.is_dir():
+            with contextlib.suppress(CheckpointError):
+                return path, checkpoint.load_identity(path)
+    return None
 
 
 def fold_in(session: Session, base: Base, trained: Params) -> Params:

@@ -19,8 +19,8 @@ import jax
 import numpy as np
 import yaml
 
-from tisdpo_jax import partitioning
-from tisdpo_jax.artifacts import digest
+from tisdpo_jax import checkpoint, partitioning
+from tisdpo_jax.artifacts import differences, digest
 from tisdpo_jax.config import Experiment, LossSection, StageSection
 from tisdpo_jax.data import EncodedSet, Layout, Order, States, recorded_columns
 from tisdpo_jax.errors import ConfigError
@@ -51,6 +51,36 @@ def takes_contrast(config: Experiment) -> bool:
     return config.loss.name in TAKEN
 
 
+def check_unchanged(session: Session) -> None:
+    """Compares what a directory holds with the configuration, as far as that is known before anything is made.
+
+    Raises: CheckpointError that names the result and what differs, both values.
+    """
+    config = session.config
+    construction, nothing = config.contrast.construction, Frozen(params={}, lora={})
+    stages: dict[str, tuple[LossSection, StageSection, tuple[int, ...]]] = {
+        "policy": (config.loss, config.train, _sides(config.loss)),
+    }
+    if construction in ("sft", "dpo"):
+        loss = LossSection(name=construction, beta=config.contrast.beta)
+        stages |= {name: (loss, config.contrast.training, SIDES[name][construction]) for name in ("plus", "minus")}
+    if config.sft.epochs:
+        stages["sft"] = (LossSection(name="sft"), config.sft, (0,))
+    for stage, (loss, section, sides) in stages.items():
+        found = models.stored_identity(session, stage)
+        if found is not None:
+            path, stored = found
+            unknown = {*DERIVED, "model"}
+            known = _identity(session, loss, section, "", {}, sides, nothing)
+            changed = differences(*({k: v for k, v in one.items() if k not in unknown} for one in (stored, known)))
+            if changed:
+                raise checkpoint.other_configuration(path, changed)
+
+
+def _sides(loss: LossSection) -> tuple[int, ...]:
+    return (0,) if loss.name == "sft" else (0, 1)
+
+
 def base_stage(session: Session, *, make: bool = True) -> Base:
     """The model that everything starts from: the pretrained one, or that after SFT on chosen responses.
 
@@ -79,8 +109,7 @@ def finished(session: Session) -> tuple[Base, Params]:
     """
     config = session.config
     base = base_stage(session, make=False)
-    sides = (0,) if config.loss.name == "sft" else (0, 1)
-    return base, _there(session, "policy", config.loss, config.train, base, sides=sides)
+    return base, _there(session, "policy", config.loss, config.train, base, sides=_sides(config.loss))
 
 
 def _there(
@@ -218,7 +247,7 @@ def policy_stage(
         base,
         needed,
         kept["train"],
-        sides=(0,) if config.loss.name == "sft" else (0, 1),
+        sides=_sides(config.loss),
         plan=plan,
         states=states.get("train"),
         evaluate=evaluate,
@@ -358,12 +387,7 @@ def _identity(
     frozen: Frozen,
 ) -> dict[str, Any]:
     """Everything that the result of a stage depends on, under the names that an error would use."""
-    config, named, field = session.config, dataclasses.asdict(section), _field_of(section, session.config)
-    for free in (
-        "micro_batches",
-        *(set(named) & {"eval_every", "checkpoint_every", "keep_checkpoints", "max_skipped"}),
-    ):
-        named.pop(free)  # what changes no result, or its last bits only
+    config, field = session.config, _field_of(section, session.config)
     frozen_models = {
         f"{kind}/{key}": models.identify(tree) for kind in ("params", "lora") for key, tree in frozen[kind].items()
     }
@@ -379,15 +403,32 @@ def _identity(
         "data": session.train.fingerprint(),
         "data.seed": config.data.seed,
         "seed": config.seed,
-        field: named,
+        field: _results_of(section),
+        "sft": "none" if section is config.sft or not config.sft.epochs else _results_of(config.sft),
         "loss": dataclasses.asdict(loss),
         "sides": list(sides),
         "weights": dataclasses.asdict(config.weights) if loss.name in WEIGHTED else "none",
+        "contrast": _contrast(config) if loss is config.loss and takes_contrast(config) else "none",
         "scores": digest(
             {name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in sorted(columns.items())}
         ),
         "frozen models": digest(frozen_models),
     }
+
+
+def _contrast(config: Experiment) -> dict[str, Any]:
+    """What pi+ and pi- are made by: their scores say it too, once they are there."""
+    section = config.contrast
+    prompts = {"positive_prompt": section.positive_prompt, "negative_prompt": section.negative_prompt}
+    trained = {"training": _results_of(section.training)}
+    taken = {"prompts": prompts, "sft": trained, "dpo": {**trained, "beta": section.beta}}
+    return {"construction": section.construction, **taken.get(section.construction, {})}
+
+
+def _results_of(section: StageSection) -> dict[str, Any]:
+    """The fields of a section that a result depends on; the others change nothing, or its last bits."""
+    free = ("micro_batches", "eval_every", "checkpoint_every", "keep_checkpoints", "max_skipped")
+    return {name: value for name, value in dataclasses.asdict(section).items() if name not in free}
 
 
 def _field_of(section: StageSection, config: Experiment) -> str:
