@@ -421,7 +421,7 @@ def _contrast(config: Experiment) -> dict[str, Any]:
     section = config.contrast
     prompts = {"positive_prompt": section.positive_prompt, "negative_prompt": section.negative_prompt}
     trained = {"training": _results_of(section.training)}
-    taken = {"prompts": prompts, "sft": trained, "dpo": {**trained, "beta": section.beta}}
+    taken: dict[str, dict[str, Any]] = {"prompts": prompts, "sft": trained, "dpo": {**trained, "beta": section.beta}}
     return {"construction": section.construction, **taken.get(section.construction, {})}
 
 
