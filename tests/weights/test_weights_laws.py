@@ -93,7 +93,7 @@ def test_token_rewards_sum_to_the_self_reward_of_dlma(seed: int) -> None:
     log_pi = [(x * p.mask).sum(-1) for x in (p.positive_logps, p.negative_logps)]
     expected = (log_pi[0] - log_pi[1])[:, 0] - (log_pi[0] - log_pi[1])[:, 1]
     np.testing.assert_allclose(rewards.sum(-1)[:, 0] - rewards.sum(-1)[:, 1], expected, rtol=1e-5, atol=1e-5)
-    out = losses.dlma_loss(p.policy_logps, p.policy_logps, expected, p.mask)
+    out = losses.dlma_loss(p.policy_logps, p.policy_logps, p.mask, self_reward=expected)
     np.testing.assert_allclose(out.loss, np.log1p(np.exp(0.02 * np.asarray(expected))), rtol=1e-5)
 
 
