@@ -124,12 +124,13 @@ def _of_kind(function: str, name: str, x: Any, kinds: Sequence[Any], what: str, 
     if not isinstance(x, float) and (not hasattr(x, "shape") or not hasattr(x, "dtype")):
         raise ValueError(f"{function}: {name} is {_short(x)}; it must be an array of {what}")
     try:
-        array = jnp.asarray(x)
+        array: Any = x if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{function}: {name} has dtype {x.dtype}; it must be an array of {what}") from error
     if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
         raise ValueError(f"{function}: {name} has dtype {array.dtype}; it must be an array of {what} ({remedy})")
-    return array
+    out: Array = array
+    return out
 
 
 def _short(x: Any) -> str:

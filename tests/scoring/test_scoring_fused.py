@@ -121,7 +121,7 @@ def test_the_shape_before_the_elements_is_free() -> None:
 @pytest.mark.parametrize("chunk", [0, -1])
 def test_a_chunk_of_nothing_raises(chunk: int) -> None:
     h = heads()
-    with pytest.raises(ValueError, match=f"chunk is {chunk}; it must be at least 1"):
+    with pytest.raises(ValueError, match=f"chunk is {chunk}; it must be a whole number of at least 1"):
         fused_logps(h.hidden, h.head, h.targets, chunk=chunk)
 
 
