@@ -29,7 +29,7 @@ def floats(function: str, name: str, x: Any) -> Array:
 
 def integers(function: str, name: str, x: Any) -> Array:
     """`x` as an array of any integer dtype."""
-    return _of_kind(function, name, x, (jnp.integer,), "integers", "these are numbers of tokens")
+    return _of_kind(function, name, x, (jnp.integer,), "integers", "token ids are wanted")
 
 
 def mask_like(function: str, mask: Any, name: str, other: Array) -> Array:

@@ -47,11 +47,14 @@ def fused_logps(
     Returns: `[...]` float32.
     Raises: ValueError for shapes, dtypes and targets that cannot be, and for axes that the mesh has not.
     """
-    hidden, head, targets, mask = _checked("fused_logps", hidden, head, targets, mask)
-    _at_least_1("fused_logps", chunk)
+    function = "fused_logps"
+    hidden, head, targets = _checked(function, hidden, head, targets)
+    _at_least_1(function, chunk)
+    mask = check_targets(function, targets, head.shape[1], mask)
+    hidden = _silent(hidden, mask)
 
     def run(hidden: Array, head: Array, targets: Array) -> tuple[Array, ...]:
-        parts = parts_of("fused_logps", axes, (hidden, head, targets))
+        parts = parts_of(function, axes, (hidden, head, targets))
         hidden, head = _vary_together(hidden, head, targets)
         flat = hidden.reshape(-1, hidden.shape[-1])
         (logps,) = fused(flat, head, None, None, targets.reshape(-1), parts, chunk, None)
@@ -88,14 +91,18 @@ def fused_logps_and_kl(
     function = "fused_logps_and_kl"
     arguments.choice(function, "direction", direction, DIRECTIONS)
     _at_least_1(function, chunk)
-    hidden, head, targets, checked_mask = _checked(function, hidden, head, targets, mask)
-    reference = _checked(function, reference_hidden, reference_head, targets, mask, whose="reference_")
-    reference_hidden, reference_head = jax.lax.stop_gradient(reference[:2])
+    hidden, head, targets = _checked(function, hidden, head, targets)
+    reference_hidden, reference_head, _ = _checked(
+        function, reference_hidden, reference_head, targets, whose="reference_"
+    )
     if reference_head.shape[1] != head.shape[1]:
         raise ValueError(
             f"{function}: reference_head has shape {reference_head.shape} and head {head.shape}; the KL needs one "
             "vocabulary, the last axis of both"
         )
+    mask = check_targets(function, targets, head.shape[1], mask)
+    hidden, reference_hidden = (_silent(x, mask) for x in (hidden, reference_hidden))
+    reference_hidden, reference_head = jax.lax.stop_gradient((reference_hidden, reference_head))
 
     def run(hidden: Array, head: Array, *others: Array) -> tuple[Array, ...]:
         parts = parts_of(function, axes, (hidden, head, *others))
@@ -106,16 +113,13 @@ def fused_logps_and_kl(
         return tuple(x.reshape(targets.shape) for x in out)
 
     logps, reference_logps, kl = automatic(run, 3)(hidden, head, reference_hidden, reference_head, targets)
-    if checked_mask is not None:
-        kl = jnp.where(checked_mask > 0, kl, 0.0)
-    logps, reference_logps = (of_targets(x, targets, head.shape[1], checked_mask) for x in (logps, reference_logps))
+    if mask is not None:
+        kl = jnp.where(mask > 0, kl, 0.0)
+    logps, reference_logps = (of_targets(x, targets, head.shape[1], mask) for x in (logps, reference_logps))
     return logps, reference_logps, kl
 
 
-def _checked(
-    function: str, hidden: Array, head: Array, targets: Array, mask: Array | None, whose: str = ""
-) -> tuple[Array, Array, Array, Array | None]:
-    """The arrays, where the mask is 0 with hidden states of 0, so that nothing comes back from there."""
+def _checked(function: str, hidden: Array, head: Array, targets: Array, whose: str = "") -> tuple[Array, Array, Array]:
     hidden_name, head_name = f"{whose}hidden", f"{whose}head"
     hidden, head = arguments.floats(function, hidden_name, hidden), arguments.floats(function, head_name, head)
     targets = arguments.integers(function, "targets", targets)
@@ -125,11 +129,17 @@ def _checked(
             f"{function}: {head_name} has shape {head.shape} and {hidden_name} {hidden.shape}; they must be [D, V] and "
             f"[..., D] of one D. {f'An embedding [V, D] becomes that by {head_name}.T' if turned else ''}".rstrip()
         )
-    arguments.same_shape(function, "targets", targets, f"{hidden_name} without its last axis", hidden.shape[:-1])
-    mask = check_targets(function, targets, head.shape[1], mask)
-    if mask is not None:
-        hidden = jnp.where(mask[..., None] > 0, hidden, jnp.zeros((), hidden.dtype))
-    return hidden, head, targets, mask
+    if whose and hidden.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"{function}: {hidden_name} has shape {hidden.shape}; it must be {targets.shape} and its own D"
+        )
+    arguments.same_shape(function, "targets", targets, "hidden without its last axis", hidden.shape[:-1])
+    return hidden, head, targets
+
+
+def _silent(hidden: Array, mask: Array | None) -> Array:
+    """Hidden states of 0 where the mask is 0: a NaN there would reach the gradient of the head."""
+    return hidden if mask is None else jnp.where(mask[..., None] > 0, hidden, jnp.zeros((), hidden.dtype))
 
 
 def _at_least_1(function: str, chunk: int) -> None:
