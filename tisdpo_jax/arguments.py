@@ -32,11 +32,11 @@ def integers(function: str, name: str, x: Any) -> Array:
     return _of_kind(function, name, x, (jnp.integer,), "integers", "token ids are wanted")
 
 
-def mask_like(function: str, mask: Any, name: str, other: Array) -> Array:
-    """A mask of bool, integers or floats, of the shape of the argument `name`."""
+def mask_like(function: str, mask: Any, name: str, shape: tuple[int, ...]) -> Array:
+    """A mask of bool, integers or floats, of `shape`, which is that of the argument `name`."""
     kinds = (jnp.bool_, jnp.integer, jnp.floating)
     mask = _of_kind(function, "mask", mask, kinds, "bool, integers or floats", "1 is a real element, 0 is none")
-    same_shape(function, "mask", mask, name, other.shape)
+    same_shape(function, "mask", mask, name, shape)
     return mask
 
 
@@ -147,7 +147,7 @@ def _checked(function: str, mask: Any, arrays: dict[str, Any], check: Any) -> tu
         else:
             check(function, name, array.shape)
         out.append(array)
-    return *out, mask_like(function, mask, first, out[0])
+    return *out, mask_like(function, mask, first, out[0].shape)
 
 
 def _elements(function: str, name: str, shape: tuple[int, ...]) -> None:

@@ -48,9 +48,10 @@ def fused_logps(
     Raises: ValueError for shapes, dtypes and targets that cannot be, and for axes that the mesh has not.
     """
     function = "fused_logps"
+    given = targets
     hidden, head, targets = _checked(function, hidden, head, targets)
     _at_least_1(function, chunk)
-    mask = check_targets(function, targets, head.shape[1], mask)
+    mask = check_targets(function, given, targets.shape, head.shape[1], mask)
     hidden = _silent(hidden, mask)
 
     def run(hidden: Array, head: Array, targets: Array) -> tuple[Array, ...]:
@@ -91,6 +92,7 @@ def fused_logps_and_kl(
     function = "fused_logps_and_kl"
     arguments.choice(function, "direction", direction, DIRECTIONS)
     _at_least_1(function, chunk)
+    given = targets
     hidden, head, targets = _checked(function, hidden, head, targets)
     reference_hidden, reference_head, _ = _checked(
         function, reference_hidden, reference_head, targets, whose="reference_"
@@ -100,7 +102,7 @@ def fused_logps_and_kl(
             f"{function}: reference_head has shape {reference_head.shape} and head {head.shape}; the KL needs one "
             "vocabulary, the last axis of both"
         )
-    mask = check_targets(function, targets, head.shape[1], mask)
+    mask = check_targets(function, given, targets.shape, head.shape[1], mask)
     hidden, reference_hidden = (_silent(x, mask) for x in (hidden, reference_hidden))
     reference_hidden, reference_head = jax.lax.stop_gradient((reference_hidden, reference_head))
 

@@ -44,13 +44,13 @@ def logps_from_logits(logits: Array, targets: Array, *, mask: Array | None = Non
     """
     function = "logps_from_logits"
     logits = arguments.floats(function, "logits", logits)
-    targets = arguments.integers(function, "targets", targets)
+    given, targets = targets, arguments.integers(function, "targets", targets)
     if not logits.ndim or logits.shape[:-1] != targets.shape:
         raise ValueError(
             f"{function}: logits has shape {logits.shape} and targets {targets.shape}; they must be [..., N, V] and "
             "[..., N]. Logits of the tokens themselves are shifted first: see scoring.next_token"
         )
-    mask = check_targets(function, targets, logits.shape[-1], mask)
+    mask = check_targets(function, given, targets.shape, logits.shape[-1], mask)
     if mask is not None:
         logits = jnp.where(mask[..., None] > 0, logits, jnp.zeros((), logits.dtype))
     picked = jnp.take_along_axis(log_softmax(logits), jnp.clip(targets, 0, logits.shape[-1] - 1)[..., None], axis=-1)

@@ -24,7 +24,7 @@ def next_token(ids: Array, mask: Array) -> tuple[Array, Array]:
     ids = arguments.integers("next_token", "ids", ids)
     if not ids.ndim or not ids.shape[-1]:
         raise ValueError(f"next_token: ids has shape {ids.shape}; it must be [..., T] with at least one token")
-    real = arguments.mask_like("next_token", mask, "ids", ids)[..., 1:] > 0
+    real = arguments.mask_like("next_token", mask, "ids", ids.shape)[..., 1:] > 0
     return jnp.where(real, ids[..., 1:], 0), real.astype(jnp.float32)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +13,12 @@ from tisdpo_jax import arguments
 Array = jax.Array
 
 
-def check_targets(function: str, targets: Array, vocabulary: int, mask: Array | None) -> Array | None:
-    """The mask, checked. Raises for a target that counts and is outside the vocabulary, where values can be seen."""
-    if mask is not None:
-        mask = arguments.mask_like(function, mask, "targets", targets)
+def check_targets(function: str, targets: Array, shape: tuple[int, ...], vocabulary: int, mask: Any) -> Array | None:
+    """The mask, checked. Raises for a target that counts and is outside the vocabulary, where values can be seen.
+
+    Targets and mask as the caller gave them: once they are arrays of jax, constants of a traced function are not seen.
+    """
+    checked = None if mask is None else arguments.mask_like(function, mask, "targets", shape)
     if arguments.visible(targets) and (mask is None or arguments.visible(mask)):
         values = np.asarray(targets)
         outside = (values < 0) | (values >= vocabulary)
@@ -26,7 +30,7 @@ def check_targets(function: str, targets: Array, vocabulary: int, mask: Array | 
                 f"{function}: targets{list(place)} is {values[place]}, outside the vocabulary of {vocabulary} "
                 f"({outside.sum()} such). Say where tokens do not count, as in mask=targets != -100"
             )
-    return mask
+    return checked
 
 
 def of_targets(logps: Array, targets: Array, vocabulary: int, mask: Array | None) -> Array:
