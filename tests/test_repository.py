@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A room imports rooms of its own floor and of lower ones.
 FLOORS = [
-    {"types", "errors", "config", "_version"},
+    {"types", "arguments", "errors", "config", "_version"},
     {"losses", "weights"},
     {"roles", "scoring", "partitioning", "models", "routing"},
     {
@@ -37,10 +37,10 @@ FLOORS = [
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
-ARITHMETIC = {"losses", "weights"}
+ARITHMETIC = {"arguments", "losses", "weights"}
 # What arithmetic may import: jax, the array types, and the parts of the standard library that compute nothing.
 ARITHMETIC_IMPORTS = {"jax", "__future__", "typing", "collections", "dataclasses", "functools", "math"}
-ARITHMETIC_ROOMS = {"types"}
+ARITHMETIC_ROOMS = {"types", "arguments"}
 
 MEANING = {"scoring", "models", "roles", "partitioning", "routing"}
 # Whatever reads, writes or talks: files, formats, processes, networks.

@@ -27,11 +27,11 @@ def _three(p: Pairs):
 
 
 def _tdpo(p: Pairs, variant: int) -> PairLoss:
-    return losses.tdpo_loss(p.policy_logps, p.reference_logps, p.token_kl, p.mask, beta=0.3, variant=variant)
+    return losses.tdpo_loss(p.policy_logps, p.reference_logps, p.mask, token_kl=p.token_kl, beta=0.3, variant=variant)
 
 
 def _tisdpo(p: Pairs, **options) -> PairLoss:
-    return losses.tisdpo_loss(p.policy_logps, p.reference_logps, _weights(p), p.mask, beta=0.3, **options)
+    return losses.tisdpo_loss(p.policy_logps, p.reference_logps, p.mask, weights=_weights(p), beta=0.3, **options)
 
 
 LOSSES: dict[str, Case] = {
@@ -45,12 +45,10 @@ LOSSES: dict[str, Case] = {
         *_three(p), beta=0.3, kl=jnp.asarray([0.4, 0.7]), desirable_weight=1.2, undesirable_weight=0.7
     ),
     "kto of the batch": lambda p: losses.kto_loss(*_three(p), beta=0.3),
-    "dlma": lambda p: losses.dlma_loss(p.policy_logps, p.reference_logps, _self_reward(p), p.mask, beta=0.3),
+    "dlma": lambda p: losses.dlma_loss(*_three(p), self_reward=_self_reward(p), beta=0.3),
     "dlma with weights and KL": lambda p: losses.dlma_loss(
-        p.policy_logps,
-        p.reference_logps,
-        _self_reward(p),
-        p.mask,
+        *_three(p),
+        self_reward=_self_reward(p),
         beta=0.3,
         weights=_weights(p),
         token_kl=p.token_kl,

@@ -124,7 +124,7 @@ def test_weights_behind_the_mask_are_not_looked_at() -> None:
     arrays = (p.policy_logps, p.reference_logps)
 
     def loss(garbage: float) -> PairLoss:
-        return losses.tisdpo_loss(*arrays, jnp.where(p.mask > 0, 1.5, garbage), p.mask, token_kl=p.token_kl)
+        return losses.tisdpo_loss(*arrays, p.mask, weights=jnp.where(p.mask > 0, 1.5, garbage), token_kl=p.token_kl)
 
     for garbage in (math.nan, math.inf):
         for one, other in zip(loss(garbage), loss(0.0), strict=True):

@@ -40,7 +40,7 @@ def swapped(p: Pairs) -> Pairs:
 def test_policy_equal_to_reference_gives_log_2_whatever_the_weights(seed: int, size: float) -> None:
     p = random_pairs(seed)
     w = size * jax.random.normal(jax.random.key(seed), p.mask.shape)
-    out = losses.tisdpo_loss(p.reference_logps, p.reference_logps, w, p.mask, token_kl=jnp.zeros_like(p.mask))
+    out = losses.tisdpo_loss(p.reference_logps, p.reference_logps, p.mask, weights=w, token_kl=jnp.zeros_like(p.mask))
     np.testing.assert_array_equal(out.loss, LOG_2)
     np.testing.assert_array_equal(out.chosen_reward, 0.0)
     np.testing.assert_array_equal(out.rejected_reward, 0.0)
@@ -60,11 +60,13 @@ def test_unit_weights_without_kl_are_dpo_to_the_last_bit(seed: int, smoothing: f
     p = random_pairs(seed)
     arrays, options = (p.policy_logps, p.reference_logps), {"beta": 0.1, "label_smoothing": smoothing}
     for w in (ones(p), weights.uniform(p.positive_logps, p.negative_logps, p.mask)):
-        same_bits(losses.tisdpo_loss(*arrays, w, p.mask, **options), losses.dpo_loss(*arrays, p.mask, **options))
+        same_bits(
+            losses.tisdpo_loss(*arrays, p.mask, weights=w, **options), losses.dpo_loss(*arrays, p.mask, **options)
+        )
 
 
 def test_unit_weights_without_kl_are_dpo_to_the_last_bit_compiled() -> None:
-    tis = jax.jit(lambda p, w: losses.tisdpo_loss(p.policy_logps, p.reference_logps, w, p.mask))
+    tis = jax.jit(lambda p, w: losses.tisdpo_loss(p.policy_logps, p.reference_logps, p.mask, weights=w))
     dpo = jax.jit(lambda p: losses.dpo_loss(p.policy_logps, p.reference_logps, p.mask))
     tis_grad = jax.jit(jax.grad(lambda p, w: tis(p, w).loss.sum()))
     dpo_grad = jax.jit(jax.grad(lambda p: dpo(p).loss.sum()))
@@ -81,7 +83,7 @@ def test_scaling_k_is_scaling_beta(seed: int, c: float) -> None:
 
     def out(scale: float, beta: float) -> PairLoss:
         w = weights.importance_weights(p.positive_logps, p.negative_logps, p.mask, scale=scale)
-        return losses.tisdpo_loss(p.policy_logps, p.reference_logps, w, p.mask, beta=beta, token_kl=p.token_kl)
+        return losses.tisdpo_loss(p.policy_logps, p.reference_logps, p.mask, weights=w, beta=beta, token_kl=p.token_kl)
 
     for one, other in zip(out(c, 0.1), out(1.0, c * 0.1), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-6)
@@ -95,13 +97,14 @@ def test_swapping_sides_and_weights_of_tisdpo_turns_the_sign_of_its_logit(seed: 
 
     def out(p: Pairs, w: jax.Array, share: float) -> PairLoss:
         return losses.tisdpo_loss(
-            p.policy_logps, p.reference_logps, w, p.mask, token_kl=p.token_kl, label_smoothing=share
+            p.policy_logps, p.reference_logps, p.mask, weights=w, token_kl=p.token_kl, label_smoothing=share
         )
 
-    there, back = out(p, w, 1.0), out(swapped(p), w[:, ::-1], 0.0)  # with all labels flipped: loss(-z)
-    np.testing.assert_array_equal(there.loss, back.loss)
+    there, back = out(p, w, 0.0), out(swapped(p), w[:, ::-1], 0.0)
     np.testing.assert_array_equal(there.chosen_reward, back.rejected_reward)
-    z = there.loss - out(p, w, 0.0).loss  # as -log sigmoid(-z) + log sigmoid(z) = z
+    # half of the labels flipped: the mean of loss(z) and loss(-z)
+    np.testing.assert_allclose(out(p, w, 0.5).loss, (there.loss + back.loss) / 2, rtol=1e-6)
+    z = back.loss - there.loss  # as -log sigmoid(-z) + log sigmoid(z) = z
     np.testing.assert_allclose(out(p, w, 0.0).loss, jnp.log1p(jnp.exp(-z)), rtol=1e-5, atol=1e-6)
 
 
@@ -118,10 +121,11 @@ def test_swapping_sides_turns_the_sign_of_the_logit(name: str) -> None:
 def test_label_smoothing_mixes_the_two_labels(seed: int, share: float) -> None:
     p = random_pairs(seed)
 
-    def out(share: float) -> jax.Array:
+    def out(p: Pairs, share: float) -> jax.Array:
         return losses.dpo_loss(p.policy_logps, p.reference_logps, p.mask, label_smoothing=share).loss
 
-    np.testing.assert_allclose(out(share), (1 - share) * out(0.0) + share * out(1.0), rtol=1e-6)
+    mixed = (1 - share) * out(p, 0.0) + share * out(swapped(p), 0.0)
+    np.testing.assert_allclose(out(p, share), mixed, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -147,7 +151,9 @@ def test_rewards_carry_no_gradient(name: str) -> None:
 def test_weights_given_as_an_argument_get_no_gradient() -> None:
     p = random_pairs(3)
     grad = jax.grad(
-        lambda w: losses.tisdpo_loss(p.policy_logps, p.reference_logps, w, p.mask, token_kl=p.token_kl).loss.sum()
+        lambda w: losses.tisdpo_loss(
+            p.policy_logps, p.reference_logps, p.mask, weights=w, token_kl=p.token_kl
+        ).loss.sum()
     )(ones(p))
     np.testing.assert_array_equal(grad, 0.0)
 
@@ -212,8 +218,8 @@ def test_ipo_is_zero_at_its_target() -> None:
 def test_tdpo_1_is_tisdpo_with_unit_weights_and_the_opposite_sign_of_the_kl() -> None:
     p = random_pairs(10)
     arrays = (p.policy_logps, p.reference_logps)
-    tdpo = losses.tdpo_loss(*arrays, p.token_kl, p.mask, variant=1).loss
-    tis = losses.tisdpo_loss(*arrays, ones(p), p.mask, token_kl=p.token_kl, kl_coef=-1.0).loss
+    tdpo = losses.tdpo_loss(*arrays, p.mask, token_kl=p.token_kl, variant=1).loss
+    tis = losses.tisdpo_loss(*arrays, p.mask, weights=ones(p), token_kl=-p.token_kl).loss
     np.testing.assert_allclose(tdpo, tis, rtol=1e-6)
 
 
@@ -224,8 +230,8 @@ def test_tdpo_2_stops_the_gradient_of_the_chosen_kl_only() -> None:
         return losses.tdpo_loss(
             p.policy_logps,
             p.reference_logps,
-            kl,
             p.mask,
+            token_kl=kl,
             alpha=1.0,
             variant=variant,  # type: ignore[arg-type]  # 1 or 2
         ).loss.sum()
@@ -240,7 +246,7 @@ def test_tdpo_2_stops_the_gradient_of_the_chosen_kl_only() -> None:
 def test_tdpo_rewards_hold_the_kl() -> None:
     p = random_pairs(11)
     dpo = losses.dpo_loss(p.policy_logps, p.reference_logps, p.mask)
-    tdpo = losses.tdpo_loss(p.policy_logps, p.reference_logps, p.token_kl, p.mask)
+    tdpo = losses.tdpo_loss(p.policy_logps, p.reference_logps, p.mask, token_kl=p.token_kl)
     totals = 0.1 * (p.token_kl * p.mask).sum(-1)
     np.testing.assert_allclose(tdpo.chosen_reward, dpo.chosen_reward + totals[:, 0], rtol=1e-5)
     np.testing.assert_allclose(tdpo.rejected_reward, dpo.rejected_reward + totals[:, 1], rtol=1e-5)
@@ -249,10 +255,10 @@ def test_tdpo_rewards_hold_the_kl() -> None:
 def test_tdpo_without_its_kl_is_dpo_and_a_third_variant_raises() -> None:
     p = random_pairs(12)
     dpo = losses.dpo_loss(p.policy_logps, p.reference_logps, p.mask)
-    tdpo = losses.tdpo_loss(p.policy_logps, p.reference_logps, p.token_kl, p.mask, alpha=0.0)
+    tdpo = losses.tdpo_loss(p.policy_logps, p.reference_logps, p.mask, token_kl=p.token_kl, alpha=0.0)
     np.testing.assert_array_equal(tdpo.loss, dpo.loss)
     with pytest.raises(ValueError, match="variant is 3; it must be 1 or 2"):
-        losses.tdpo_loss(*p[:2], p.token_kl, p.mask, variant=3)  # type: ignore[arg-type]  # what is tested
+        losses.tdpo_loss(*p[:2], p.mask, token_kl=p.token_kl, variant=3)  # type: ignore[arg-type]  # what is tested
 
 
 def test_dlma_clamps_the_self_reward_and_only_that() -> None:
@@ -261,7 +267,7 @@ def test_dlma_clamps_the_self_reward_and_only_that() -> None:
 
     def loss(reward: float) -> np.ndarray:
         reward_of_pairs = jnp.full(4, reward)
-        return np.asarray(losses.dlma_loss(p.policy_logps, p.reference_logps, reward_of_pairs, p.mask).loss)
+        return np.asarray(losses.dlma_loss(p.policy_logps, p.reference_logps, p.mask, self_reward=reward_of_pairs).loss)
 
     np.testing.assert_array_equal(loss(0.0), dpo.loss)
     np.testing.assert_array_equal(loss(41.0), loss(40.0))
@@ -279,11 +285,11 @@ def test_dlma_without_a_margin_is_tisdpo_to_the_last_bit(seed: int, kl_coef: flo
     both = {"token_kl": p.token_kl, "kl_coef": kl_coef, "label_smoothing": smoothing}
 
     def dlma(logps: jax.Array) -> jax.Array:
-        out = losses.dlma_loss(logps, p.reference_logps, margin, p.mask, margin_coef=0.0, weights=w, **both)
+        out = losses.dlma_loss(logps, p.reference_logps, p.mask, self_reward=margin, margin_coef=0.0, weights=w, **both)
         return out.loss.sum()
 
     def tisdpo(logps: jax.Array) -> jax.Array:
-        return losses.tisdpo_loss(logps, p.reference_logps, w, p.mask, **both).loss.sum()
+        return losses.tisdpo_loss(logps, p.reference_logps, p.mask, weights=w, **both).loss.sum()
 
     for one, other in zip(
         jax.value_and_grad(dlma)(p.policy_logps), jax.value_and_grad(tisdpo)(p.policy_logps), strict=True
@@ -298,7 +304,7 @@ def test_dlma_with_weights_of_one_and_no_kl_is_dlma_to_the_last_bit(seed: int) -
     margin = jnp.linspace(-90.0, 90.0, len(p.mask))
     ones = {"weights": jnp.ones_like(p.mask), "token_kl": p.token_kl, "kl_coef": 0.0}
     out = [
-        losses.dlma_loss(p.policy_logps, p.reference_logps, margin, p.mask, **options)
+        losses.dlma_loss(p.policy_logps, p.reference_logps, p.mask, self_reward=margin, **options)
         for options in ({}, ones, {"weights": jnp.ones_like(p.mask)})
     ]
     for field in range(3):
@@ -308,7 +314,7 @@ def test_dlma_with_weights_of_one_and_no_kl_is_dlma_to_the_last_bit(seed: int) -
 
 def test_dlma_takes_no_gradient_to_its_self_reward() -> None:
     p = random_pairs(13)
-    grad = jax.grad(lambda r: losses.dlma_loss(p.policy_logps, p.reference_logps, r, p.mask).loss.sum())
+    grad = jax.grad(lambda r: losses.dlma_loss(p.policy_logps, p.reference_logps, p.mask, self_reward=r).loss.sum())
     np.testing.assert_array_equal(grad(jnp.ones(4)), 0.0)
 
 

@@ -138,8 +138,8 @@ def test_robust_dpo_is_two_of_ours(pairs: Pairs) -> None:
 
     def ours(x: jax.Array) -> jax.Array:
         kept, flipped = (
-            losses.dpo_loss(x, pairs.reference_logps, pairs.mask, beta=BETA, label_smoothing=share).loss
-            for share in (0.0, 1.0)
+            losses.dpo_loss(x[:, ::step], pairs.reference_logps[:, ::step], pairs.mask[:, ::step], beta=BETA).loss
+            for step in (1, -1)
         )
         return ((1 - e) * kept - e * flipped) / (1 - 2 * e)
 

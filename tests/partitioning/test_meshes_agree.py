@@ -42,7 +42,7 @@ def outcome(trained: Any, base: Any, batch: Any, *, model: Model, adapters: bool
     def loss(trained: Any) -> tuple[jax.Array, Any]:
         policy = {"params": base, "lora": trained} if adapters else {"params": trained}
         got, reference = score_pair_of_models(model, policy, {"params": base}, batch, chunk=CHUNK)
-        per_pair = losses.tisdpo_loss(got.logps, reference, 1.5 * batch.mask, batch.mask, token_kl=got.kl).loss
+        per_pair = losses.tisdpo_loss(got.logps, reference, batch.mask, weights=1.5 * batch.mask, token_kl=got.kl).loss
         rows = batch.views["main"].rows
         return per_pair.mean(), (got.logps, got.kl, logits(model, policy, rows))
 
@@ -108,7 +108,7 @@ def test_no_device_ever_holds_a_whole_table_or_head(shape: tuple[int, int, int],
 
     def loss(params: Any, base: Any, batch: Any) -> jax.Array:
         got, reference = score_pair_of_models(model, {"params": params}, {"params": base}, batch, chunk=CHUNK)
-        return losses.tisdpo_loss(got.logps, reference, batch.mask, batch.mask, token_kl=got.kl).loss.mean()
+        return losses.tisdpo_loss(got.logps, reference, batch.mask, weights=batch.mask, token_kl=got.kl).loss.mean()
 
     with jax.set_mesh(mesh):
         step = jax.jit(jax.value_and_grad(loss), out_shardings=(partitioning.replicated(mesh), shardings))
@@ -138,7 +138,7 @@ def compile_step(model):
 
     def loss(params, base, batch):
         got, reference = score_pair_of_models(model, {"params": params}, {"params": base}, batch, chunk=4)
-        return losses.tisdpo_loss(got.logps, reference, batch.mask, batch.mask, token_kl=got.kl).loss.mean()
+        return losses.tisdpo_loss(got.logps, reference, batch.mask, weights=batch.mask, token_kl=got.kl).loss.mean()
 
     layout = (partitioning.replicated(mesh), shardings)
     with jax.set_mesh(mesh):

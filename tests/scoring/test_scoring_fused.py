@@ -118,13 +118,6 @@ def test_the_shape_before_the_elements_is_free() -> None:
     assert none.shape == (PAIRS, 2, 0)
 
 
-@pytest.mark.parametrize("chunk", [0, -1])
-def test_a_chunk_of_nothing_raises(chunk: int) -> None:
-    h = heads()
-    with pytest.raises(ValueError, match=f"chunk is {chunk}; it must be at least 1"):
-        fused_logps(h.hidden, h.head, h.targets, chunk=chunk)
-
-
 def test_tokens_are_cut_evenly() -> None:
     """104 tokens, 60 at a time: two blocks of 52, not 60 and 60 of which 16 are padding."""
     h = heads()

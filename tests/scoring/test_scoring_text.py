@@ -228,7 +228,7 @@ def test_the_same_model_twice_is_at_distance_zero_exactly() -> None:
     got, reference_logps = scored_pair(MODEL, variables, variables, batch)
     np.testing.assert_array_equal(got.kl, 0.0)
     np.testing.assert_array_equal(got.logps, reference_logps)
-    out = losses.tisdpo_loss(got.logps, reference_logps, 3.0 * batch.mask, batch.mask, token_kl=got.kl)
+    out = losses.tisdpo_loss(got.logps, reference_logps, batch.mask, weights=3.0 * batch.mask, token_kl=got.kl)
     np.testing.assert_array_equal(out.loss, np.float32(np.log(2.0)))
 
 
@@ -266,7 +266,7 @@ def test_fillers_score_zero_and_leave_no_gradient() -> None:
 
     def total(params: Params, batch: Any) -> tuple[jax.Array, jax.Array]:
         got, reference_logps = score_pair_of_models(MODEL, {"params": params}, reference, batch)
-        out = losses.tisdpo_loss(got.logps, reference_logps, batch.mask, batch.mask, token_kl=got.kl)
+        out = losses.tisdpo_loss(got.logps, reference_logps, batch.mask, weights=batch.mask, token_kl=got.kl)
         return out.loss[:2].sum() + out.loss[2:].sum(), got.logps
 
     gradient = jax.jit(jax.grad(total, has_aux=True))
@@ -290,7 +290,9 @@ def test_no_logits_of_all_positions_in_the_gradient_of_a_loss() -> None:
 
     def total(params: Params) -> jax.Array:
         got, reference_logps = score_pair_of_models(MODEL, {"params": params}, variables, batch, chunk=chunk)
-        return losses.tisdpo_loss(got.logps, reference_logps, batch.mask, batch.mask, token_kl=got.kl).loss.sum()
+        return losses.tisdpo_loss(
+            got.logps, reference_logps, batch.mask, weights=batch.mask, token_kl=got.kl
+        ).loss.sum()
 
     vocabulary = MODEL.config.vocab_size
     program = jax.make_jaxpr(jax.value_and_grad(total))(params()).jaxpr

@@ -93,7 +93,7 @@ def test_token_rewards_sum_to_the_self_reward_of_dlma(seed: int) -> None:
     log_pi = [(x * p.mask).sum(-1) for x in (p.positive_logps, p.negative_logps)]
     expected = (log_pi[0] - log_pi[1])[:, 0] - (log_pi[0] - log_pi[1])[:, 1]
     np.testing.assert_allclose(rewards.sum(-1)[:, 0] - rewards.sum(-1)[:, 1], expected, rtol=1e-5, atol=1e-5)
-    out = losses.dlma_loss(p.policy_logps, p.policy_logps, expected, p.mask)
+    out = losses.dlma_loss(p.policy_logps, p.policy_logps, p.mask, self_reward=expected)
     np.testing.assert_allclose(out.loss, np.log1p(np.exp(0.02 * np.asarray(expected))), rtol=1e-5)
 
 
@@ -287,3 +287,37 @@ def test_any_axes_may_stand_before_the_sides(name: str) -> None:
     if name not in RANDOM:
         part = COMPILED[name](p.positive_logps[1], p.negative_logps[1], p.mask[1])
         np.testing.assert_allclose(w[1], part, rtol=1e-6)
+
+
+def test_dpo_of_weighted_sums_is_tisdpo_without_its_kl() -> None:
+    """In whatever trainer takes one number a response; the gradient to the policy is the same too."""
+    p, smoothing = random_pairs(10), 0.1
+    w = weights.importance_weights(p.positive_logps, p.negative_logps, p.mask)
+
+    def of_sums(policy: jax.Array) -> jax.Array:
+        policy, reference = (weights.weighted_sums(x, w, p.mask) for x in (policy, p.reference_logps))
+        z = 0.1 * ((policy[:, 0] - policy[:, 1]) - (reference[:, 0] - reference[:, 1]))
+        return (-(1 - smoothing) * jax.nn.log_sigmoid(z) - smoothing * jax.nn.log_sigmoid(-z)).sum()
+
+    def ours(policy: jax.Array) -> jax.Array:
+        out = losses.tisdpo_loss(policy, p.reference_logps, p.mask, weights=w, label_smoothing=smoothing)
+        return out.loss.sum()
+
+    for one, other in zip(*(jax.jit(jax.value_and_grad(f))(p.policy_logps) for f in (of_sums, ours)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_weighted_sums_look_at_real_tokens_alone_and_weights_are_constants() -> None:
+    logps, w, mask = map(np.array, arrays(11))
+    mask[1, 1] = 0.0
+    sums = np.asarray(weights.weighted_sums(logps, w, mask))
+    np.testing.assert_allclose(sums, (w * logps * mask).sum(-1), rtol=1e-6)
+    assert sums.shape == (4, 2) and float(sums[1, 1]) == 0.0
+    for garbage in (math.nan, -math.inf):
+        spoilt = (np.where(mask > 0, x, garbage) for x in (logps, w))
+        np.testing.assert_array_equal(weights.weighted_sums(*spoilt, mask), sums)
+    grads = jax.jit(jax.grad(lambda x, w: weights.weighted_sums(x, w, mask).sum(), argnums=(0, 1)))(logps, w)
+    np.testing.assert_array_equal(grads[0], w * mask)
+    np.testing.assert_array_equal(grads[1], 0.0)
+    logps[0, 0, 0], w[0, 0, 0] = -math.inf, 0.0
+    assert np.isfinite(weights.weighted_sums(logps, w, mask)).all(), "a weight of 0 takes an impossible token out"

@@ -1,6 +1,8 @@
 """Preference losses: pure functions of `[..., side, element]` log-likelihoods.
 
-Arrays first, hyper-parameters keyword-only; per-pair and unreduced; float32 inside. Importing this
+`(policy_logps, reference_logps, mask)` by position, everything else by keyword, so that no two other arrays of one
+shape can be swapped. Per-pair and unreduced; float32 inside. An argument of another shape, dtype or range is a
+ValueError that names it, when traced (see `tisdpo_jax.arguments`, also for what shapes cannot tell). Importing this
 loads jax and nothing else.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from tisdpo_jax import arguments
 from tisdpo_jax.losses._pairs import PairLoss, log_ratios, sides
 
 Array = jax.Array
@@ -31,6 +32,11 @@ def dpo_loss(
     Returns: PairLoss of `[...]`; rewards are beta times the summed log-ratios.
     Source: Rafailov et al., arXiv 2305.18290, eq. 7; smoothing: Mitchell, "A note on DPO with noisy preferences".
     """
+    policy_logps, reference_logps, mask = arguments.pairs(
+        "dpo_loss", mask, policy_logps=policy_logps, reference_logps=reference_logps
+    )
+    arguments.number("dpo_loss", "beta", beta, above=0)
+    arguments.number("dpo_loss", "label_smoothing", label_smoothing, at_least=0, at_most=0.5)
     chosen, rejected = sides(log_ratios(policy_logps, reference_logps, mask).sum(-1))
     loss = logistic(beta * (chosen - rejected), label_smoothing)  # eq. 7
     return PairLoss(loss, *jax.lax.stop_gradient((beta * chosen, beta * rejected)))
@@ -49,6 +55,11 @@ def ipo_loss(
     Returns: PairLoss of `[...]`; rewards are beta times the log-ratios (averaged where `average`).
     Source: Azar et al., arXiv 2310.12036, eq. 17.
     """
+    policy_logps, reference_logps, mask = arguments.pairs(
+        "ipo_loss", mask, policy_logps=policy_logps, reference_logps=reference_logps
+    )
+    arguments.number("ipo_loss", "beta", beta, above=0)
+    arguments.flag("ipo_loss", "average", average)
     totals = log_ratios(policy_logps, reference_logps, mask).sum(-1)
     if average:
         totals = totals / jnp.maximum((mask > 0).sum(-1), 1)

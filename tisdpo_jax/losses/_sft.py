@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from tisdpo_jax import arguments
 from tisdpo_jax.losses._pairs import FLOOR
 
 Array = jax.Array
@@ -20,5 +21,6 @@ def sft_loss(policy_logps: Array, mask: Array) -> tuple[Array, Array]:
       policy_logps: `[..., N]` log-likelihoods of the tokens, in nats.
       mask: `[..., N]`, 1 on the tokens that count.
     """
+    policy_logps, mask = arguments.elements("sft_loss", mask, policy_logps=policy_logps)
     logps = jnp.maximum(policy_logps.astype(jnp.float32), FLOOR)
     return -jnp.where(mask > 0, logps, 0.0).sum(), (mask > 0).astype(jnp.float32).sum()

@@ -6,6 +6,7 @@ from typing import Literal
 
 import jax
 
+from tisdpo_jax import arguments
 from tisdpo_jax.losses._dpo import logistic
 from tisdpo_jax.losses._pairs import PairLoss, log_ratios, masked, sides
 
@@ -15,9 +16,9 @@ Array = jax.Array
 def tdpo_loss(
     policy_logps: Array,
     reference_logps: Array,
-    token_kl: Array,
     mask: Array,
     *,
+    token_kl: Array,
     beta: float = 0.1,
     alpha: float = 0.5,
     variant: Literal[1, 2] = 2,
@@ -30,13 +31,17 @@ def tdpo_loss(
     Args:
       policy_logps, reference_logps, mask: as in `dpo_loss`.
       token_kl: `[..., 2, N]`, KL(reference || policy): the other direction than TIS-DPO's.
-      alpha: coefficient of the KL difference in variant 2.
+      alpha: coefficient of the KL difference in variant 2, at least 0.
 
     Returns: PairLoss of `[...]`; rewards are `beta (h_side + K_side)`.
     Source: Zeng et al., arXiv 2404.11999, eq. 14-17.
     """
-    if variant not in (1, 2):
-        raise ValueError(f"tdpo_loss: variant is {variant!r}; it must be 1 or 2")
+    policy_logps, reference_logps, token_kl, mask = arguments.pairs(
+        "tdpo_loss", mask, policy_logps=policy_logps, reference_logps=reference_logps, token_kl=token_kl
+    )
+    arguments.number("tdpo_loss", "beta", beta, above=0)
+    arguments.number("tdpo_loss", "alpha", alpha, at_least=0)
+    arguments.choice("tdpo_loss", "variant", variant, (1, 2))
     chosen, rejected = sides(log_ratios(policy_logps, reference_logps, mask).sum(-1))
     kl_chosen, kl_rejected = sides(masked(token_kl, mask).sum(-1))
     difference = kl_rejected - kl_chosen if variant == 1 else alpha * (kl_rejected - jax.lax.stop_gradient(kl_chosen))

@@ -1,8 +1,12 @@
-"""Scoring: element log-likelihoods and full-vocabulary KL, for any number of models over a batch."""
+"""Scoring: element log-likelihoods and full-vocabulary KL, for any number of models over a batch.
+
+An argument of another shape, dtype or range is a ValueError that names it, when traced (see `tisdpo_jax.arguments`).
+"""
 
 from tisdpo_jax.scoring._fused import fused_logps, fused_logps_and_kl
 from tisdpo_jax.scoring._logits import Direction, kl_from_logits, logps_from_logits
 from tisdpo_jax.scoring._reward import contrast_scores
+from tisdpo_jax.scoring._rows import next_token, pairs, unpairs
 from tisdpo_jax.scoring._text import contrast, read, score, score_pair_of_models
 
 __all__ = [
@@ -13,7 +17,10 @@ __all__ = [
     "fused_logps_and_kl",
     "kl_from_logits",
     "logps_from_logits",
+    "next_token",
+    "pairs",
     "read",
     "score",
     "score_pair_of_models",
+    "unpairs",
 ]

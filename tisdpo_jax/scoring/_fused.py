@@ -1,46 +1,68 @@
-"""The head fused with what is wanted of it: log-likelihoods and KL from hidden states, without the logits.
-
-On a mesh the vocabulary is split and the tokens travel: each device has its slice of the vocabulary, for every block of
-tokens the hidden states of a group of devices are gathered, and what is summed over the vocabulary is summed over the
-group. Neither the head nor its gradient is ever whole. On one device the slice is the vocabulary and nothing travels.
-
-Tokens are taken in blocks, so `[block, slice]` is the largest float32 array over the vocabulary. The gradient is
-written by hand: the backward pass makes each block of logits again, knows their log-sum-exp, and sums the gradient
-of the head in float32, whatever dtype the head is stored in. A head that is not trained costs no gradient.
-"""
+"""Log-likelihoods and KL from hidden states and heads, without the logits."""
 
 from __future__ import annotations
 
-import functools
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+import numpy as np
 
-from tisdpo_jax import partitioning
-from tisdpo_jax.models.head import product
-from tisdpo_jax.scoring._logits import Direction, kl_terms
+from tisdpo_jax import arguments
+from tisdpo_jax.scoring._axes import Axes, automatic, parts_of
+from tisdpo_jax.scoring._logits import DIRECTIONS, Direction
+from tisdpo_jax.scoring._split_head import fused
+from tisdpo_jax.scoring._targets import check_targets, of_targets
 
 Array = jax.Array
-TOKENS, GROUP, SLICES = "data", "fsdp", "tensor"  # mesh axes: tokens lie over data and fsdp, vocabulary over the others
 
 
-def fused_logps(hidden: Array, head: Array, targets: Array, *, chunk: int = 256) -> Array:
-    """`logps_from_logits(hidden @ head, targets)`, without the logits.
+def fused_logps(
+    hidden: Array,
+    head: Array,
+    targets: Array,
+    *,
+    mask: Array | None = None,
+    axes: Axes | None = None,
+    chunk: int = 256,
+) -> Array:
+    """`logps_from_logits(hidden @ head, targets, mask=mask)`, without the logits.
+
+    On a mesh the logits do not travel: each device has columns of the head, and hidden states are gathered. The mesh is
+    the one that is set, or that on which the arrays lie. Axes named data, fsdp and tensor have the part of that name;
+    for a mesh with other names `axes` says the parts, as in `axes={"data": "dp", "tensor": ("tp", "sp")}`:
+
+        data    tokens lie along it
+        fsdp    tokens lie along it, and the rows (D) of the head
+        tensor  columns (V) of the head lie along it
+
+    What lies otherwise is moved there, and an axis that has no part is warned of. Values do not depend on `axes`.
 
     Args:
       hidden: `[..., D]`; the product with the head is taken in its dtype, summed in float32.
       head: `[D, V]`, any float dtype; its gradient comes back in that dtype, summed in float32.
-      targets: `[...]` integers in [0, V).
+      targets: `[...]` integers in [0, V); for others see `logps_from_logits`.
+      mask: `[...]`, 1 on tokens that count, as in `logps_from_logits`.
+      axes: the parts of the caller's mesh axes, names or tuples of names.
       chunk: tokens of each device that reach the vocabulary at a time, at most.
 
     Returns: `[...]` float32.
+    Raises: ValueError for shapes, dtypes and targets that cannot be, and for axes that the mesh has not.
     """
-    hidden, head = _vary_together(hidden, head, targets)
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    (logps,) = _fused(flat, head, None, None, targets.reshape(-1), _checked(chunk), None)
-    return logps.reshape(targets.shape)
+    function = "fused_logps"
+    given = targets
+    hidden, head, targets = _checked(function, hidden, head, targets)
+    _at_least_1(function, chunk)
+    mask = check_targets(function, given, targets.shape, head.shape[1], mask)
+    hidden = _silent(hidden, mask)
+
+    def run(hidden: Array, head: Array, targets: Array) -> tuple[Array, ...]:
+        parts = parts_of(function, axes, (hidden, head, targets))
+        hidden, head = _vary_together(hidden, head, targets)
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        (logps,) = fused(flat, head, None, None, targets.reshape(-1), parts, chunk, None)
+        return (logps.reshape(targets.shape),)
+
+    (logps,) = automatic(run, 1)(hidden, head, targets)
+    return of_targets(logps, targets, head.shape[1], mask)
 
 
 def fused_logps_and_kl(
@@ -51,6 +73,8 @@ def fused_logps_and_kl(
     targets: Array,
     *,
     direction: Direction = "policy||reference",
+    mask: Array | None = None,
+    axes: Axes | None = None,
     chunk: int = 256,
 ) -> tuple[Array, Array, Array]:
     """Log-likelihoods under policy and reference, and the KL between them, without either's logits.
@@ -60,22 +84,69 @@ def fused_logps_and_kl(
       reference_hidden, reference_head: `[..., D']` and `[D', V]`; no gradient flows to them.
       targets: `[...]`.
       direction: as in `kl_from_logits`.
-      chunk: tokens of each device that reach the vocabulary at a time, at most.
+      mask, axes, chunk: as in `fused_logps`; where the mask is 0 the KL is 0 too.
 
     Returns: policy log-likelihoods, reference log-likelihoods, KL: each `[...]` float32.
+    Raises: as `fused_logps`.
     """
+    function = "fused_logps_and_kl"
+    arguments.choice(function, "direction", direction, DIRECTIONS)
+    _at_least_1(function, chunk)
+    given = targets
+    hidden, head, targets = _checked(function, hidden, head, targets)
+    reference_hidden, reference_head, _ = _checked(
+        function, reference_hidden, reference_head, targets, whose="reference_"
+    )
+    if reference_head.shape[1] != head.shape[1]:
+        raise ValueError(
+            f"{function}: reference_head has shape {reference_head.shape} and head {head.shape}; the KL needs one "
+            "vocabulary, the last axis of both"
+        )
+    mask = check_targets(function, given, targets.shape, head.shape[1], mask)
+    hidden, reference_hidden = (_silent(x, mask) for x in (hidden, reference_hidden))
     reference_hidden, reference_head = jax.lax.stop_gradient((reference_hidden, reference_head))
-    hidden, head = _vary_together(hidden, head, reference_hidden, reference_head, targets)
-    flat, reference = (x.reshape(-1, x.shape[-1]) for x in (hidden, reference_hidden))
-    out = _fused(flat, head, reference, reference_head, targets.reshape(-1), _checked(chunk), direction)
-    logps, reference_logps, kl = (x.reshape(targets.shape) for x in out)
+
+    def run(hidden: Array, head: Array, *others: Array) -> tuple[Array, ...]:
+        parts = parts_of(function, axes, (hidden, head, *others))
+        reference_hidden, reference_head, targets = others
+        hidden, head = _vary_together(hidden, head, *others)
+        flat, reference = (x.reshape(-1, x.shape[-1]) for x in (hidden, reference_hidden))
+        out = fused(flat, head, reference, reference_head, targets.reshape(-1), parts, chunk, direction)
+        return tuple(x.reshape(targets.shape) for x in out)
+
+    logps, reference_logps, kl = automatic(run, 3)(hidden, head, reference_hidden, reference_head, targets)
+    if mask is not None:
+        kl = jnp.where(mask > 0, kl, 0.0)
+    logps, reference_logps = (of_targets(x, targets, head.shape[1], mask) for x in (logps, reference_logps))
     return logps, reference_logps, kl
 
 
-def _checked(chunk: int) -> int:
-    if chunk < 1:
-        raise ValueError(f"fused head: chunk is {chunk}; it must be at least 1")
-    return chunk
+def _checked(function: str, hidden: Array, head: Array, targets: Array, whose: str = "") -> tuple[Array, Array, Array]:
+    hidden_name, head_name = f"{whose}hidden", f"{whose}head"
+    hidden, head = arguments.floats(function, hidden_name, hidden), arguments.floats(function, head_name, head)
+    targets = arguments.integers(function, "targets", targets)
+    if head.ndim != 2 or not hidden.ndim or head.shape[0] != hidden.shape[-1]:
+        turned = head.ndim == 2 and hidden.ndim and head.shape[1] == hidden.shape[-1]
+        raise ValueError(
+            f"{function}: {head_name} has shape {head.shape} and {hidden_name} {hidden.shape}; they must be [D, V] and "
+            f"[..., D] of one D. {f'An embedding [V, D] becomes that by {head_name}.T' if turned else ''}".rstrip()
+        )
+    if whose and hidden.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"{function}: {hidden_name} has shape {hidden.shape}; it must be {targets.shape} and its own D"
+        )
+    arguments.same_shape(function, "targets", targets, "hidden without its last axis", hidden.shape[:-1])
+    return hidden, head, targets
+
+
+def _silent(hidden: Array, mask: Array | None) -> Array:
+    """Hidden states of 0 where the mask is 0: a NaN there would reach the gradient of the head."""
+    return hidden if mask is None else jnp.where(mask[..., None] > 0, hidden, jnp.zeros((), hidden.dtype))
+
+
+def _at_least_1(function: str, chunk: int) -> None:
+    if isinstance(chunk, bool) or not isinstance(chunk, int | np.integer) or chunk < 1:
+        raise ValueError(f"{function}: chunk is {chunk!r}; it must be a whole number of at least 1")
 
 
 def _vary_together(hidden: Array, head: Array, *others: Array) -> tuple[Array, Array]:
@@ -89,280 +160,3 @@ def _vary_together(hidden: Array, head: Array, *others: Array) -> tuple[Array, A
         return hidden, head
     zero = sum(jnp.zeros_like(x, jnp.float32, shape=()) for x in (hidden, head, *others))
     return hidden + jnp.asarray(zero, hidden.dtype), head + jnp.asarray(zero, head.dtype)
-
-
-class _Tokens(NamedTuple):
-    """What belongs to each token, `[t, ...]`."""
-
-    hidden: Array
-    targets: Array
-    reference: Array | None
-
-
-class _Sums(NamedTuple):
-    """What the backward pass knows of each token, `[t]`."""
-
-    norm: Array  # log-sum-exp of the policy's logits
-    reference_norm: Array | None
-    kl: Array | None  # of the entries that both allow
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _fused(
-    hidden: Array,
-    head: Array,
-    reference: Array | None,
-    reference_head: Array | None,
-    targets: Array,
-    chunk: int,
-    direction: Direction | None,
-) -> tuple[Array, ...]:
-    return _run_forward(_Tokens(hidden, targets, reference), head, reference_head, chunk, direction)[0]
-
-
-def _forward(hidden, head, reference, reference_head, targets, chunk, direction):  # type: ignore[no-untyped-def]
-    tokens = _Tokens(hidden.value, targets.value, None if reference is None else reference.value)
-    heads = head.value, None if reference_head is None else reference_head.value
-    out, sums = _run_forward(tokens, *heads, chunk, direction)
-    trained = () if head.perturbed else None  # decided when traced: an empty container in what is saved, or none
-    return out, (tokens, heads, sums, trained)
-
-
-def _backward(chunk, direction, saved, cotangents):  # type: ignore[no-untyped-def]
-    tokens, heads, sums, trained = saved
-    zero = jax.custom_derivatives.SymbolicZero
-    given = [jnp.zeros_like(tokens.targets, jnp.float32) if isinstance(x, zero) else x for x in cotangents]
-    g_kl = None if direction is None else given[2]
-    hidden_grad, head_grad = _run_backward((tokens, sums, given[0], g_kl), heads, chunk, direction, trained is not None)
-    return hidden_grad, head_grad, None, None, None
-
-
-_fused.defvjp(_forward, _backward, symbolic_zeros=True)
-
-
-def _run_forward(
-    tokens: _Tokens, head: Array, reference_head: Array | None, chunk: int, direction: Direction | None
-) -> tuple[tuple[Array, ...], _Sums]:
-    count, vocabulary = tokens.targets.shape[0], head.shape[1]
-    local = functools.partial(_local_forward, vocabulary=vocabulary, chunk=chunk, direction=direction)
-    with jax.named_scope("head"):
-        out = _on_mesh(local, (tokens,), (head, reference_head), heads_out=False)
-    return jax.tree.map(lambda x: x[:count], out)
-
-
-def _run_backward(
-    by_token: tuple[_Tokens, _Sums, Array, Array | None],
-    heads: tuple[Array, Array | None],
-    chunk: int,
-    direction: Direction | None,
-    trained: bool,
-) -> tuple[Array, Array | None]:
-    (width, vocabulary), dtype = heads[0].shape, heads[0].dtype
-    local = functools.partial(_local_backward, vocabulary=vocabulary, chunk=chunk, direction=direction, trained=trained)
-    with jax.named_scope("head_gradient"):
-        hidden_grad, head_grad = _on_mesh(local, by_token, heads, heads_out=True)
-    if head_grad is not None:
-        head_grad = head_grad[:width, :vocabulary].astype(dtype)
-    return hidden_grad[: by_token[0].hidden.shape[0]], head_grad
-
-
-def _on_mesh(function: Any, by_token: Any, heads: Any, *, heads_out: bool) -> Any:
-    """`function(by_token, heads, axes)` on every device: tokens over data and fsdp, heads as parameters lie.
-
-    That is `[D over fsdp, V over tensor]`. What does not divide is padded with zeros. `heads_out`: the second result is
-    a head again.
-    """
-    mesh = partitioning.active_mesh()
-    if mesh is None:
-        return function(by_token, heads, frozenset())
-    sizes = dict(mesh.shape)
-    shards = sizes[TOKENS] * sizes[GROUP]
-    by_token = jax.tree.map(lambda x: _pad(x, (shards,)), by_token)
-    heads = jax.tree.map(lambda x: _pad(x, (sizes[GROUP], sizes[SLICES])), heads)
-    tokens, table = PartitionSpec((TOKENS, GROUP)), PartitionSpec(GROUP, SLICES)
-    axes = frozenset(name for name, size in sizes.items() if size > 1)
-    mapped = jax.shard_map(
-        lambda by_token, heads: function(by_token, heads, axes),
-        mesh=mesh,
-        in_specs=(tokens, table),
-        out_specs=(tokens, table) if heads_out else tokens,
-        check_vma=False,
-    )
-    return mapped(by_token, heads)
-
-
-def _pad(x: Array, multiples: tuple[int, ...]) -> Array:
-    pad = [(0, -size % multiple) for size, multiple in zip(x.shape, multiples, strict=False)]
-    pad += [(0, 0)] * (x.ndim - len(pad))
-    return jnp.pad(x, pad) if any(after for _, after in pad) else x
-
-
-def _local_forward(
-    by_token: tuple[_Tokens],
-    heads: tuple[Array, Array | None],
-    axes: frozenset[str],
-    *,
-    vocabulary: int,
-    chunk: int,
-    direction: Direction | None,
-) -> tuple[tuple[Array, ...], _Sums]:
-    (tokens,) = by_token
-    table = _Slice(heads[0], tokens.hidden, vocabulary, axes)
-    reference = None
-    if heads[1] is not None and tokens.reference is not None:
-        reference = _Slice(heads[1], tokens.reference, vocabulary, axes)
-
-    def block(_: None, cut: _Tokens) -> tuple[None, Any]:
-        cut = jax.tree.map(functools.partial(_gather, axes=axes), cut)
-        logps, norm = table.log_probs(cut.hidden)
-        out: tuple[Array, ...] = (table.at(logps, cut.targets),)
-        sums = _Sums(norm, None, None)
-        if reference is not None and cut.reference is not None:
-            others, reference_norm = reference.log_probs(cut.reference)
-            pair = (logps, others) if direction == "policy||reference" else (others, logps)
-            impossible = ((pair[0] != -jnp.inf) & (pair[1] == -jnp.inf) & (jnp.exp(pair[0]) > 0)).any(-1)
-            kl, impossible = table.sum((kl_terms(*pair).sum(-1), impossible.astype(jnp.float32)))
-            out += reference.at(others, cut.targets), jnp.where(impossible > 0, jnp.inf, kl)
-            sums = _Sums(norm, reference_norm, kl)
-        return None, jax.tree.map(functools.partial(_own, axes=axes), (out, sums))
-
-    _, found = jax.lax.scan(block, None, _cut(tokens, chunk))
-    return jax.tree.map(functools.partial(_join, length=tokens.targets.shape[0]), found)
-
-
-def _local_backward(
-    by_token: tuple[_Tokens, _Sums, Array, Array | None],
-    heads: tuple[Array, Array | None],
-    axes: frozenset[str],
-    *,
-    vocabulary: int,
-    chunk: int,
-    direction: Direction | None,
-    trained: bool,
-) -> tuple[Array, Array | None]:
-    tokens = by_token[0]
-    table = _Slice(heads[0], tokens.hidden, vocabulary, axes)
-    reference = None
-    if heads[1] is not None and tokens.reference is not None:
-        reference = _Slice(heads[1], tokens.reference, vocabulary, axes)
-
-    def block(head_grad: Array | None, inputs: Any) -> tuple[Array | None, Array]:
-        cut, sums, g_logps, g_kl = jax.tree.map(functools.partial(_gather, axes=axes), inputs)
-        logps = table.logits(cut.hidden) - sums.norm[:, None]
-        p = jnp.exp(logps)
-        g = jnp.where(table.hit(cut.targets), g_logps[:, None], 0.0) - g_logps[:, None] * p
-        if reference is not None:
-            others = reference.logits(cut.reference) - sums.reference_norm[:, None]
-            if direction == "policy||reference":  # d KL / d z = p (log p - log q - KL)
-                d = jnp.where((p > 0) & (others != -jnp.inf), logps - others, 0.0)
-                g += g_kl[:, None] * p * (d - sums.kl[:, None])
-            else:  # of KL(q || p): p - q
-                g += g_kl[:, None] * (p - jnp.exp(others))
-        g = g.astype(cut.hidden.dtype)
-        if head_grad is not None:
-            head_grad += product(cut.hidden.T, g)
-        hidden_grad = product(g, table.kernel.T).astype(cut.hidden.dtype)
-        return head_grad, _scatter_sum(hidden_grad, axes)
-
-    zeros = jnp.zeros_like(table.kernel, jnp.float32) if trained else None
-    head_grad, hidden_grad = jax.lax.scan(block, zeros, _cut(by_token, chunk))
-    if head_grad is not None:
-        if TOKENS in axes:
-            head_grad = jax.lax.psum(head_grad, TOKENS)
-        head_grad = table.give_back(head_grad)
-    return _join(hidden_grad, length=tokens.targets.shape[0]), head_grad
-
-
-class _Slice:
-    """The columns of a head that this device has: of its share `[D / fsdp, V / tensor]`, `[D, V / tensor / fsdp]`."""
-
-    def __init__(self, share: Array, hidden: Array, vocabulary: int, axes: frozenset[str]) -> None:
-        depth, dtype = hidden.shape[-1], hidden.dtype
-        self._share, self._axes, self._vocabulary = share.shape, axes, vocabulary
-        kernel = share.astype(dtype)
-        group = jax.lax.axis_size(GROUP) if GROUP in axes else 1
-        width = -(-share.shape[1] // group)
-        if group > 1:
-            kernel = jnp.pad(kernel, ((0, 0), (0, width * group - share.shape[1])))
-            kernel = jax.lax.all_to_all(kernel, GROUP, split_axis=1, concat_axis=0, tiled=True)
-        self._rows = kernel.shape[0]
-        self.kernel = kernel[:depth]  # what was padded so that it divides
-        inside = jnp.arange(width) + (jax.lax.axis_index(GROUP) * width if group > 1 else 0)
-        begin = jax.lax.axis_index(SLICES) * share.shape[1] if SLICES in axes else 0
-        # padding stands for no token: its number is one that no target has
-        real = (inside < share.shape[1]) & (begin + inside < vocabulary)
-        self._ids = jnp.where(real, begin + inside, -1)
-        self._padded = width * group != share.shape[1] or SLICES in axes
-
-    def logits(self, hidden: Array) -> Array:
-        z = product(hidden, self.kernel)
-        return jnp.where(self._ids >= 0, z, -jnp.inf) if self._padded else z
-
-    def log_probs(self, hidden: Array) -> tuple[Array, Array]:
-        """This device's columns of the log-softmax, and the log-sum-exp over all of them."""
-        z = self.logits(hidden)
-        peak = jnp.max(z, axis=-1)
-        for axis in self._over():
-            peak = jax.lax.pmax(peak, axis)
-        peak = jnp.where(peak == -jnp.inf, 0.0, peak)  # a row without any possible token stays one, not NaN
-        (total,) = self.sum((jnp.exp(z - peak[:, None]).sum(-1),))
-        norm = peak + jnp.log(jnp.where(total == 0, 1.0, total))
-        return z - norm[:, None], norm
-
-    def hit(self, targets: Array) -> Array:
-        return self._ids == targets[:, None]
-
-    def at(self, logps: Array, targets: Array) -> Array:
-        (found,) = self.sum((jnp.where(self.hit(targets), logps, 0.0).sum(-1),))
-        return found
-
-    def sum(self, values: tuple[Array, ...]) -> tuple[Array, ...]:
-        over = self._over()
-        return jax.lax.psum(values, over) if over else values
-
-    def give_back(self, gradient: Array) -> Array:
-        """A gradient of the kernel, as the share that the device was given."""
-        if GROUP in self._axes:
-            gradient = jnp.pad(gradient, ((0, self._rows - gradient.shape[0]), (0, 0)))
-            gradient = jax.lax.all_to_all(gradient, GROUP, split_axis=0, concat_axis=1, tiled=True)
-        return gradient[:, : self._share[1]]
-
-    def _over(self) -> tuple[str, ...]:
-        return tuple(name for name in (SLICES, GROUP) if name in self._axes)
-
-
-def _gather(x: Array, axes: frozenset[str]) -> Array:
-    return jax.lax.all_gather(x, GROUP, tiled=True) if GROUP in axes else x
-
-
-def _own(x: Array, axes: frozenset[str]) -> Array:
-    """Of values that all devices of a group have, for the tokens of all: this device's."""
-    if GROUP not in axes:
-        return x
-    size = x.shape[0] // jax.lax.axis_size(GROUP)
-    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(GROUP) * size, size)
-
-
-def _scatter_sum(x: Array, axes: frozenset[str]) -> Array:
-    """Sums what each slice of the vocabulary says, and keeps this device's tokens."""
-    if SLICES in axes:
-        x = jax.lax.psum(x, SLICES)
-    return jax.lax.psum_scatter(x, GROUP, scatter_dimension=0, tiled=True) if GROUP in axes else x
-
-
-def _cut(by_token: Any, chunk: int) -> Any:
-    """`[t, ...]` -> `[blocks, block, ...]`: as many blocks as `chunk` asks for, of the least padding."""
-    count = jax.tree.leaves(by_token)[0].shape[0]
-    blocks = max(-(-count // chunk), 1)
-    size = max(-(-count // blocks), 1)
-
-    def cut(x: Array) -> Array:
-        x = jnp.pad(x, [(0, blocks * size - count)] + [(0, 0)] * (x.ndim - 1))
-        return x.reshape(blocks, size, *x.shape[1:])
-
-    return jax.tree.map(cut, by_token)
-
-
-def _join(x: Array, *, length: int) -> Array:
-    """The inverse of `_cut`, padding cut off."""
-    return x.reshape(-1, *x.shape[2:])[:length]

@@ -7,6 +7,9 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from tisdpo_jax import arguments
+from tisdpo_jax.scoring._targets import check_targets, of_targets
+
 Array = jax.Array
 Direction = Literal["policy||reference", "reference||policy"]
 DIRECTIONS = get_args(Direction)
@@ -25,16 +28,33 @@ def log_softmax(logits: Array) -> Array:
     return jnp.where(possible, shifted - norm, -jnp.inf)
 
 
-def logps_from_logits(logits: Array, targets: Array) -> Array:
+def logps_from_logits(logits: Array, targets: Array, *, mask: Array | None = None) -> Array:
     """Log-likelihood of each target.
 
+    A target outside the vocabulary, as the label -100 is, counts nowhere: under the mask its log-likelihood is 0,
+    without a gradient. Elsewhere it is an error where its value can be seen, and NaN where it is traced (under jit).
+
     Args:
-      logits: `[..., N, V]`, any float dtype; row n predicts target n (the shift by one is the caller's).
+      logits: `[..., N, V]`, any float dtype; row n predicts target n (the shift by one is the caller's: `next_token`).
       targets: `[..., N]` integers in [0, V).
+      mask: `[..., N]`, 1 on tokens that count. Where it is 0, nothing is looked at, neither target nor logits.
 
     Returns: `[..., N]` float32, natural logarithms; -inf where the logit of the target is.
+    Raises: ValueError for other shapes and dtypes, and for targets outside the vocabulary.
     """
-    return jnp.take_along_axis(log_softmax(logits), targets[..., None], axis=-1)[..., 0]
+    function = "logps_from_logits"
+    logits = arguments.floats(function, "logits", logits)
+    given, targets = targets, arguments.integers(function, "targets", targets)
+    if not logits.ndim or logits.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"{function}: logits has shape {logits.shape} and targets {targets.shape}; they must be [..., N, V] and "
+            "[..., N]. Logits of the tokens themselves are shifted first: see scoring.next_token"
+        )
+    mask = check_targets(function, given, targets.shape, logits.shape[-1], mask)
+    if mask is not None:
+        logits = jnp.where(mask[..., None] > 0, logits, jnp.zeros((), logits.dtype))
+    picked = jnp.take_along_axis(log_softmax(logits), jnp.clip(targets, 0, logits.shape[-1] - 1)[..., None], axis=-1)
+    return of_targets(picked[..., 0], targets, logits.shape[-1], mask)
 
 
 def kl_from_logits(
@@ -50,13 +70,15 @@ def kl_from_logits(
     add nothing; +inf where the second excludes what the first allows (the gradient is then that of the
     remaining entries).
     """
+    function = "kl_from_logits"
+    policy_logits = arguments.floats(function, "policy_logits", policy_logits)
+    reference_logits = arguments.floats(function, "reference_logits", reference_logits)
+    if not policy_logits.ndim:
+        raise ValueError(f"{function}: policy_logits has shape (); it must be [..., V]")
+    arguments.same_shape(function, "reference_logits", reference_logits, "policy_logits", policy_logits.shape)
+    arguments.choice(function, "direction", direction, DIRECTIONS)
     policy, reference = log_softmax(policy_logits), log_softmax(reference_logits)
-    if direction == "policy||reference":
-        first, second = policy, reference
-    elif direction == "reference||policy":
-        first, second = reference, policy
-    else:
-        raise ValueError(f"kl_from_logits: direction {direction!r} is neither {' nor '.join(map(repr, DIRECTIONS))}")
+    first, second = (policy, reference) if direction == "policy||reference" else (reference, policy)
     return kl_from_log_probs(first, second)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import numpy.typing as npt
+
+from tisdpo_jax import arguments
 
 
 def contrast_scores(
@@ -20,7 +23,11 @@ def contrast_scores(
 
     Source: Liu et al., DLMA, arXiv 2402.11907, eq. 5, which sums.
     """
-    real = np.asarray(mask) > 0
-    ratios = np.asarray(positive_logps, np.float64) - np.asarray(negative_logps, np.float64)
+    positive, negative, mask = (np.asarray(x) for x in (positive_logps, negative_logps, mask))
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (positive, negative, mask)]
+    arguments.elements("contrast_scores", shapes[2], positive_logps=shapes[0], negative_logps=shapes[1])
+    arguments.flag("contrast_scores", "average", average)
+    real = mask > 0
+    ratios = positive.astype(np.float64) - negative.astype(np.float64)
     total = np.where(real, ratios, 0.0).sum(-1)
     return np.asarray(total / np.maximum(real.sum(-1), 1) if average else total)

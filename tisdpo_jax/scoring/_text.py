@@ -38,6 +38,8 @@ def by_element(view: View, values: Array) -> Array:
 
 def score(model: Model, variables: Variables, batch: Batch, *, view: str = "main", chunk: int = 256) -> Scores:
     """Log-likelihood of every response token under one model: `Scores(logps [B, S, N], None)`."""
+    if view not in batch.views:
+        raise ValueError(f"score: view is {view!r}; the batch has {', '.join(map(repr, batch.views))}")
     shown = batch.views[view]
     seen = read(model, variables, shown)
     return Scores(by_element(shown, fused_logps(seen.hidden, seen.head, shown.slots.targets, chunk=chunk)))

@@ -146,8 +146,8 @@ def pair_loss(
         return losses.tisdpo_loss(
             logps,
             reference_logps,
-            token_weights,
             mask,
+            weights=token_weights,
             beta=beta,
             token_kl=kl,
             kl_coef=loss.kl_coef,
@@ -160,7 +160,9 @@ def pair_loss(
     if loss.name == "tdpo":
         if kl is None:
             raise ValueError("tdpo needs the full-vocabulary KL")
-        return losses.tdpo_loss(logps, reference_logps, kl, mask, beta=beta, alpha=loss.alpha, variant=loss.variant)
+        return losses.tdpo_loss(
+            logps, reference_logps, mask, token_kl=kl, beta=beta, alpha=loss.alpha, variant=loss.variant
+        )
     if loss.name == "kto":
         desirable, undesirable = loss.desirable_weight, loss.undesirable_weight
         return losses.kto_loss(
@@ -171,8 +173,8 @@ def pair_loss(
         return losses.dlma_loss(
             logps,
             reference_logps,
-            batch.columns["margin"],
             mask,
+            self_reward=batch.columns["margin"],
             beta=beta,
             margin_coef=loss.margin_coef,
             lower=loss.margin_lower,

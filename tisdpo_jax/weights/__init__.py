@@ -1,7 +1,8 @@
-"""Token weights: pure functions `(positive_logps, negative_logps, mask) -> [..., 2, N]`.
+"""Token weights: pure functions `(positive_logps, negative_logps, mask) -> [..., 2, N]`, everything else by keyword.
 
 `importance_weights` is the paper's formula; `CONTROLS` are what it has to beat; `TRANSFORMS` is what the
-public PyTorch code does. None lets a gradient through. Importing this loads jax and nothing else.
+public PyTorch code does. None lets a gradient through. What an argument cannot be is a ValueError that names it; see
+`tisdpo_jax.arguments`. Importing this loads jax and nothing else.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from jax import Array
 
 from tisdpo_jax.weights._controls import log_uniform, position, rank, shuffled, uniform
 from tisdpo_jax.weights._importance import importance_weights, token_rewards
+from tisdpo_jax.weights._sums import weighted_sums
 from tisdpo_jax.weights._transforms import TRANSFORMS
 
 CONTROLS: dict[str, Callable[..., Array]] = {
@@ -31,4 +33,5 @@ __all__ = [
     "shuffled",
     "token_rewards",
     "uniform",
+    "weighted_sums",
 ]
