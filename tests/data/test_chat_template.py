@@ -43,7 +43,7 @@ def tokenizer(template: str | None = CHAT_TEMPLATE) -> Any:
 def written(template: str, response: str, messages: Sequence[Message] = TURNS) -> tuple[str, str]:
     """(prompt text, response text)"""
     opened = open_template("auto", tokenizer(template))
-    text, start = render(opened, frame(opened, messages), messages, response)
+    text, start, _ = render(opened, frame(opened, messages), messages, response)
     return text[:start], text[start:]
 
 
@@ -83,7 +83,7 @@ def test_prompt_is_the_generation_prompt() -> None:
 def test_builtin_hh() -> None:
     opened = open_template("hh", tokenizer(None))
     messages = (SYSTEM, *TURNS)
-    text, start = render(opened, frame(opened, messages), messages, "sure")
+    text, start, _ = render(opened, frame(opened, messages), messages, "sure")
     assert text[:start] == "Be kind.\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: tell me\n\nAssistant:"
     assert text[start:] == " sure</s>"
     assert takes_system(opened)

@@ -53,6 +53,7 @@ class EncodedSet:
     rejections: tuple[Rejection, ...]  # those of the `PairSet` first
     source: str
     counts: Mapping[str, int]  # records, usable, rejected, truncated_prompt, truncated_chosen, truncated_rejected
+    unread: Mapping[str, int] = dataclasses.field(default_factory=dict)  # names in records that nothing reads: records
 
     def elements(self, multiple: int = 8) -> int:
         """N: the longest response, rounded up to a multiple."""
@@ -87,8 +88,8 @@ class EncodedSet:
             yield empty if pair.minus_prompt is None else pair.minus_prompt
 
     def summary(self) -> str:
-        """Counts of records, of each reason of rejection, and of what was cut, a line each."""
-        lines = [summarise(self.source, len(self.pairs), self.rejections)]
+        """Counts of records, of each reason of rejection, of what nothing reads and of what was cut, a line each."""
+        lines = [summarise(self.source, len(self.pairs), self.rejections, self.unread)]
         for name in ("prompt", "chosen", "rejected"):
             if self.counts[f"truncated_{name}"]:
                 part = "beginning" if name == "prompt" else "end"
