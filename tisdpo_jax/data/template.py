@@ -5,8 +5,9 @@ messages, `tools`, `chat_template_kwargs`. What of that it does not write is ref
 
 The prompt is what the template writes when it is asked for an answer (`add_generation_prompt`): what is trained after
 is what sampling begins from, in TRL and here. What a template writes between that and the response (an empty think
-block) is the model's to write. A template that knows no such request writes its prompt before a placeholder that
-stands in the response's stead. Where the two forms part, the prompt ends where they do.
+block) is the model's to write. Where a conversation that is answered parts from that earlier (the request opens a
+think block, and the response has none), training's prompt ends there. A template that knows no such request writes its
+prompt before a placeholder that stands in the response's stead.
 
 The response ends with the end-of-turn token, which is part of it. Blanks that the template puts before the response
 belong to the response (Llama 2 writes "[/INST] Sure": the model answers with the token "_Sure"); what stands after
@@ -67,8 +68,8 @@ class Template:
 class Frame(NamedTuple):
     """What a template writes around the response to a conversation."""
 
-    head: str  # the prompt
-    lead: str  # between the prompt and a response
+    head: str  # the prompt: what sampling begins from
+    before: str  # all that stands before a response of plain text, which may part from `head` towards its end
     tail: str
     unread: tuple[str, ...]  # names in the messages that the template does not write
 
@@ -234,14 +235,12 @@ def frame(template: Template, messages: Sequence[Message]) -> Frame:
     if text.count(PLACEHOLDER) != 1:
         raise Unusable("template breaks the record", "it does not write the response exactly once")
     before, _, tail = text.partition(PLACEHOLDER)
-    head = before
-    if template.asks:
-        head = before[: _common(_write(template, messages, generation=True), before)]
+    head = _write(template, messages, generation=True) if template.asks else before
     for message in turns_of(messages):
         # Templates may trim a turn, and strip the reasoning from earlier answers; they may not lose what was said.
         if not _stands_in(template, message, head):
             raise Unusable("template breaks the record", f"it leaves out or alters a turn of the {message.role}")
-    return Frame(head, before[len(head) :], tail, unread_names(template, messages, ending))
+    return Frame(head, before, tail, unread_names(template, messages, ending))
 
 
 def _stands_in(template: Template, message: Message, head: str) -> bool:
@@ -269,27 +268,29 @@ def render(template: Template, around: Frame, messages: Sequence[Message], respo
     """
     answer = Message("assistant", response, extra)
     text = _write(template, [*messages, answer])
-    before, tail = around.head + around.lead, around.tail
+    before, tail = around.before, around.tail
     body = text[len(before) : len(text) - len(tail)]
     start = min(_common(text, around.head), len(around.head.rstrip(" ")))
+    if not _stands_in(template, turns_of(messages)[-1], around.head[:start]):
+        raise Unusable("template breaks the record", "it writes the turns otherwise where it asks for an answer")
     if text == before + body + tail and body.strip() == response.strip() and body in response and not extra:
-        end_token = _first_special(template, tail)
-        ending = tail[: tail.index(end_token) + len(end_token)] if end_token else tail.rstrip() + template.eos
+        closing = _closing(template, tail)
+        ending = tail[: tail.index(closing) + len(closing)] if closing else tail.rstrip() + template.eos
         return Rendered(before + body + ending, start)
     if not extra and not template.markup.search(response):
         raise Unusable("template breaks the record", "it alters the response, or what stands around it")
     text, close = _cut(template, text, tail)
-    _check_rewritten(template, around, text[:close], start, response, bool(extra))
+    _check_rewritten(template, text[start:close], response, bool(extra))
     return Rendered(text, start, unread_in_answer(template, messages, answer))
 
 
 def _cut(template: Template, text: str, tail: str) -> tuple[str, int]:
     """A conversation up to its end of turn, where the tail may be another, and where the last answer ends in it."""
-    end_token = _first_special(template, tail)
-    closing = tail[tail.index(end_token) :] if end_token else tail
-    if text.endswith(closing):
-        close = len(text) - len(closing)
-        return text[:close] + (end_token or closing.rstrip() + template.eos), close
+    closing = _closing(template, tail)
+    ending = tail[tail.index(closing) :] if closing else tail
+    if text.endswith(ending):
+        close = len(text) - len(ending)
+        return text[:close] + (closing or ending.rstrip() + template.eos), close
     text = text.rstrip()  # Llama 3.1 ends a call of a built-in tool with another token
     last = max((token for token in template.special if text.endswith(token)), key=len, default="")
     if not last:
@@ -297,21 +298,20 @@ def _cut(template: Template, text: str, tail: str) -> tuple[str, int]:
     return text, len(text) - len(last)
 
 
-def _check_rewritten(template: Template, around: Frame, text: str, start: int, response: str, more: bool) -> None:
+def _check_rewritten(template: Template, written: str, response: str, more: bool) -> None:
     """Of a response with think blocks or other fields: all its text must be there in order, and nothing foreign."""
-    lost = around.head[start:]
-    place, left = start, []
+    place, left = 0, []
     for piece in filter(None, (piece.strip() for piece in template.markup.split(response))):
-        at = text.find(piece, place)
+        at = written.find(piece, place)
         if at < 0:
             raise Unusable(
                 "template breaks the record",
                 f"it leaves out or alters {piece[:30]!r} of the response; choose a template that writes it",
             )
-        left.append(text[place:at])
+        left.append(written[place:at])
         place = at + len(piece)
-    left.append(text[place:])
-    if template.markup.sub("", lost).strip() or (not more and template.markup.sub("", "".join(left)).strip()):
+    left.append(written[place:])
+    if not more and template.markup.sub("", "".join(left)).strip():
         raise Unusable("template breaks the record", "it alters the response, or what stands around it")
 
 
@@ -336,6 +336,18 @@ def _write(template: Template, messages: Sequence[Message], generation: bool = F
         return template.write(messages, generation)
     except Exception as error:  # whatever jinja code of a stranger raises
         raise Unusable("template breaks the record", str(error) or type(error).__name__) from None
+
+
+def _closing(template: Template, tail: str) -> str:
+    """The end-of-turn token behind a response, and those that follow it at once (Command R7B writes two)."""
+    closing = _first_special(template, tail)
+    while closing:
+        rest = tail[tail.index(closing) + len(closing) :]
+        following = _first_special(template, rest)
+        if not following or not rest.startswith(following):
+            break
+        closing += following
+    return closing
 
 
 def _first_special(template: Template, tail: str) -> str:

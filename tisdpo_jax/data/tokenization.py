@@ -43,6 +43,7 @@ class Written(NamedTuple):
     chosen: Rendered
     rejected: Rendered
     kept: list[tuple[int, int]]  # character ranges of the prompt that cutting must leave
+    head: str  # what sampling begins from, where the text of a side parts from it; "" where it does not
     unread: tuple[str, ...]  # names in the messages that the template does not write
 
 
@@ -52,6 +53,7 @@ class Row(NamedTuple):
     prompt: Ids  # [P]
     response: Ids  # [N]
     fixed: npt.NDArray[np.bool_]  # [P], prompt tokens that cutting must leave
+    parts: bool  # whether the prompt ends before what sampling begins from
 
 
 def encode_pairs(
@@ -92,6 +94,7 @@ def encode_pairs(
     opened = open_template(template, tokenizer) if isinstance(template, str) else template
     views = make_views(system, contrast)
     check_views(opened, views)
+    added = set(tokenizer.added_tokens_decoder)
     encoded: list[EncodedPair] = []
     unread: Counter[str] = Counter()
     rejections = list(pair_set.rejections)
@@ -102,11 +105,11 @@ def encode_pairs(
                 written.append((pair, _write(opened, views, pair)))
             except Unusable as problem:
                 rejections.append(Rejection(pair.origin, problem.reason, problem.detail))
-        rows = _tokenize(tokenizer, [texts for _, texts in written])
+        rows = _tokenize(tokenizer, [texts for _, texts in written], added)
         for pair, texts in written:
             sides = {view.name: (next(rows), next(rows)) for view in views}
             try:
-                encoded.append(_assemble(pair, sides, max_length, max_response))
+                encoded.append(_assemble(pair, sides, added, max_length, max_response))
             except Unusable as problem:
                 rejections.append(Rejection(pair.origin, problem.reason, problem.detail))
                 continue
@@ -132,15 +135,16 @@ def _write(template: Template, views: Sequence[View], pair: Pair) -> list[Writte
                 chosen._replace(start=seam),
                 rejected._replace(start=seam),
                 contrast_ranges(template, view, around.head, messages),
+                around.head if seam < len(around.head.rstrip(" ")) else "",
                 (*around.unread, *chosen.unread, *rejected.unread),
             )
         )
     return written
 
 
-def _tokenize(tokenizer: Tokenizer, written: Sequence[Sequence[Written]]) -> Iterator[Row]:
+def _tokenize(tokenizer: Tokenizer, written: Sequence[Sequence[Written]], added: Set[int]) -> Iterator[Row]:
     """Rows in the order pair, view, side."""
-    sides = [(side, view.kept) for views in written for view in views for side in (view.chosen, view.rejected)]
+    sides = [(side, view) for views in written for view in views for side in (view.chosen, view.rejected)]
     if not sides:
         return
     tokens = tokenizer(
@@ -155,9 +159,9 @@ def _tokenize(tokenizer: Tokenizer, written: Sequence[Sequence[Written]]) -> Ite
     )
     bos = tokenizer.bos_token_id
     adds_bos = bos is not None and tokenizer("a").input_ids[:1] == [bos]
-    added = set(tokenizer.added_tokens_decoder)
-    for (side, kept), ids, offsets in zip(sides, tokens["input_ids"], tokens["offset_mapping"], strict=True):
-        yield _split(ids, offsets, side, kept, bos, adds_bos, added)
+    for (side, view), ids, offsets in zip(sides, tokens["input_ids"], tokens["offset_mapping"], strict=True):
+        row = _split(ids, offsets, side, view.kept, bos, adds_bos, added)
+        yield _part(row, tokenizer(view.head, add_special_tokens=False).input_ids) if view.head else row
 
 
 def _split(
@@ -183,11 +187,27 @@ def _split(
     if bos is not None and ids[:1] == [bos]:
         fixed[:1] = True
     array = np.asarray(ids, np.int32)
-    return Row(array[:first], array[first:], fixed)
+    return Row(array[:first], array[first:], fixed, bool((starts[first : first + 1] < side.start).any()))
 
 
-def _assemble(pair: Pair, sides: dict[str, tuple[Row, Row]], max_length: int, max_response: int) -> EncodedPair:
+def _part(row: Row, head: list[int]) -> Row:
+    """The row with a prompt that ends where its tokens part from those that sampling begins from."""
+    shift = int(row.prompt[:1].tolist() != head[:1])  # the BOS that the template did not write
+    length = min(len(row.prompt) - shift, len(head))
+    shared = shift + int(np.append(row.prompt[shift : shift + length] != head[:length], True).argmax())
+    return _shorten(row, shared)
+
+
+def _shorten(row: Row, length: int) -> Row:
+    """The row with its prompt's tokens from `length` on in the response."""
+    return Row(row.prompt[:length], np.append(row.prompt[length:], row.response), row.fixed[:length], True)
+
+
+def _assemble(
+    pair: Pair, sides: dict[str, tuple[Row, Row]], added: Set[int], max_length: int, max_response: int
+) -> EncodedPair:
     """One pair from the rows of its views, cut to length."""
+    sides = {name: _align(name, rows, added) for name, rows in sides.items()}
     chosen, rejected = (row.response for row in sides["main"])
     for name, rows in sides.items():
         _check_rows(name, rows, chosen, rejected)
@@ -209,6 +229,7 @@ def _assemble(pair: Pair, sides: dict[str, tuple[Row, Row]], max_length: int, ma
         rejected=cut[1],
         plus_prompt=prompts.get("plus"),
         minus_prompt=prompts.get("minus"),
+        parts=any(row.parts for rows in sides.values() for row in rows),
         truncated_prompt=truncated,
         truncated_chosen=len(chosen) > max_response,
         truncated_rejected=len(rejected) > max_response,
@@ -220,13 +241,18 @@ def _assemble(pair: Pair, sides: dict[str, tuple[Row, Row]], max_length: int, ma
     )
 
 
+def _align(name: str, rows: tuple[Row, Row], added: Set[int]) -> tuple[Row, Row]:
+    """Where the end of the prompt is tokenised otherwise on one side (it merges there), it goes to both responses."""
+    length = min(len(row.prompt) for row in rows)
+    shared = int((np.append(rows[0].prompt[:length] != rows[1].prompt[:length], True)).argmax())
+    if all(len(row.prompt) == shared for row in rows):
+        return rows
+    if any(token in added for row in rows for token in row.prompt[shared:].tolist()):
+        raise Unusable("prompt tokens differ", f"those of the two sides of the {name} view, by more than a merged end")
+    return _shorten(rows[0], shared), _shorten(rows[1], shared)
+
+
 def _check_rows(name: str, rows: tuple[Row, Row], chosen: Ids, rejected: Ids) -> None:
-    if not np.array_equal(rows[0].prompt, rows[1].prompt):
-        raise Unusable(
-            "prompt tokens differ",
-            f"those of the two sides of the {name} view: one response begins with text that is one token with the end "
-            "of the prompt; begin both with a letter, or both with that",
-        )
     if not len(rows[0].prompt):
         raise Unusable("empty prompt", f"no token of the {name} view stands before the response")
     for side, row, response in zip(("chosen", "rejected"), rows, (chosen, rejected), strict=True):
@@ -262,6 +288,7 @@ def _count(encoded: Sequence[EncodedPair], rejections: Sequence[Rejection]) -> d
         "records": len(encoded) + len(rejections),
         "usable": len(encoded),
         "rejected": len(rejections),
+        "parts": sum(pair.parts for pair in encoded),
         "truncated_prompt": sum(pair.truncated_prompt for pair in encoded),
         "truncated_chosen": sum(pair.truncated_chosen for pair in encoded),
         "truncated_rejected": sum(pair.truncated_rejected for pair in encoded),
