@@ -7,6 +7,7 @@ and that reads the clock. A macro of that name, put before the source, takes its
 
 from __future__ import annotations
 
+import json
 from typing import Any, NamedTuple
 
 PINNED_DATE = "26 Jul 2024"
@@ -16,7 +17,7 @@ _DIRECTIVES = {
     **{"m": "07", "-m": "7", "y": "24", "-y": "24", "Y": "2024", "G": "2024", "g": "24", "j": "208", "-j": "208"},
     **{"H": "00", "-H": "0", "k": " 0", "I": "12", "-I": "12", "l": "12", "M": "00", "-M": "0", "S": "00", "-S": "0"},
     **{"f": "000000", "p": "AM", "P": "am", "s": "1721952000", "z": "+0000", "Z": "UTC"},
-    **{"u": "5", "w": "5", "U": "29", "W": "30", "V": "30", "n": "\\n", "t": "\\t"},
+    **{"u": "5", "w": "5", "U": "29", "W": "30", "V": "30", "n": "\n", "t": "\t"},
     **{"c": "Fri Jul 26 00:00:00 2024", "x": "07/26/24", "X": "00:00:00", "D": "07/26/24", "F": "2024-07-26"},
     **{"r": "12:00:00 AM", "R": "00:00", "T": "00:00:00"},
 }
@@ -54,13 +55,13 @@ def pin_date(source: str) -> str:
     """The same source with `strftime_now` of `PINNED_DATE`; a directive that strftime has not is an error."""
     if "strftime_now" not in reads(source).variables:
         return source
-    known = [("%%", _PERCENT), *((f"%{name}", text) for name, text in _DIRECTIVES.items())]
-    chain = "".join(f" | replace({directive!r}, '{text}')" for directive, text in known)
     macro = (
-        "{% macro strftime_now(format) %}{% set written = format" + chain + " %}"
-        "{% if '%' in written %}{{ raise_exception('strftime_now: no such directive in ' + format) }}{% endif %}"
-        "{{ written | replace('" + _PERCENT + "', '%') }}{% endmacro %}"
-    )
+        "{% macro strftime_now(format) %}{% set texts = " + json.dumps(_DIRECTIVES) + " %}"
+        "{% set parts = format.replace('%%', PERCENT).split('%') %}{{ parts[0] | replace(PERCENT, '%') }}"
+        "{% for part in parts[1:] %}{% set name = part[:2] if part[:1] == '-' else part[:1] %}"
+        "{% if name not in texts %}{{ raise_exception('strftime_now: no such directive in ' + format) }}{% endif %}"
+        "{{ texts[name] + part[name | length :] | replace(PERCENT, '%') }}{% endfor %}{% endmacro %}"
+    ).replace("PERCENT", repr(_PERCENT))
     # jinja takes one line break after the tag: what follows begins a line, as it did
     return f"{macro}\n{source}"
 
