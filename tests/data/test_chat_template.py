@@ -43,7 +43,7 @@ def tokenizer(template: str | None = CHAT_TEMPLATE) -> Any:
 def written(template: str, response: str, messages: Sequence[Message] = TURNS) -> tuple[str, str]:
     """(prompt text, response text)"""
     opened = open_template("auto", tokenizer(template))
-    text, start = render(opened, frame(opened, messages), messages, response)
+    text, start, _ = render(opened, frame(opened, messages), messages, response)
     return text[:start], text[start:]
 
 
@@ -83,7 +83,7 @@ def test_prompt_is_the_generation_prompt() -> None:
 def test_builtin_hh() -> None:
     opened = open_template("hh", tokenizer(None))
     messages = (SYSTEM, *TURNS)
-    text, start = render(opened, frame(opened, messages), messages, "sure")
+    text, start, _ = render(opened, frame(opened, messages), messages, "sure")
     assert text[:start] == "Be kind.\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: tell me\n\nAssistant:"
     assert text[start:] == " sure</s>"
     assert takes_system(opened)
@@ -207,3 +207,58 @@ def test_marks_that_are_no_special_tokens() -> None:
 def test_today_is_the_same_day_in_every_run() -> None:
     template = "{{ date_string }}" + CHAT_TEMPLATE
     assert written(template, "sure")[0].startswith("26 Jul 2024<|im_start|>")
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        ("strftime_now('%d %B %Y')", "26 July 2024"),
+        ("strftime_now('%Y-%m-%d')", "2024-07-26"),
+        ("strftime_now('%A, %-d %b; %H:%M 100%%d')", "Friday, 26 Jul; 00:00 100%d"),
+        ("(strftime_now('%Y') | int - 1) | string", "2023"),
+        ("date_string if date_string is defined else strftime_now('%F')", "26 Jul 2024"),
+        ("strftime_now('%F') if strftime_now is defined else 'never'", "2024-07-26"),
+    ],
+)
+def test_the_clock_of_templates_stands_still(call: str, expected: str) -> None:
+    for head, found in (
+        ("{{ " + call + " }}", expected),
+        ("\n  {% set day = " + call + " %}\n{{ day }}", f"\n{expected}"),
+        ("{% macro day() %}{{ " + call + " }}{% endmacro %}{{ day() }}", expected),
+    ):
+        opened = open_template("auto", tokenizer(head + CHAT_TEMPLATE))
+        for generation in (False, True):  # sampling sees the same day
+            assert opened.write([Message("user", "hi")], generation).startswith(f"{found}<|im_start|>")
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("strftime_now('%Q')", "no such directive in %Q"),
+        ("['a', 'b'] | random", "uses 'random', and so writes other text every time"),
+        ("lipsum()", "uses 'lipsum'"),
+        ("now()", "'now' is undefined"),
+    ],
+)
+def test_a_template_that_writes_other_text_every_time_is_refused(call: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        open_template("auto", tokenizer("{{ " + call + " }}" + CHAT_TEMPLATE))
+
+
+def test_a_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad.jinja").write_bytes(b"{{ '\xff' }}")
+    with pytest.raises(ConfigError, match=r"bad\.jinja: cannot be read as UTF-8 text"):
+        open_template(str(tmp_path / "bad.jinja"), tokenizer())
+
+
+def test_a_turn_that_ends_with_two_tokens_keeps_both() -> None:
+    assert written(CHAT_TEMPLATE.replace("<|im_end|>", "<|im_end|></s>"), "sure")[1] == "sure<|im_end|></s>"
+
+
+def test_what_an_earlier_answer_said_must_be_written() -> None:
+    drops = (
+        "{% for m in messages %}{% if m.content == 'yes?' %}{% continue %}{% endif %}"
+        "{{ m.role + m.content + '</s>' }}{% endfor %}"
+    )
+    with pytest.raises(Unusable, match="leaves out or alters a turn of the assistant"):
+        written(drops, "sure")

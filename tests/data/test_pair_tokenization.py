@@ -65,11 +65,8 @@ def test_ids_are_those_of_the_whole_text(data: Any, contrast: Any, chosen: str, 
     example = pair(chosen, shared + "other", prompt)
     found = encode(example, contrast=contrast)
     if found.rejections:
-        # Only white space at the seam can be one token with the template's line break on one side alone.
-        assert {rejection.reason for rejection in found.rejections} <= {
-            "prompt tokens differ",
-            "response tokens differ",
-        }
+        # Only white space at the seam can be one token with the template's line break, and in one view alone.
+        assert {rejection.reason for rejection in found.rejections} == {"response tokens differ"}
         assert chosen[:1].isspace() or (shared + "o")[0].isspace()
         return
     (got,) = found.pairs
@@ -90,9 +87,13 @@ def test_token_across_the_seam_belongs_to_the_response() -> None:
     got = one(pair("p you", "p me"), made=made)
     assert made.decode(got.prompt) == "<s>user heltell me about the moon</s>assistant"
     assert made.decode(got.chosen) == " help you</s>"
-    # On one side alone it would leave the two sides with different prompts.
-    (rejection,) = encode(pair("p you", "zzz"), made=made).rejections
-    assert str(rejection).startswith("f.jsonl:1: prompt tokens differ")
+    # On one side alone the other response begins with what is the prompt's there, as in TRL; and it is said.
+    found = encode(pair("p you", "zzz"), made=made)
+    (merged,) = found.pairs
+    np.testing.assert_array_equal(merged.prompt, got.prompt)
+    np.testing.assert_array_equal(merged.chosen, got.chosen)
+    assert made.decode(merged.rejected) == " helzzz</s>"
+    assert "1  pairs whose prompt ends before what sampling begins from" in found.summary()
 
 
 def test_shared_first_words_stay_in_the_responses() -> None:

@@ -161,7 +161,7 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("pairs", {"messages": "hi", "chosen": "a", "rejected": "b"}, "wrong type", "not a list of messages"),
     ("pairs", {"messages": [{"role": USER}], "chosen": "a", "rejected": "b"}, "wrong type", "has no text"),
     ("pairs", {"messages": ["hi"], "chosen": "a", "rejected": "b"}, "wrong type", "not an object"),
-    ("pairs", {"messages": as_dicts(("tool", "x")), "chosen": "a", "rejected": "b"}, "unknown role", "'tool'"),
+    ("pairs", {"messages": as_dicts(("boss", "x")), "chosen": "a", "rejected": "b"}, "unknown role", "'boss'"),
     ("pairs", {"messages": [{"role": [1], "content": "x"}], "chosen": "a", "rejected": "b"}, "unknown role", "[1]"),
     ("pairs", {"messages": as_dicts((ASSISTANT, "x")), "chosen": "a", "rejected": "b"}, "turn order", "turn 1"),
     ("pairs", {"messages": as_dicts((USER, "x"), (USER, "y")), "chosen": "a", "rejected": "b"}, "turn order", "turn 2"),
@@ -196,7 +196,12 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("hf", {**HF, "rejected": []}, "turn order", "rejected does not end"),
     ("hf", {**HF, "rejected": None}, "wrong type", "no 'rejected'"),
     ("sharegpt", {"conversations": [], "chosen": "a", "rejected": "b"}, "empty prompt", ""),
-    ("sharegpt", {"conversations": [], "chosen": "a", "rejected": "b", "tools": "[x]"}, "tools", ""),
+    (
+        "sharegpt",
+        {"conversations": [], "chosen": "a", "rejected": "b", "tools": "[x]"},
+        "wrong type",
+        "'tools' is text, but not JSON",
+    ),
 ]
 
 

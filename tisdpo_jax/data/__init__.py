@@ -11,6 +11,7 @@ A record that cannot be used is never dropped in silence: it is a `Rejection` wi
 
 from tisdpo_jax.data.batching import Order, balanced_batches, make_batch, num_steps, recorded_columns
 from tisdpo_jax.data.encoded import EncodedPair, EncodedSet
+from tisdpo_jax.data.identity import tokenizer_identity
 from tisdpo_jax.data.inspection import file_summary, inspect_text
 from tisdpo_jax.data.packing import Layout, RowShape, fit
 from tisdpo_jax.data.policy import apply_policy, split_by_prompt
@@ -49,4 +50,5 @@ __all__ = [
     "read_prompts",
     "recorded_columns",
     "split_by_prompt",
+    "tokenizer_identity",
 ]

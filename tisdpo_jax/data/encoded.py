@@ -29,6 +29,7 @@ class EncodedPair:
     rejected: Ids  # [R]
     plus_prompt: Ids | None = None
     minus_prompt: Ids | None = None
+    parts: bool = False  # its prompt ends before what sampling begins from: what is answered is tokenised otherwise
     truncated_prompt: bool = False  # its beginning was cut
     truncated_chosen: bool = False  # its end was cut, the end-of-turn token with it
     truncated_rejected: bool = False
@@ -52,7 +53,10 @@ class EncodedSet:
     pairs: tuple[EncodedPair, ...]
     rejections: tuple[Rejection, ...]  # those of the `PairSet` first
     source: str
-    counts: Mapping[str, int]  # records, usable, rejected, truncated_prompt, truncated_chosen, truncated_rejected
+    counts: Mapping[
+        str, int
+    ]  # records, usable, rejected, parts, truncated_prompt, truncated_chosen, truncated_rejected
+    unread: Mapping[str, int] = dataclasses.field(default_factory=dict)  # names in records that nothing reads: records
 
     def elements(self, multiple: int = 8) -> int:
         """N: the longest response, rounded up to a multiple."""
@@ -87,8 +91,10 @@ class EncodedSet:
             yield empty if pair.minus_prompt is None else pair.minus_prompt
 
     def summary(self) -> str:
-        """Counts of records, of each reason of rejection, and of what was cut, a line each."""
-        lines = [summarise(self.source, len(self.pairs), self.rejections)]
+        """Counts of records, of each reason of rejection, of what nothing reads and of what was cut, a line each."""
+        lines = [summarise(self.source, len(self.pairs), self.rejections, self.unread)]
+        if self.counts.get("parts"):
+            lines.append(f"  {self.counts['parts']:6d}  pairs whose prompt ends before what sampling begins from")
         for name in ("prompt", "chosen", "rejected"):
             if self.counts[f"truncated_{name}"]:
                 part = "beginning" if name == "prompt" else "end"

@@ -20,6 +20,7 @@ from tisdpo_jax.data.records import Unusable
 from tisdpo_jax.errors import DataError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+LINE_LIMIT, FILE_LIMIT = 2**26, 2**31  # bytes of a record in a line, and of a list; more is no preference data
 
 
 class Row(NamedTuple):
@@ -65,12 +66,14 @@ def _check_exists(path: Path, name: str) -> None:
 def _lines(file: BinaryIO, name: str) -> Iterator[Row]:
     for number in itertools.count(1):
         try:
-            line = file.readline()
+            line = file.readline(LINE_LIMIT + 1)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             # What is lost cannot be counted, so on_error skip cannot cover it.
             raise DataError(f"{name}:{number}: the compressed file is cut off or damaged here: {error}") from None
         if not line:
             return
+        if len(line) > LINE_LIMIT:
+            raise DataError(f"{name}:{number}: longer than {LINE_LIMIT >> 20} MiB; is this one record a line?")
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         if line.strip():
@@ -86,11 +89,16 @@ def _decode(line: bytes) -> Any:
         return Unusable("not JSON", f"{error.msg} at column {error.colno}")
     except RecursionError:
         return Unusable("not JSON", "nested too deeply")
+    except ValueError as error:  # a number of thousands of digits
+        return Unusable("not JSON", str(error))
 
 
 def _list(file: BinaryIO, name: str) -> Iterator[Row]:
     try:
-        text = file.read().decode("utf-8-sig")
+        content = file.read(FILE_LIMIT + 1)
+        if len(content) > FILE_LIMIT:
+            raise DataError(f"{name}: holds more than {FILE_LIMIT >> 30} GiB; write one record a line (.jsonl)")
+        text = content.decode("utf-8-sig")
         value = json.loads(text) if text.strip() else []
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{name}: the compressed file is cut off or damaged: {error}") from None
@@ -99,6 +107,10 @@ def _list(file: BinaryIO, name: str) -> Iterator[Row]:
     except json.JSONDecodeError as error:
         hint = "; one record a line is called .jsonl" if error.msg == "Extra data" else ""
         raise DataError(f"{name}:{error.lineno}: not JSON: {error.msg} at column {error.colno}{hint}") from None
+    except RecursionError:
+        raise DataError(f"{name}: not JSON: nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(f"{name}: not JSON: {error}") from None
     if not isinstance(value, list):
         raise DataError(f"{name}: a .json file must hold a list of records; this one holds a {type(value).__name__}")
     for number, record in enumerate(value, start=1):

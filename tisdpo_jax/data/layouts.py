@@ -5,32 +5,50 @@
     sharegpt  "conversations" of {"from", "value"}, one such answer under "chosen" and "rejected"
     hf        lists of {"role", "content"} under "chosen" and "rejected", with or without a "prompt"
 
-A prompt is always made of whole messages: never the longest common text of two answers, which
-would take their shared first words away from them.
+Each may hold "tools" and "chat_template_kwargs" too, which reach the template. A prompt is always made of whole
+messages: never the longest common text of two answers, which would take their shared first words away from them.
+
+No field is passed over in silence: those of `FIELDS` and `EVERYWHERE` are read, those of `STEERING` would tell the
+model something and are refused where nothing reads them, and any other (a score, a source) is counted; the layout
+`pairs`, which is this package's own, refuses those as well.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from tisdpo_jax.data.records import Message, Pair, Unusable
+from tisdpo_jax.data.messages import read_messages, read_settings
+from tisdpo_jax.data.records import Message, Pair, Unusable, says_nothing
+from tisdpo_jax.data.transcripts import HH_TURN, check_one_turn
 from tisdpo_jax.data.validation import check_pair, read_group, read_id, read_margin, read_weights
 
-PAIRS_FIELDS = ("id", "prompt", "messages", "chosen", "rejected", "chosen_weights", "rejected_weights", "margin")
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
+EVERYWHERE = ("id", "margin", "chosen_weights", "rejected_weights", "tools", "chat_template_kwargs")
+FIELDS = {
+    "pairs": ("prompt", "messages", "chosen", "rejected"),
+    "hh": ("chosen", "rejected", "prompt"),
+    "sharegpt": ("conversations", "chosen", "rejected", "system"),
+    "hf": ("prompt", "messages", "chosen", "rejected"),
 }
-HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+PAIRS_FIELDS = (*EVERYWHERE, *FIELDS["pairs"])
+STEERING = frozenset(
+    (
+        *("system", "system_prompt", "system_message", "instruction", "instructions", "input", "context", "history"),
+        *("prompt", "messages", "conversations", "documents", "functions", "function_call", "tool_calls"),
+        *("tool_choice", "reasoning", "reasoning_content", "thinking", "response_format"),
+        *("weight", "weights", "loss_mask"),
+        *("image", "images", "video", "videos", "audio", "audios", "file", "files"),
+    )
+)
+
+
+class Preference(NamedTuple):
+    """What a record says: the conversation, and its two answers as messages of the assistant."""
+
+    messages: list[Message]
+    chosen: Message
+    rejected: Message
 
 
 def detect_layout(record: Any) -> str | None:
@@ -39,14 +57,14 @@ def detect_layout(record: Any) -> str | None:
         return None
     if record.get("conversations") is not None:
         return "sharegpt"
-    chosen, prompt = record["chosen"], record.get("prompt")
-    if not isinstance(chosen, str) or not isinstance(record["rejected"], str):
+    chosen, rejected, prompt = record["chosen"], record["rejected"], record.get("prompt")
+    if not isinstance(chosen, str) or not isinstance(rejected, str):
         return "hf"
+    if record.get("messages") is None and HH_TURN.match(chosen) and HH_TURN.match(rejected):
+        return "hh"
     if isinstance(prompt, str) or record.get("messages") is not None:
         return "pairs"
-    if prompt is not None:
-        return "hf"
-    return "hh" if chosen.startswith("\n\nHuman:") else None
+    return None if prompt is None else "hf"
 
 
 def read_record(record: Any, layout: str, *, origin: str, default_id: str, group_field: str = "") -> Pair:
@@ -54,39 +72,72 @@ def read_record(record: Any, layout: str, *, origin: str, default_id: str, group
     if not isinstance(record, Mapping):
         raise Unusable("not an object", f"a {type(record).__name__} stands where fields are expected")
     group = read_group(record, group_field) if group_field else None
-    if layout == "pairs" and group_field:  # which else knows no such field
-        record = {name: value for name, value in record.items() if name != group_field or name in PAIRS_FIELDS}
-    messages, chosen, rejected = READERS[layout](record)
+    messages, chosen, rejected = read_conversation(record, layout)
+    for side, answer in (("chosen", chosen), ("rejected", rejected)):
+        check_one_turn(answer.content, side)
     pair = Pair(
         id=read_id(record, default_id),
         messages=tuple(messages),
-        chosen=chosen,
-        rejected=rejected,
+        chosen=chosen.content,
+        rejected=rejected.content,
         origin=origin,
         margin=read_margin(record),
         chosen_weights=read_weights(record, "chosen_weights"),
         rejected_weights=read_weights(record, "rejected_weights"),
         group=group,
+        chosen_extra=chosen.extra,
+        rejected_extra=rejected.extra,
+        unread=unread_fields(record, layout, group_field, [*messages, chosen, rejected], strict=layout == "pairs"),
     )
     check_pair(pair)
     return pair
 
 
-def _read_pairs(record: Mapping[str, Any]) -> tuple[list[Message], str, str]:
-    for name in record:
-        if name not in PAIRS_FIELDS:
-            near = difflib.get_close_matches(str(name), PAIRS_FIELDS, n=1)
+def read_conversation(record: Mapping[str, Any], layout: str) -> Preference:
+    """Conversation, settings first, and answers of a record in this layout; no turn of the user is a transcript."""
+    messages, chosen, rejected = READERS[layout](record)
+    for message in messages:
+        if message.role == "user":
+            check_one_turn(message.content, "a turn of the user")
+    return Preference([*read_settings(record), *messages], chosen, rejected)
+
+
+def unread_fields(
+    record: Mapping[str, Any], layout: str, group_field: str, messages: Sequence[Message], *, strict: bool
+) -> tuple[str, ...]:
+    """Fields that nothing reads and that say nothing to the model; `Unusable` for one that would.
+
+    A text that stands in the conversation word for word is a copy, and may have any name; `strict` refuses all.
+    """
+    known = {*EVERYWHERE, *FIELDS[layout], group_field}
+    unread = {str(name): value for name, value in record.items() if name not in known and not says_nothing(value)}
+    texts = {message.content.strip() for message in messages}
+    for name, value in unread.items():
+        if strict:
+            near = difflib.get_close_matches(name, PAIRS_FIELDS, n=1)
             raise Unusable("unknown field", f"{name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+        if name in STEERING and not (isinstance(value, str) and value.strip() in texts):
+            raise Unusable("unread field", f"{name!r}, which layout {layout} does not read; put it into the messages")
+    return tuple(unread)
+
+
+def _read_pairs(record: Mapping[str, Any]) -> Preference:
     prompt, messages = record.get("prompt"), record.get("messages")
     if (prompt is None) == (messages is None):
         raise Unusable("missing field", "one of 'prompt' and 'messages' is needed, and only one")
-    turns = [Message("user", _text(record, "prompt"))] if messages is None else _messages(messages, "messages")
-    return turns, _text(record, "chosen"), _text(record, "rejected")
+    turns = [Message("user", _text(record, "prompt"))] if messages is None else read_messages(messages, "messages")
+    return Preference(turns, *(Message("assistant", _text(record, side)) for side in ("chosen", "rejected")))
 
 
-def _read_hh(record: Mapping[str, Any]) -> tuple[list[Message], str, str]:
+def _read_hh(record: Mapping[str, Any]) -> Preference:
     chosen, rejected = (_transcript(_text(record, side), side) for side in ("chosen", "rejected"))
-    return _join([], chosen, rejected)
+    preference = _join([], chosen, rejected)
+    if record.get("prompt") is not None:
+        prompt = _text(record, "prompt").strip()
+        begins = all(record[side].strip().startswith(prompt) for side in ("chosen", "rejected"))
+        if not begins and prompt not in [message.content for message in preference.messages[-1:]]:
+            raise Unusable("prompts differ", "the field 'prompt' is not how 'chosen' and 'rejected' begin")
+    return preference
 
 
 def _transcript(text: str, side: str) -> list[Message]:
@@ -97,63 +148,54 @@ def _transcript(text: str, side: str) -> list[Message]:
     return [Message(roles[parts[i]], parts[i + 1].strip()) for i in range(0, len(parts), 2)]
 
 
-def _read_sharegpt(record: Mapping[str, Any]) -> tuple[list[Message], str, str]:
-    if record.get("tools"):
-        raise Unusable("tools", "conversations with tools are not supported")
-    turns = _messages(record.get("conversations"), "conversations")
-    system = record.get("system")
-    if system:
+def _read_sharegpt(record: Mapping[str, Any]) -> Preference:
+    turns = read_messages(record.get("conversations"), "conversations")
+    if not says_nothing(record.get("system")):
         turns = [Message("system", _text(record, "system")), *turns]
     return _join(turns, _answer(record, "chosen"), _answer(record, "rejected"))
 
 
-def _read_hf(record: Mapping[str, Any]) -> tuple[list[Message], str, str]:
+def _read_hf(record: Mapping[str, Any]) -> Preference:
     chosen, rejected = _answer(record, "chosen"), _answer(record, "rejected")
-    prompt = record.get("prompt")
-    if prompt is None:
-        return _join([], chosen, rejected)
-    turns = [Message("user", prompt)] if isinstance(prompt, str) else _messages(prompt, "prompt")
-    if not any(message.role == "user" for message in chosen + rejected):
-        return _join(turns, chosen, rejected)
+    prompt, whole = record.get("prompt"), any(message.role == "user" for message in chosen + rejected)
+    messages = [] if record.get("messages") is None else read_messages(record["messages"], "messages")
+    if prompt is None and messages and not whole:
+        return _join(messages, chosen, rejected)
+    turns = (
+        []
+        if prompt is None
+        else read_messages(prompt, "prompt")
+        if not isinstance(prompt, str)
+        else [Message("user", prompt)]
+    )
+    preference = _join([] if whole else turns, chosen, rejected)
     # The lists hold the whole conversation (UltraFeedback); the prompt field must then be part of it.
-    messages, chosen_text, rejected_text = _join([], chosen, rejected)
-    if messages[-len(turns) :] != turns and messages[: len(turns)] != turns:
+    if whole and turns and preference.messages[-len(turns) :] != turns and preference.messages[: len(turns)] != turns:
         raise Unusable("prompts differ", "the field 'prompt' is not the prompt that 'chosen' and 'rejected' hold")
-    return messages, chosen_text, rejected_text
+    if messages and messages not in (
+        preference.messages,
+        [*preference.messages, preference.chosen],
+        [*preference.messages, preference.rejected],
+    ):
+        raise Unusable("prompts differ", "the field 'messages' is another conversation than that of 'chosen'")
+    return preference
 
 
-def _join(turns: list[Message], chosen: list[Message], rejected: list[Message]) -> tuple[list[Message], str, str]:
+def _join(turns: list[Message], chosen: list[Message], rejected: list[Message]) -> Preference:
     """Prompt and answers from two lists that agree in all messages but the last."""
     for side, messages in (("chosen", chosen), ("rejected", rejected)):
         if not messages or messages[-1].role != "assistant":
             raise Unusable("turn order", f"{side} does not end with a turn of the assistant")
     if chosen[:-1] != rejected[:-1]:
         raise Unusable("prompts differ", "chosen and rejected part before their last turn")
-    return turns + chosen[:-1], chosen[-1].content, rejected[-1].content
+    return Preference(turns + chosen[:-1], chosen[-1], rejected[-1])
 
 
 def _answer(record: Mapping[str, Any], side: str) -> list[Message]:
     value = record.get(side)
     if isinstance(value, str):
         return [Message("assistant", value)]
-    return _messages([value] if isinstance(value, Mapping) else value, side)
-
-
-def _messages(value: Any, name: str) -> list[Message]:
-    """A list of {"role", "content"} or {"from", "value"}; a turn without text or with another role is refused."""
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise Unusable("wrong type", f"'{name}' is not a list of messages" if value is not None else f"no '{name}'")
-    messages = []
-    for turn in value:
-        if not isinstance(turn, Mapping):
-            raise Unusable("wrong type", f"a message of '{name}' is not an object")
-        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if not isinstance(content, str):
-            raise Unusable("wrong type", f"a message of '{name}' has no text")
-        if not isinstance(role, str) or role not in ROLES:
-            raise Unusable("unknown role", f"{role!r} in '{name}'")
-        messages.append(Message(ROLES[role], content))
-    return messages
+    return read_messages([value] if isinstance(value, Mapping) else value, side)
 
 
 def _text(record: Mapping[str, Any], name: str) -> str:
@@ -165,5 +207,5 @@ def _text(record: Mapping[str, Any], name: str) -> str:
     return value
 
 
-Reader = Callable[[Mapping[str, Any]], tuple[list[Message], str, str]]
+Reader = Callable[[Mapping[str, Any]], Preference]
 READERS: dict[str, Reader] = {"pairs": _read_pairs, "hh": _read_hh, "sharegpt": _read_sharegpt, "hf": _read_hf}

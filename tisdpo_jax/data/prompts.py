@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from tisdpo_jax.data.files import read_file
-from tisdpo_jax.data.layouts import HH_TURN, READERS, detect_layout
+from tisdpo_jax.data.layouts import detect_layout, read_conversation, unread_fields
 from tisdpo_jax.data.records import Message, Rejection, Unusable
-from tisdpo_jax.data.template import Template, Tokenizer, check_marks, frame
+from tisdpo_jax.data.template import Template, Tokenizer, check_message, frame
+from tisdpo_jax.data.transcripts import check_one_turn
 from tisdpo_jax.data.validation import check_turns, read_id
 from tisdpo_jax.data.views import make_views, show
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Prompt:
     """A conversation that waits for an answer."""
 
     id: str
-    messages: tuple[Message, ...]  # an optional system turn, then user and assistant in turn; the last is the user's
+    messages: tuple[Message, ...]  # settings, a system turn or none, then the turns; the last is the user's or a tool's
     origin: str  # "file:line"
 
     @property
@@ -33,22 +38,25 @@ class Prompt:
 
 def conversation_text(messages: Sequence[Message]) -> str:
     """For people and judges: the text of a single turn as it is, several turns with the name of who speaks."""
-    if len(messages) == 1:
-        return messages[0].content
-    return "\n\n".join(f"{message.role}: {message.content}" for message in messages)
+    shown = [message for message in messages if message.role != "chat_template_kwargs"]
+    if len(shown) == 1 and not shown[0].extra:
+        return shown[0].content
+    return "\n\n".join(f"{message.role}: {message.content}{message.extra and ' ' + message.extra}" for message in shown)
 
 
 def read_prompts(path: str, *, limit: int = 0) -> tuple[tuple[Prompt, ...], tuple[Rejection, ...]]:
     """Prompts of a .jsonl, .jsonl.gz or .json file, and every record that holds none.
 
-    A record is text, `{"prompt": text}` or `{"messages": [{"role", "content"}, ...]}`, each with an optional "id", or a
-    pair in any layout of `layouts`, whose answers are not looked at.
+    A record is text, `{"prompt": text or messages}` or `{"messages": [{"role", "content"}, ...]}`, each with an
+    optional "id", "tools" and "chat_template_kwargs", or a pair in any layout; its answers are not looked at.
+    Columns that say nothing to a model are counted in the log; one that would, and that nothing reads, is refused.
 
     Raises: DataError for a file that is missing, empty or damaged as a whole.
     """
     prompts: list[Prompt] = []
     rejections: list[Rejection] = []
     known: dict[str, str] = {}
+    unread: Counter[str] = Counter()
     for row in read_file(Path(path).expanduser(), path, limit):
         origin = f"{path}:{row.place}"
         try:
@@ -58,13 +66,16 @@ def read_prompts(path: str, *, limit: int = 0) -> tuple[tuple[Prompt, ...], tupl
             name = read_id(row.value, default) if isinstance(row.value, Mapping) else default
             if name in known:
                 raise Unusable("duplicate id", f"{name!r}, as at {known[name]}")
-            messages = tuple(_messages(row.value))
+            messages, unknown = _messages(row.value)
             check_turns(messages)
         except Unusable as problem:
             rejections.append(Rejection(origin, problem.reason, problem.detail))
             continue
         known[name] = origin
-        prompts.append(Prompt(name, messages, origin))
+        prompts.append(Prompt(name, tuple(messages), origin))
+        unread.update(unknown)
+    for field, count in sorted(unread.items()):
+        log.info("%s: %d records with %r, which nothing reads", path, count, field)
     return tuple(prompts), tuple(rejections)
 
 
@@ -76,7 +87,7 @@ def prompt_ids(
     Raises: Unusable when the template cannot write the conversation, or its text holds special tokens.
     """
     for message in messages:
-        check_marks(template, message.content, f"a turn of the {message.role}")
+        check_message(template, message)
     (view,) = make_views(system, None)
     # blanks before the response belong to it, as in `template.render`
     head = frame(template, show(view, messages)).head.rstrip(" ")
@@ -87,15 +98,17 @@ def prompt_ids(
     return np.asarray([*first, *rest[-max(1, max_length - len(first)) :]], np.int32)
 
 
-def _messages(record: Any) -> Sequence[Message]:
+def _messages(record: Any) -> tuple[Sequence[Message], tuple[str, ...]]:
+    """The conversation that a record holds, and the names of its fields that nothing reads."""
     if isinstance(record, str):
-        return [Message("user", record)]
+        check_one_turn(record, "the text")
+        return [Message("user", record)], ()
     if not isinstance(record, Mapping):
         raise Unusable("not an object", f"a {type(record).__name__} stands where fields are expected")
-    layout = detect_layout(record)
-    if layout is not None and layout != "pairs":  # which would mind fields that matter to nobody here
-        return READERS[layout](dict(record))[0]
-    if isinstance(record.get("prompt"), str) and HH_TURN.match(record["prompt"]):
-        raise Unusable("wrong type", "'prompt' is a transcript; give the conversation as 'messages'")
-    kept = {name: record[name] for name in ("prompt", "messages") if record.get(name) is not None}
-    return READERS["pairs"]({**kept, "chosen": "a", "rejected": "b"})[0]
+    layout, read = detect_layout(record), record
+    if layout is None or layout == "pairs":
+        # something in the answers' stead, which nobody looks at
+        layout = "pairs" if isinstance(record.get("prompt"), str | None) else "hf"
+        read = {**record, "chosen": "a", "rejected": "b"}
+    messages = read_conversation(read, layout).messages
+    return messages, unread_fields({**record, "chosen": None, "rejected": None}, layout, "", messages, strict=False)

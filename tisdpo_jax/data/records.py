@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+# What a record tells the template besides its turns. Each stands before the turns as a message of that role, its
+# content JSON, so that it goes wherever the conversation goes: into prompts, views, answers and what identifies them.
+SETTINGS = ("tools", "chat_template_kwargs")
 
 
 class Unusable(Exception):
@@ -22,8 +28,14 @@ class Unusable(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    role: str  # "system", "user" or "assistant"
+    role: str  # "system", "user", "assistant" or "tool"; or one of SETTINGS
     content: str
+    extra: str = ""  # JSON of the other keys that the record gave it (tool_calls, reasoning_content, ...); "" for none
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The other keys of the message."""
+        return json.loads(self.extra) if self.extra else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +43,7 @@ class Pair:
     """A conversation that waits for an answer, and two answers of which one is preferred."""
 
     id: str
-    messages: tuple[Message, ...]  # an optional system turn, then user and assistant in turn; the last is the user's
+    messages: tuple[Message, ...]  # settings, a system turn or none, then the turns; the last is the user's or a tool's
     chosen: str
     rejected: str
     origin: str  # "file:line"
@@ -39,6 +51,9 @@ class Pair:
     chosen_weights: tuple[float, ...] | None = None  # one per response token, the end-of-turn token too
     rejected_weights: tuple[float, ...] | None = None
     group: str | None = None  # what the record says in the field that names its subset
+    chosen_extra: str = ""  # `Message.extra` of the answers
+    rejected_extra: str = ""
+    unread: tuple[str, ...] = ()  # columns of the record that say nothing to the model, and that nothing reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +77,49 @@ class PairSet:
     source: str
 
     def summary(self) -> str:
-        """Counts of records, of pairs and of each reason of rejection, a line each."""
-        return summarise(self.source, len(self.pairs), self.rejections)
+        """Counts of records, of pairs, of each reason of rejection and of columns that nothing reads, a line each."""
+        unread = Counter(name for pair in self.pairs for name in pair.unread)
+        return summarise(self.source, len(self.pairs), self.rejections, unread)
+
+
+def turns_of(messages: Sequence[Message]) -> list[Message]:
+    """The messages without those of `SETTINGS`."""
+    return [message for message in messages if message.role not in SETTINGS]
+
+
+def settings_of(messages: Sequence[Message]) -> dict[str, Any]:
+    """What the record told the template besides its turns: "tools", "chat_template_kwargs", where there are any."""
+    return {message.role: json.loads(message.content) for message in messages if message.role in SETTINGS}
+
+
+def as_fields(message: Message) -> dict[str, Any]:
+    """The message as it stood in its record."""
+    return {"role": message.role, "content": message.content, **message.fields}
+
+
+def as_record(messages: Sequence[Message]) -> dict[str, Any]:
+    """The fields from which a conversation is read again: "messages", and its settings."""
+    return {"messages": [as_fields(message) for message in turns_of(messages)], **settings_of(messages)}
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every text in a JSON value, names of fields included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield str(name)
+            yield from strings(item)
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from strings(item)
+
+
+def says_nothing(value: Any) -> bool:
+    """None, blank text, or an empty list or object."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, Sequence | Mapping) and not value)
 
 
 def count_reasons(rejections: Sequence[Rejection]) -> str:
@@ -72,9 +128,10 @@ def count_reasons(rejections: Sequence[Rejection]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
 
 
-def summarise(source: str, usable: int, rejections: Sequence[Rejection]) -> str:
+def summarise(source: str, usable: int, rejections: Sequence[Rejection], unread: Mapping[str, int]) -> str:
     """The lines of `PairSet.summary`, shared with the encoded set."""
     lines = [f"{source}: {usable + len(rejections)} records, {usable} usable, {len(rejections)} rejected"]
     counts = Counter(rejection.reason for rejection in rejections)
     lines += [f"  {count:6d}  {reason}" for reason, count in counts.most_common()]
+    lines += [f"  {count:6d}  records with {name!r}, which nothing reads" for name, count in sorted(unread.items())]
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tisdpo_jax.data.layouts import read_record
-from tisdpo_jax.data.records import Unusable
+from tisdpo_jax.data.records import SETTINGS, Unusable
 
 Converter = Callable[[Mapping[str, Any], str], dict[str, Any]]
 
@@ -89,6 +89,10 @@ def _score(completion: Mapping[str, Any]) -> float:
 def _checked(record: Mapping[str, Any], key: str, layout: str) -> dict[str, Any]:
     """The record in the `pairs` layout, after the checks of any pair."""
     pair = read_record(record, layout, origin=key, default_id=key)
+    if any(message.extra or message.role in SETTINGS for message in pair.messages):
+        raise Unusable(
+            "unread field", "tools or settings of the template, which the prepared data set has no place for"
+        )
     converted = {
         "id": key,
         "messages": [{"role": message.role, "content": message.content} for message in pair.messages],

@@ -6,38 +6,67 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tisdpo_jax.data.records import Message, Pair, Unusable
+from tisdpo_jax.data.records import SETTINGS, Message, Pair, Unusable, says_nothing, settings_of, strings, turns_of
+
+NAMES = ("name", "tool_call_id", "id")  # keys of a message that say whose it is, not what is said
 
 
 def check_pair(pair: Pair) -> None:
     """Roles in order, text that is text, answers that say something, and not the same thing."""
     check_turns(pair.messages)
-    for side, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        if not response.strip():
+    answers = [Message("assistant", pair.chosen, pair.chosen_extra)]
+    answers += [Message("assistant", pair.rejected, pair.rejected_extra)]
+    for side, answer in zip(("chosen", "rejected"), answers, strict=True):
+        if not _says_something(answer):
             raise Unusable("empty response", side)
-    if pair.chosen.strip() == pair.rejected.strip():
+        _check_message(answer, side)
+    if pair.chosen.strip() == pair.rejected.strip() and answers[0].fields == answers[1].fields:
         raise Unusable("responses equal", "chosen and rejected are the same text")
     for message in pair.messages:
-        _check_text(message.content, f"turn of the {message.role}")
-    _check_text(pair.chosen, "chosen")
-    _check_text(pair.rejected, "rejected")
+        name = f"'{message.role}'" if message.role in SETTINGS else f"turn of the {message.role}"
+        _check_message(message, name)
     if (pair.chosen_weights is None) != (pair.rejected_weights is None):
         raise Unusable("missing field", "'chosen_weights' and 'rejected_weights' come together")
+    if pair.chosen_weights and not any((*pair.chosen_weights, *(pair.rejected_weights or ()))):
+        raise Unusable("nothing to train on", "all of 'chosen_weights' and 'rejected_weights' are 0")
 
 
 def check_turns(messages: Sequence[Message]) -> None:
-    """A system turn or none, then user and assistant in turn, the user last, and every turn says something."""
-    turns = messages[1:] if messages and messages[0].role == "system" else messages
+    """A system turn or none, then user and assistant in turn, the user last, and every turn says something.
+
+    Behind a turn of the assistant that calls tools stand turns of the tools, of which one may be the last.
+    """
+    turns = turns_of(messages)
+    turns = turns[1:] if turns and turns[0].role == "system" else turns
     if not turns:
         raise Unusable("empty prompt", "no turn of the user")
+    expected = ["user"]
     for number, message in enumerate(turns):
-        expected = "user" if number % 2 == 0 else "assistant"
-        if message.role != expected:
-            raise Unusable("turn order", f"turn {number + 1} is the {message.role}'s, not the {expected}'s")
-        if not message.content.strip():
+        if message.role not in expected:
+            raise Unusable(
+                "turn order", f"turn {number + 1} is the {message.role}'s, not the {' or '.join(expected)}'s"
+            )
+        if not _says_something(message):
             raise Unusable("empty turn", f"turn {number + 1} of the prompt, the {message.role}'s")
-    if turns[-1].role != "user":
+        if message.role == "assistant":
+            expected = ["tool"] if message.fields.get("tool_calls") else ["user"]
+        else:
+            expected = ["tool", "assistant"] if message.role == "tool" else ["assistant"]
+    if turns[-1].role not in ("user", "tool"):
         raise Unusable("turn order", "the prompt does not end with a turn of the user")
+
+
+def _says_something(message: Message) -> bool:
+    """Whether a turn holds text or, the assistant's, a call of a tool or reasoning; a tool may have nothing to say."""
+    if message.role != "assistant":
+        return message.role == "tool" or bool(message.content.strip())
+    said = (value for name, value in message.fields.items() if name not in NAMES)
+    return bool(message.content.strip()) or not all(map(says_nothing, said))
+
+
+def _check_message(message: Message, name: str) -> None:
+    for text in strings(settings_of([message]) or [message.content, message.fields]):
+        _check_text(text, name)
 
 
 def _check_text(text: str, name: str) -> None:

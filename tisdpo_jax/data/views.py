@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from tisdpo_jax.data.records import Message, Unusable
+from tisdpo_jax.data.records import SETTINGS, Message, Unusable, turns_of
 from tisdpo_jax.data.template import Template, check_marks, takes_system, turn_end
 from tisdpo_jax.errors import ConfigError
 
@@ -57,14 +57,21 @@ def check_views(template: Template, views: Sequence[View]) -> None:
 
 def show(view: View, messages: Sequence[Message]) -> tuple[Message, ...]:
     """The messages of a conversation as this view has them."""
-    own = [message.content for message in messages if message.role == "system"]
-    turns = [message for message in messages if message.role != "system"]
-    system = own or ([view.default_system] if view.default_system else [])
+    settings = [message for message in messages if message.role in SETTINGS]
+    own = [message for message in messages if message.role == "system"]
+    turns = [message for message in turns_of(messages) if message.role != "system"]
+    system = own or ([Message("system", view.default_system)] if view.default_system else [])
     if SLOT in view.text:
-        turns[-1] = Message("user", view.text.replace(SLOT, turns[-1].content))
+        last = _last_of_user(turns)
+        turns[last] = dataclasses.replace(turns[last], content=view.text.replace(SLOT, turns[last].content))
     elif view.text:
-        system = ["\n\n".join([view.text, *(text for text in system if text)])]
-    return (*(Message("system", text) for text in system), *turns)
+        text = "\n\n".join([view.text, *(message.content for message in system if message.content)])
+        system = [dataclasses.replace(system[0] if system else Message("system", ""), content=text)]
+    return (*settings, *system, *turns)
+
+
+def _last_of_user(turns: Sequence[Message]) -> int:
+    return max(place for place, message in enumerate(turns) if message.role == "user")
 
 
 def contrast_ranges(template: Template, view: View, head: str, messages: Sequence[Message]) -> list[tuple[int, int]]:
@@ -80,6 +87,7 @@ def contrast_ranges(template: Template, view: View, head: str, messages: Sequenc
     """
     if not view.text:
         return []
+    messages = turns_of(messages)
     if SLOT not in view.text:
         system = messages[0].content.strip()
         start = head.find(system)
@@ -88,7 +96,7 @@ def contrast_ranges(template: Template, view: View, head: str, messages: Sequenc
         end = start + len(system)
         gap = head[end : max(end, head.find(messages[1].content.strip(), end))]
         return [(0, start + len(view.text.strip())), (end, end + turn_end(template, gap))]
-    turn = messages[-1].content
+    turn = messages[_last_of_user(messages)].content
     start = head.rfind(turn.strip())
     if start < 0:
         raise Unusable("template breaks the record", f"it alters the text of {view.field}")

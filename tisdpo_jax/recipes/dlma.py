@@ -22,7 +22,7 @@ import numpy as np
 from tisdpo_jax import distributed
 from tisdpo_jax.config import Experiment, resolved
 from tisdpo_jax.data import EncodedSet, PairSet, Prompt, apply_policy, encode_pairs, open_template, split_by_prompt
-from tisdpo_jax.data.records import Pair
+from tisdpo_jax.data.records import Pair, as_record
 from tisdpo_jax.errors import DataError
 from tisdpo_jax.evaluation import histogram
 from tisdpo_jax.recipes import models, run_dir, self_reward
@@ -223,7 +223,7 @@ def _write_pairs(session: Session, found: PairSet, selection: self_reward.Select
         pair = by_id[encoded.id]
         record: dict[str, Any] = {
             "id": pair.id,
-            "messages": [{"role": message.role, "content": message.content} for message in pair.messages],
+            **as_record(pair.messages),
             "chosen": pair.rejected if flip else pair.chosen,
             "rejected": pair.chosen if flip else pair.rejected,
             "margin": float(margin),

@@ -21,9 +21,9 @@ from tisdpo_jax import distributed
 from tisdpo_jax.artifacts import digest
 from tisdpo_jax.chat import Endpoint
 from tisdpo_jax.config import Experiment
-from tisdpo_jax.data import Message, Prompt, Rejection, open_template, prompt_ids, read_prompts
-from tisdpo_jax.data.records import Unusable, count_reasons
-from tisdpo_jax.data.template import HH_MARKS, Template, tokenizer_name
+from tisdpo_jax.data import Message, Prompt, Rejection, open_template, prompt_ids, read_prompts, tokenizer_identity
+from tisdpo_jax.data.records import SETTINGS, Unusable, as_record, count_reasons
+from tisdpo_jax.data.template import HH_MARKS, Template
 from tisdpo_jax.data.views import View, check_views, make_views, show
 from tisdpo_jax.errors import CheckpointError, DataError
 from tisdpo_jax.models import Model
@@ -249,6 +249,11 @@ def _over_http(
         concurrency=section.concurrency,
         fields="sampling.url, sampling.endpoint_model",
     )
+    for question in left:
+        if any(message.extra or message.role in SETTINGS for message in question.messages):
+            raise DataError(
+                f"prompt {question.id}: sampling.engine http sends roles and text, no tools or other fields"
+            )
     asked = [http.Question(q.id, tuple((message.role, message.content) for message in q.messages)) for q in left]
 
     def stripped(response: Response) -> None:
@@ -270,10 +275,7 @@ def _from_files(asked: Sequence[Question], path: Path) -> dict[str, Response]:
     """Writes the questions beside `path`, and reads `path` where somebody has put it."""
     target = path.with_name(path.name.replace("responses", "prompts"))
     if jax.process_index() == 0:
-        lines = [
-            json.dumps({"id": q.id, "messages": [{"role": m.role, "content": m.content} for m in q.messages]}) + "\n"
-            for q in asked
-        ]
+        lines = [json.dumps({"id": q.id, **as_record(q.messages)}) + "\n" for q in asked]
         target.write_text("".join(lines), encoding="utf-8")
     distributed.wait_for_all("questions")
     if not path.exists():
@@ -288,7 +290,7 @@ def _key(session: Session, voice: Voice | None, asked: Sequence[Question]) -> di
     """Everything that the answers depend on, under the names that an error would use."""
     config, section = session.config, session.config.sampling
     key = {
-        "prompts": digest([[q.id, *[[m.role, m.content] for m in q.messages]] for q in asked]),
+        "prompts": digest([[q.id, as_record(q.messages)] for q in asked]),
         "sampling.engine": section.engine,
     }
     if section.engine == "files":
@@ -303,8 +305,8 @@ def _key(session: Session, voice: Voice | None, asked: Sequence[Question]) -> di
         "dtype": voice.model.compute.dtype,
         "lora scale": str(voice.model.compute.lora_scale) if "lora" in voice.identity else "none",
         "sampling.max_prompt": str(section.max_prompt),
-        "tokenizer": f"{tokenizer_name(session.tokenizer)} {digest(session.tokenizer.backend_tokenizer.to_str())}",
-        "template": f"{config.data.template} {config.data.system}",
+        "tokenizer": tokenizer_identity(session.tokenizer),
+        "template": digest([config.data.system, open_template(config.data.template, session.tokenizer).identity]),
     }
 
 

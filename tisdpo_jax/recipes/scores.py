@@ -19,9 +19,8 @@ from safetensors.numpy import save_file
 from tisdpo_jax import distributed, partitioning
 from tisdpo_jax.artifacts import differences, digest, replacing, sha256, write_text
 from tisdpo_jax.checkpoint import quarantine
-from tisdpo_jax.data import EncodedPair, States
+from tisdpo_jax.data import EncodedPair, States, open_template, tokenizer_identity
 from tisdpo_jax.data.states import create, open_states, write
-from tisdpo_jax.data.template import tokenizer_name
 from tisdpo_jax.errors import CheckpointError, DamagedError, DataError
 from tisdpo_jax.recipes.models import identify
 from tisdpo_jax.recipes.session import Session
@@ -67,8 +66,8 @@ def cache_key(session: Session, role: Role, frozen: Frozen, split: str) -> dict[
         else "none",
         "architecture": digest(repr(session.model.config)),
         "dtype": config.model.dtype,
-        "tokenizer": f"{tokenizer_name(session.tokenizer)} {digest(session.tokenizer.backend_tokenizer.to_str())}",
-        "template": f"{config.data.template} {digest([config.data.system, _template_text(session)])}",
+        "tokenizer": tokenizer_identity(session.tokenizer),
+        "template": digest([config.data.system, open_template(config.data.template, session.tokenizer).identity]),
         "prompt": role.view,
         "lengths": f"{config.data.max_length}/{config.data.max_response}",
         "data": session.split(split).fingerprint(),
@@ -164,13 +163,6 @@ def _make_states(session: Session, role: Role, frozen: Frozen, split: str, path:
 @functools.lru_cache(maxsize=2)
 def _reader(model: Any, view: str) -> Any:
     return jax.jit(lambda variables, batch: read(model, variables, batch.views[view]).hidden)
-
-
-def _template_text(session: Session) -> str:
-    choice = session.config.data.template
-    if choice == "auto":
-        return str(session.tokenizer.get_chat_template())
-    return choice if choice == "hh" else Path(choice).read_text(encoding="utf-8")
 
 
 def _read(path: Path, key: dict[str, str]) -> np.ndarray:

@@ -219,7 +219,7 @@ def open_data(config: Experiment, tokenizer: Any) -> tuple[EncodedSet, EncodedSe
             max_response=data.max_response,
             contrast=contrast,
         )
-        if encoded.rejections and jax.process_index() == 0:
+        if (encoded.rejections or encoded.unread) and jax.process_index() == 0:
             log.warning("%s", encoded.summary())
             for rejection in encoded.rejections:
                 log.warning("  %s", rejection)
