@@ -26,6 +26,16 @@ Tokenizer = Any  # a fast tokenizer of transformers; not named, so that transfor
 
 PLACEHOLDER = "@response@placeholder@"
 HH_MARKS = {"\n\nHuman:", "\n\nAssistant:"}  # what `write_hh` begins a turn with
+# Jinja for `write_hh`; where an answer is asked for it ends as the prompts that were trained do, without a blank
+HH_SOURCE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '\\n\\nHuman: ' + message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}{{ '\\n\\nAssistant: ' + message['content'] }}"
+    "{% elif message['role'] == 'system' %}{{ message['content'] }}"
+    "{% else %}{{ raise_exception('no role ' + message['role'] + ' in this template') }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"
+)
 PINNED_DATE = "26 Jul 2024"  # templates that write today's date (Llama 3) must write the same one when a run resumes
 
 
@@ -38,6 +48,7 @@ class Template:
     special: tuple[str, ...]  # special tokens of the tokenizer, as text
     forbidden: re.Pattern[str]  # strings that steer model or template; text of records must not hold them
     eos: str  # "" where the tokenizer has none
+    source: str  # Jinja that writes the same in any program: what an export carries
 
 
 class Frame(NamedTuple):
@@ -64,7 +75,9 @@ def open_template(choice: str, tokenizer: Tokenizer) -> Template:
     called = tokenizer_name(tokenizer)
     if not getattr(tokenizer, "is_fast", False):
         raise ConfigError(f"tokenizer {called}: is not a fast tokenizer (tokenizer.json); character offsets need one")
-    name, write = ("hh", write_hh) if choice == "hh" else _chat_template(choice, tokenizer, called)
+    name, source, write = (
+        ("hh", hh_source(tokenizer), write_hh) if choice == "hh" else _chat_template(choice, tokenizer, called)
+    )
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
     special = {token for token in special if token.strip()}
@@ -85,6 +98,7 @@ def open_template(choice: str, tokenizer: Tokenizer) -> Template:
         special=tuple(sorted(special)),
         forbidden=_any_of(special | written | (HH_MARKS if choice == "hh" else set())),
         eos=tokenizer.eos_token or "",
+        source=source,
     )
     if not template.eos and not _first_special(template, skeleton.split(PLACEHOLDER)[1]):
         raise ConfigError(
@@ -103,7 +117,16 @@ def write_hh(messages: Sequence[Message]) -> str:
     return "".join(names[message.role] + message.content for message in messages)
 
 
-def _chat_template(choice: str, tokenizer: Tokenizer, called: str) -> tuple[str, Callable[[Sequence[Message]], str]]:
+def hh_source(tokenizer: Tokenizer) -> str:
+    """`write_hh` as a chat template, for programs that have nothing else; with BOS where the tokenizer adds one."""
+    bos = tokenizer.bos_token_id
+    adds_bos = bos is not None and tokenizer("a").input_ids[:1] == [bos]
+    return ("{{ bos_token }}" if adds_bos else "") + HH_SOURCE
+
+
+def _chat_template(
+    choice: str, tokenizer: Tokenizer, called: str
+) -> tuple[str, str, Callable[[Sequence[Message]], str]]:
     if choice == "auto":
         name = f"auto (of {called})"
         try:
@@ -125,7 +148,7 @@ def _chat_template(choice: str, tokenizer: Tokenizer, called: str) -> tuple[str,
         )
         return str(text)
 
-    return name, write
+    return name, source, write
 
 
 def check_marks(template: Template, text: str, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from tisdpo_jax.interchange._adapter_config import CONFIG as ADAPTER_CONFIG
 from tisdpo_jax.interchange.demo_model import demo_model_path
+from tisdpo_jax.interchange.generation import stop_ids
 from tisdpo_jax.interchange.load import check_params, load_params, read_config
 from tisdpo_jax.interchange.peft import Adapter, load_peft, save_peft
 from tisdpo_jax.interchange.reward import is_reward_model, load_reward_model
@@ -21,4 +22,5 @@ __all__ = [
     "read_config",
     "save_huggingface",
     "save_peft",
+    "stop_ids",
 ]

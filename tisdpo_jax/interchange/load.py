@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 from pathlib import Path
@@ -59,13 +60,18 @@ def read_config(path: str | os.PathLike[str]) -> TransformerConfig:
         return config
     if not _head_differs(source):
         return config
+    _say_untied(path)
+    return dataclasses.replace(config, tied_head=False)
+
+
+@functools.cache  # a command reads the config of one model more than once
+def _say_untied(path: Path) -> None:
     if jax.process_index() == 0:
         log.warning(
             "%s: config.json says tie_word_embeddings, but %s and %s are both there and differ, so both are kept, as "
             "in transformers 5; an export will say tie_word_embeddings false",
             *(path, EMBEDDING, HEAD),
         )
-    return dataclasses.replace(config, tied_head=False)
 
 
 def _head_differs(source: Source) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +19,9 @@ from tisdpo_jax.interchange._adapter_config import CONFIG, AdapterConfig, read_a
 from tisdpo_jax.interchange._assemble import Source, flatten, part, unflatten
 from tisdpo_jax.interchange._layout import adapter_layout, layout, projections
 from tisdpo_jax.interchange._safetensors import open_files, write_file
+from tisdpo_jax.interchange.generation import exported_generation
 from tisdpo_jax.interchange.load import open_model
-from tisdpo_jax.interchange.save import on_first_process
+from tisdpo_jax.interchange.save import on_first_process, write_companions, write_json
 from tisdpo_jax.models import TransformerConfig, abstract_params
 from tisdpo_jax.types import Params
 
@@ -45,6 +46,9 @@ def save_peft(
     rank: int,
     alpha: float,
     base_model: str,
+    tokenizer: Any = None,
+    chat_template: str | None = None,
+    stops: Sequence[int] = (),
 ) -> None:
     """Writes an adapter that `peft.PeftModel.from_pretrained(base, directory)` loads.
 
@@ -52,6 +56,8 @@ def save_peft(
       lora: the adapter tree; a sub-tree for every adapted projection, any of them.
       rank, alpha: the adapter is applied with the factor alpha / rank.
       base_model: path or hub name of the base model, which peft shows and AutoPeft loads.
+      tokenizer, chat_template: written beside the adapter; see `write_companions`.
+      stops: tokens that end an answer, for the generation_config.json that is the base's otherwise.
 
     The directory appears whole or not at all. Of several processes, all must call this.
     """
@@ -77,7 +83,9 @@ def save_peft(
 
     def write(target: Path) -> None:
         write_file(target / WEIGHTS, dict(_export.host_tensors(leaves, lora, stored)))
-        (target / CONFIG).write_text(json.dumps(config_json, indent=2) + "\n", encoding="utf-8")
+        write_json(target / CONFIG, config_json)
+        generation = exported_generation(base_model, {}, stops)
+        write_companions(target, tokenizer, chat_template, generation)
 
     def attend() -> None:
         _export.drain(_export.host_tensors(leaves, lora, stored))

@@ -16,7 +16,7 @@ from tisdpo_jax.judging import Store, key_of
 from tisdpo_jax.recipes import models
 from tisdpo_jax.recipes.evaluate import end_tokens
 from tisdpo_jax.recipes.session import Session
-from tisdpo_jax.recipes.subjects import Subject
+from tisdpo_jax.recipes.subjects import Subject, model_files
 from tisdpo_jax.sampling import generate
 from tisdpo_jax.training.progress import progress
 
@@ -63,7 +63,7 @@ def generated(session: Session, subject: Subject, prompts: Sequence[Asked], stor
     size = partitioning.places(section.batch_size, session.mesh)
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     batches = [batch for batch in batches if any(store.get(keys[number]) is None for number in batch)]
-    ends = end_tokens(tokenizer, config.data.template)
+    ends = end_tokens(tokenizer, config.data.template, model_files(session, subject))
     for batch in progress(batches, f"answers of {subject.name}", enabled=config.logging.progress):
         session.interrupt.poll("generating answers")
         found = generate(

@@ -303,7 +303,7 @@ def samples(session: Session, before: Variables, after: Variables) -> tuple[Samp
     if not pairs:
         return ()
     prompts = [pair.prompt.tolist() for pair in pairs]
-    ends = end_tokens(session.tokenizer, session.config.data.template)
+    ends = end_tokens(session.tokenizer, session.config.data.template, session.model_path)
     answers = [
         generate(session.model, variables, prompts, max_new_tokens=section.max_new_tokens, eos_ids=ends)
         for variables in (before, after)
@@ -315,13 +315,12 @@ def samples(session: Session, before: Variables, after: Variables) -> tuple[Samp
     )
 
 
-def end_tokens(tokenizer: Any, template: str) -> list[int]:
-    """Tokens that end an answer: the tokenizer's EOS, and what the template ends a turn with."""
+def end_tokens(tokenizer: Any, template: str, model: str | Path) -> list[int]:
+    """Tokens that end an answer: all that the files of `model` say, the tokenizer's EOS, and what ends a turn."""
     opened = open_template(template, tokenizer)
     messages = [Message("user", "a")]
     written = render(opened, frame(opened, messages), messages, "b").text
-    ends = {tokenizer.eos_token_id, tokenizer(written, add_special_tokens=False).input_ids[-1]}
-    return sorted(end for end in ends if end is not None)
+    return sorted({*interchange.stop_ids(model, tokenizer), tokenizer(written, add_special_tokens=False).input_ids[-1]})
 
 
 def prompt_text(session: Session, ids: Any) -> str:

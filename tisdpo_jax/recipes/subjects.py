@@ -86,6 +86,13 @@ def adapter_base(path: Path) -> str:
     return str(read_json(path / interchange.ADAPTER_CONFIG).get("base_model_name_or_path") or "")
 
 
+def model_files(session: Session, subject: Subject) -> Path:
+    """Where the files of a subject's model are: of a run's own policy, those of the model that it began as."""
+    path = Path(subject.source)
+    own = path.is_file() or (path / "config.json").is_file() or is_adapter(path)
+    return path if own else session.model_path
+
+
 def check_alike(policy: Subject, reference: Subject) -> None:
     """Raises ConfigError where rewards would compare tokens of two kinds."""
     sizes = [subject.model.config.vocab_size for subject in (policy, reference)]
