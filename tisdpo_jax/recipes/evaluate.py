@@ -37,6 +37,7 @@ from tisdpo_jax.evaluation import (
     preference_grids,
 )
 from tisdpo_jax.models import Model
+from tisdpo_jax.recipes.positions import warn_of_limit, warn_of_pairs
 from tisdpo_jax.recipes.session import Session, compute_config, digest, named_path, open_data, open_mesh
 from tisdpo_jax.recipes.subjects import Subject, adapter_base, check_alike, is_adapter
 from tisdpo_jax.sampling import generate
@@ -117,10 +118,13 @@ def open_evaluation(config: Experiment, directory: Path, interrupt: Interrupt) -
         metrics=MetricsLog(directory, LoggingSection()),
         interrupt=interrupt,
     )
+    warn_of_limit(config, transformer, path)
     judge = config.evaluation.judge
     if judge.by and judge.prompts and not (config.evaluation.data or config.data.train):
         return session
-    return measuring(session, open_pairs(session))
+    pairs = open_pairs(session)
+    warn_of_pairs(pairs, transformer, path)
+    return measuring(session, pairs)
 
 
 def counts(encoded: EncodedSet, name: str) -> DataCounts:

@@ -28,6 +28,7 @@ from tisdpo_jax.errors import CheckpointError, DataError
 from tisdpo_jax.models import Model
 from tisdpo_jax.recipes import models, run_dir
 from tisdpo_jax.recipes.evaluate import end_tokens
+from tisdpo_jax.recipes.positions import warn_of_rows
 from tisdpo_jax.recipes.session import Session, digest, open_session
 from tisdpo_jax.recipes.subjects import model_files, open_subject
 from tisdpo_jax.sampling import Draw, Options, Request, http, sample
@@ -194,6 +195,10 @@ def _locally(
     for question in left:
         name, _, number = question.id.rpartition("/")
         requests.append(Request(name, write(question.messages).tolist(), int(number)))
+    section, files = session.config.sampling, voice.files or session.model_path
+    lengths = [len(one.ids) + section.max_new_tokens for one in requests if len(one.ids) <= section.max_prompt]
+    field = "sampling.max_prompt, or sampling.max_new_tokens,"
+    warn_of_rows(lengths, voice.model.config, files, "prompts with the longest answers that they may get", field)
     decode = functools.partial(session.tokenizer.decode, skip_special_tokens=True)
     done: list[Response] = []
 
@@ -202,9 +207,7 @@ def _locally(
         done.clear()
         session.interrupt.poll(label)
 
-    found = sample(
-        voice.model, voice.variables(), requests, options(session, voice.files), decode=decode, on_batch=flush
-    )
+    found = sample(voice.model, voice.variables(), requests, options(session, files), decode=decode, on_batch=flush)
     for index, answer in found:
         text = answer.text.strip()
         done.append(Response(left[index].id, text, answer.finish, tuple(answer.ids), tuple(answer.logps)))
@@ -305,6 +308,7 @@ def _key(session: Session, voice: Voice | None, asked: Sequence[Question]) -> di
         "dtype": voice.model.compute.dtype,
         "lora scale": str(voice.model.compute.lora_scale) if "lora" in voice.identity else "none",
         "sampling.max_prompt": str(section.max_prompt),
+        "end of answers": str(options(session, voice.files).eos_ids),
         "tokenizer": f"{tokenizer_name(session.tokenizer)} {digest(session.tokenizer.backend_tokenizer.to_str())}",
         "template": f"{config.data.template} {config.data.system}",
     }

@@ -15,6 +15,7 @@ from tisdpo_jax.errors import CheckpointError, ConfigError
 from tisdpo_jax.interchange.huggingface import read_json
 from tisdpo_jax.models import Model, merge
 from tisdpo_jax.recipes import models
+from tisdpo_jax.recipes.positions import warn_of_pairs
 from tisdpo_jax.recipes.session import Session, named_path
 from tisdpo_jax.types import Params, Variables
 
@@ -108,6 +109,8 @@ def _whole(session: Session, name: str, path: Path, frozen: bool) -> Subject:
     partitioning.check_heads(config.num_heads, config.num_kv_heads, session.mesh)
     interchange.check_params(path, config)
     at = dataclasses.replace(session, model=Model(config, session.model.compute), model_path=path)
+    if config.positions < session.model.config.positions:  # else it is said already
+        warn_of_pairs(session.eval, config, path)
     params = models.load_pretrained(at)
     freeze = models.freeze_of(at) if frozen else None
     tokenizer = session.tokenizer
