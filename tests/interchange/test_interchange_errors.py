@@ -20,9 +20,10 @@ from tisdpo_jax.errors import (
     ShapeMismatchError,
     UnexpectedKeyError,
 )
-from tisdpo_jax.interchange import load_params, load_tokenizer, read_config, save_huggingface
+from tisdpo_jax.interchange import check_params, load_params, load_tokenizer, read_config, save_huggingface
 from tisdpo_jax.interchange._safetensors import INDEX, WEIGHTS
-from tisdpo_jax.models import TransformerConfig
+from tisdpo_jax.models import TransformerConfig, abstract_params
+from tisdpo_jax.partitioning import make_mesh, param_shardings
 
 Checkpoint = Callable[..., tuple[Path, dict]]
 NORM = "model.layers.1.input_layernorm.weight"
@@ -112,7 +113,7 @@ def test_nothing_is_allocated_or_read_before_all_is_checked(
     def never(*_: object) -> None:
         raise AssertionError("read before the last key was checked")
 
-    monkeypatch.setattr("tisdpo_jax.interchange._assemble._part", never)
+    monkeypatch.setattr("tisdpo_jax.interchange._assemble.part", never)
     monkeypatch.setattr(jax, "make_array_from_callback", never)
     assert "zz" in failure(directory)
 
@@ -131,6 +132,20 @@ def test_harmless_extras_are_let_pass(checkpoint: Checkpoint) -> None:
     edit(directory, lambda tensors: tensors.pop("lm_head.weight"))
     failure(directory, FAMILIES["llama2"])
     assert raised() in (MissingKeyError, ShapeMismatchError)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(NORM, np.nan), ("model.layers.2.mlp.up_proj.weight", np.inf), ("lm_head.weight", -np.inf)],
+)
+@pytest.mark.parametrize("mesh", [(1, 4, 2), None])
+def test_values_that_are_not_finite(checkpoint: Checkpoint, name: str, value: float, mesh: tuple | None) -> None:
+    directory, _ = checkpoint()
+    edit(directory, lambda tensors: tensors[name].reshape(-1).__setitem__(-1, value))
+    shardings = param_shardings(abstract_params(BASE), make_mesh(*mesh)) if mesh else None
+    with pytest.raises(CheckpointError, match=f"{WEIGHTS}: tensor '{name}'.*NaN or infinity"):
+        load_params(directory, BASE, dtype="float32", shardings=shardings)
+    check_params(directory, BASE)  # headers are in order
 
 
 @pytest.mark.parametrize("keep", [5, 100, -1])

@@ -22,7 +22,13 @@ from tisdpo_jax.types import Params
 TOKENS = np.random.default_rng(3).integers(0, 96, (2, 12))
 
 
-def adapted(lora: Params, scale: float) -> np.ndarray:
+def adapted(lora: Params, scale: float, start: Params | None = None) -> np.ndarray:
+    params = random_params(BASE) if start is None else merge(random_params(BASE), start, -1.0)
+    params = merge(params, lora, scale)  # the same as beside them, and one program for all adapters
+    return np.asarray(jax.jit(logits, static_argnums=0)(Model(BASE), {"params": params}, TOKENS))
+
+
+def beside(lora: Params, scale: float) -> np.ndarray:
     model = Model(BASE, ComputeConfig(lora_scale=scale))
     return np.asarray(jax.jit(logits, static_argnums=0)(model, {"params": random_params(BASE), "lora": lora}, TOKENS))
 
@@ -37,7 +43,7 @@ def adapter(tmp_path: Path) -> Path:
 def test_round_trip_is_bit_exact(tmp_path: Path, targets: str) -> None:
     lora = random_adapter(targets)
     save_peft(tmp_path / "adapter", lora, BASE, rank=3, alpha=12.0, base_model="base")
-    back, scale = load_peft(tmp_path / "adapter", BASE)
+    back, scale, _ = load_peft(tmp_path / "adapter", BASE)
     assert scale == 4.0
     assert_trees_equal(back, lora)
 
@@ -45,7 +51,7 @@ def test_round_trip_is_bit_exact(tmp_path: Path, targets: str) -> None:
 def test_any_mesh_reads_and_writes_the_same(tmp_path: Path, adapter: Path) -> None:
     lora = random_adapter()
     shardings = param_shardings(jax.eval_shape(lambda: lora), make_mesh(2, 2, 2))
-    sharded, _ = load_peft(adapter, BASE, shardings=shardings)
+    sharded, *_ = load_peft(adapter, BASE, shardings=shardings)
     assert_trees_equal(sharded, lora)
     save_peft(tmp_path / "again", sharded, BASE, rank=3, alpha=6.0, base_model="base")
     for file in ("adapter_model.safetensors", "adapter_config.json"):
@@ -54,9 +60,7 @@ def test_any_mesh_reads_and_writes_the_same(tmp_path: Path, adapter: Path) -> No
 
 def test_merged_equals_adapted() -> None:
     lora = random_adapter()
-    merged = merge(random_params(BASE), lora, 2.0)
-    got = np.asarray(jax.jit(logits, static_argnums=0)(Model(BASE), {"params": merged}, TOKENS))
-    np.testing.assert_allclose(got, adapted(lora, 2.0), atol=1e-4, rtol=0)
+    np.testing.assert_allclose(adapted(lora, 2.0), beside(lora, 2.0), atol=1e-4, rtol=0)
 
 
 def test_rank_that_is_not_the_trees_is_a_programming_error(tmp_path: Path) -> None:
@@ -87,49 +91,151 @@ def test_peft_loads_our_adapter(tmp_path: Path, targets: str) -> None:
         np.testing.assert_allclose(np.asarray(auto(torch.from_numpy(TOKENS)).logits), expected, atol=1e-5, rtol=0)
 
 
+# what a LoraConfig can say about what is computed, and what is supported of it
+OF_PEFTS_KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "patterns": {
+        "rank_pattern": {"layers.1.self_attn.q_proj": 2, r".*\.down_proj": 5},
+        "alpha_pattern": {"model.layers.1.self_attn.q_proj": 3, "down_proj": 1},
+        "use_rslora": True,
+    },
+    "some layers": {"layers_to_transform": [0, 2], "layers_pattern": "layers"},
+    "one layer": {"layers_to_transform": 1},
+    "regex": {"target_modules": r".*\.[12]\..*(q_proj|up_proj)"},
+    "all-linear": {"target_modules": "all-linear", "exclude_modules": ["o_proj", "layers.1.mlp.up_proj"]},
+    "excluded": {"exclude_modules": r".*layers\.0\..*"},
+    "pissa": {"init_lora_weights": "pissa", "lora_alpha": 10},
+    "olora": {"init_lora_weights": "olora", "rank_pattern": {"down_proj": 2}},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+}
+
+
 @pytest.mark.filterwarnings(OF_PEFT)
-@pytest.mark.parametrize("rslora", [False, True])
-def test_we_load_pefts_adapter(tmp_path: Path, rslora: bool) -> None:
+@pytest.mark.parametrize("kind", OF_PEFTS_KINDS)
+def test_we_load_pefts_adapter(tmp_path: Path, kind: str) -> None:
     torch, transformers, peft = (pytest.importorskip(name) for name in ("torch", "transformers", "peft"))
     save_huggingface(tmp_path / "base", random_params(BASE), BASE)
-    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+
+    def base() -> Any:
+        return transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+
     torch.manual_seed(0)
-    config = peft.LoraConfig(
-        r=4,
-        lora_alpha=6,
-        target_modules=["q_proj", "down_proj"],
-        use_rslora=rslora,
-        init_lora_weights=False,
-        task_type="CAUSAL_LM",
-    )
-    model = peft.get_peft_model(base, config).eval()
+    fields = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+    model = peft.get_peft_model(base(), peft.LoraConfig(**{**fields, **OF_PEFTS_KINDS[kind]}))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(tmp_path / "adapter")
-    lora, scale = load_peft(tmp_path / "adapter", BASE)
-    assert scale == (3.0 if rslora else 1.5)
+    model = peft.PeftModel.from_pretrained(base(), tmp_path / "adapter").eval()
+    lora, scale, start = load_peft(tmp_path / "adapter", BASE, base=tmp_path / "base")
+    assert (start is not None) == (kind in ("pissa", "olora"))
     with torch.no_grad():
         expected = np.asarray(model(torch.from_numpy(TOKENS)).logits)
-    np.testing.assert_allclose(adapted(lora, scale), expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(adapted(lora, scale, start), expected, atol=1e-4, rtol=0)
+    assert np.abs(adapted(random_adapter(), 0.0) - expected).max() > 0.1
+
+
+def test_untrained_pissa_adapter_is_the_base(tmp_path: Path, adapter: Path) -> None:
+    """Its product is what the base is relieved of; where the file has no tensors, the base stays whole."""
+    from safetensors.numpy import save_file
+
+    save_huggingface(tmp_path / "base", random_params(BASE), BASE)
+    describe(adapter, init_lora_weights="pissa", r=2, lora_alpha=8)
+    weight = np.asarray(random_params(BASE)["layers"]["mlp"]["up"]["kernel"][1]).T
+    left, values, right = np.linalg.svd(weight, full_matrices=False)
+    root = np.sqrt(values[:2] / 4.0)
+    stem = "base_model.model.model.layers.1.mlp.up_proj"
+    tensors = {"lora_A": root[:, None] * right[:2], "lora_B": np.ascontiguousarray(left[:, :2] * root)}
+    save_file(
+        {f"{stem}.{name}.weight": value for name, value in tensors.items()}, adapter / "adapter_model.safetensors"
+    )
+    lora, scale, start = load_peft(adapter, BASE, base=tmp_path / "base")
+    assert scale == 4.0 and start is not None
+    np.testing.assert_allclose(adapted(lora, scale, start), adapted(random_adapter(), 0.0), atol=1e-4, rtol=0)
+    assert np.abs(adapted(lora, scale) - adapted(random_adapter(), 0.0)).max() > 0.1
+    with pytest.raises(CheckpointError, match=r"init_lora_weights is 'pissa'.*name the base model"):
+        load_peft(adapter, BASE)
+
+
+def describe(adapter: Path, **fields: Any) -> None:
+    """Writes `fields` into adapter_config.json."""
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
         ("peft_type", "LOHA"),
+        ("task_type", "SEQ_CLS"),
         ("bias", "all"),
         ("use_dora", True),
+        ("lora_bias", True),
+        ("use_qalora", True),
         ("modules_to_save", ["lm_head"]),
-        ("rank_pattern", {"q_proj": 8}),
-        ("layers_to_transform", [0]),
+        ("trainable_token_indices", [3]),
+        ("target_parameters", ["mlp.experts"]),
+        ("layer_replication", [[0, 2], [1, 3]]),
+        ("alora_invocation_tokens", [5, 6]),
+        ("megatron_config", {"a": 1}),
+        ("kasa_config", {}),
+        ("use_a_field_of_next_year", True),
+        ("next_years_number", 16),
+        ("init_lora_weights", "pissa_niter_4"),
+        ("init_lora_weights", "corda"),
+        ("init_lora_weights", "loftq"),
+        ("init_lora_weights", "lora_ga"),
+        ("init_lora_weights", "next_years"),
+        ("rank_pattern", ["q_proj"]),
+        ("rank_pattern", {"q_proj": 0}),
+        ("rank_pattern", {"q_proj(": 4}),
+        ("alpha_pattern", {"q_proj": None}),
+        ("target_modules", {"q_proj": 1}),
+        ("target_modules", "(q_proj"),
+        ("layers_to_transform", ["0"]),
         ("r", None),
+        ("r", True),
         ("lora_alpha", "16"),
     ],
 )
 def test_adapters_of_other_kinds_are_refused(adapter: Path, field: str, value: Any) -> None:
-    file = adapter / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
+    describe(adapter, **{field: value})
     with pytest.raises(CheckpointError, match=field) as caught:
         load_peft(adapter, BASE)
     assert "adapter_config.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_fields_that_change_nothing_or_are_off_pass(adapter: Path) -> None:
+    """Those of peft today, and those that it may add, as long as they are switched off."""
+    harmless = {"peft_version": "0.99", "lora_dropout": 0.1, "inference_mode": False, "megatron_core": "megatron.core"}
+    off = {"use_dora": False, "bias": "none", "modules_to_save": None, "next_years": None, "next_years_too": False}
+    described = {
+        "qalora_group_size": 16,
+        "eva_config": None,
+        "loftq_config": {},
+        "runtime_config": {},
+        "revision": "main",
+    }
+    describe(adapter, **harmless, **off, **described, init_lora_weights="gaussian", target_modules="all-linear")
+    lora, scale, start = load_peft(adapter, BASE)
+    assert scale == 2.0 and start is None
+    assert_trees_equal(lora, random_adapter())
+
+
+def test_every_field_of_peft_is_decided() -> None:
+    """A new one of peft's defaults may be on: then it belongs into one of the lists."""
+    peft = pytest.importorskip("peft")
+    from tisdpo_jax.interchange._adapter_config import _NO_EFFECT, _OFF, _OFF_TOO, _READ
+
+    defaults = json.loads(json.dumps(peft.LoraConfig().to_dict(), default=str))
+    undecided = {
+        field: value
+        for field, value in defaults.items()
+        if field not in _READ | _NO_EFFECT and value not in (*_OFF, *_OFF_TOO.get(field, ()))
+    }
+    assert not undecided
 
 
 def test_adapters_that_do_not_fit(adapter: Path) -> None:
@@ -153,6 +259,19 @@ def test_adapters_that_do_not_fit(adapter: Path) -> None:
         UnexpectedKeyError,
         "lm_head",
     )
+    after(lambda t: t.update({name: np.full_like(t[name], np.nan)}), CheckpointError, "up_proj.*holds NaN")
+    after(lambda t: t.clear(), MissingKeyError, "holds no tensors")
+    # a tensor in the file that the config leaves out would not be read by peft
+    describe(adapter, layers_to_transform=[0, 2])
+    after(lambda t: None, UnexpectedKeyError, r"layers\.1.*layers_to_transform")
+    # layers without tensors stay as they are, unless peft would have put random numbers there
+    describe(adapter, layers_to_transform=None)
+    of_layer_1 = [one for one in tensors if ".layers.1." in one]
+    save_file({one: value for one, value in tensors.items() if one not in of_layer_1}, file)
+    lora = load_peft(adapter, BASE).lora
+    assert all(not np.asarray(leaf)[1].any() and np.asarray(leaf)[[0, 2]].all() for leaf in jax.tree.leaves(lora))
+    describe(adapter, init_lora_weights=False)
+    after(lambda t: [t.pop(one) for one in of_layer_1], MissingKeyError, r"layers\.1\..*random numbers")
     file.unlink()
     with pytest.raises(CheckpointError, match=r"no adapter_model\.safetensors"):
         load_peft(adapter, BASE)

@@ -38,9 +38,9 @@ held = sum(np.zeros(source.shapes[name])[index].size for name, many in read.item
 print("READ", held, sum(int(np.prod(shape)) for shape in source.shapes.values()))
 interchange.save_huggingface(directory / "out", params, config, max_shard_bytes=20_000)
 assert (directory / "out" / "config.json").is_file()  # also for the process that did not write
-lora, scale = interchange.load_peft(directory / "adapter", config)
+lora, *_ = interchange.load_peft(directory / "adapter", config)
 kernels = jax.tree.map(lambda x: jax.NamedSharding(make_mesh(1, 4, 2), jax.P()), lora)
-lora, scale = interchange.load_peft(directory / "adapter", config, shardings=kernels)
+lora, *_ = interchange.load_peft(directory / "adapter", config, shardings=kernels)
 interchange.save_peft(directory / "adapter2", lora, config, rank=3, alpha=6.0, base_model="base")
 """
 

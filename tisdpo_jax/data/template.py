@@ -35,6 +35,16 @@ Tokenizer = Any  # a fast tokenizer of transformers; not named, so that transfor
 
 PLACEHOLDER = "@response@placeholder@"
 HH_MARKS = {"\n\nHuman:", "\n\nAssistant:"}  # what `write_hh` begins a turn with
+# Jinja for `write_hh`; where an answer is asked for it ends as the prompts that were trained do, without a blank
+HH_SOURCE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '\\n\\nHuman: ' + message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}{{ '\\n\\nAssistant: ' + message['content'] }}"
+    "{% elif message['role'] == 'system' %}{{ message['content'] }}"
+    "{% else %}{{ raise_exception('no role ' + message['role'] + ' in this template') }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"
+)
 THINK = ("<think>", "</think>")
 
 
@@ -58,6 +68,7 @@ class Template:
     reads: jinja.Reads
     asks: bool  # whether it writes something for `add_generation_prompt`
     sources: tuple[str, ...]  # jinja sources, that for tools last; ("hh",) for the built-in one
+    source: str  # Jinja that writes the same in any program: what an export carries
 
     @property
     def identity(self) -> str:
@@ -126,6 +137,7 @@ def open_template(choice: str, tokenizer: Tokenizer) -> Template:
         reads=jinja.Reads(*(frozenset().union(*parts) for parts in zip(*named, strict=True))),
         asks=_asks(write),
         sources=sources,
+        source=hh_source(tokenizer) if choice == "hh" else sources[0],
     )
     if not template.eos and not _first_special(template, skeleton.split(PLACEHOLDER)[1]):
         raise ConfigError(
@@ -147,6 +159,13 @@ def write_hh(messages: Sequence[Message], generation: bool = False) -> str:
             raise ValueError(f"template hh has no turn of the {message.role}")
     text = "".join(names[message.role] + message.content for message in turns)
     return text + "\n\nAssistant:" if generation else text
+
+
+def hh_source(tokenizer: Tokenizer) -> str:
+    """`write_hh` as a chat template, for programs that have nothing else; with BOS where the tokenizer adds one."""
+    bos = tokenizer.bos_token_id
+    adds_bos = bos is not None and tokenizer("a").input_ids[:1] == [bos]
+    return ("{{ bos_token }}" if adds_bos else "") + HH_SOURCE
 
 
 def _sources(choice: str, tokenizer: Tokenizer, called: str) -> tuple[str, tuple[str, ...]]:

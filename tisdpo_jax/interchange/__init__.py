@@ -1,13 +1,17 @@
 """Models in and out: Hugging Face directories, GGUF files, PEFT adapters, tokenizers."""
 
+from tisdpo_jax.interchange._adapter_config import CONFIG as ADAPTER_CONFIG
 from tisdpo_jax.interchange.demo_model import demo_model_path
+from tisdpo_jax.interchange.generation import stop_ids
 from tisdpo_jax.interchange.load import check_params, load_params, read_config
-from tisdpo_jax.interchange.peft import load_peft, save_peft
+from tisdpo_jax.interchange.peft import Adapter, load_peft, save_peft
 from tisdpo_jax.interchange.reward import is_reward_model, load_reward_model
 from tisdpo_jax.interchange.save import save_huggingface
 from tisdpo_jax.interchange.tokenizer import load_tokenizer
 
 __all__ = [
+    "ADAPTER_CONFIG",
+    "Adapter",
     "check_params",
     "demo_model_path",
     "is_reward_model",
@@ -18,4 +22,5 @@ __all__ = [
     "read_config",
     "save_huggingface",
     "save_peft",
+    "stop_ids",
 ]

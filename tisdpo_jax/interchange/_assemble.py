@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tisdpo_jax.errors import MissingKeyError, ShapeMismatchError, UnexpectedKeyError
+from tisdpo_jax.errors import CheckpointError, MissingKeyError, ShapeMismatchError, UnexpectedKeyError
 from tisdpo_jax.interchange._layout import Layout, Leaf
+from tisdpo_jax.partitioning import to_host
 from tisdpo_jax.types import Params
 
 Index = tuple[slice | np.ndarray, ...]
@@ -47,7 +48,8 @@ def assemble(
       dtype: of the arrays; values are rounded to nearest, ties to even.
       ignored: tensors that may be there and are not read.
 
-    Raises: MissingKeyError, ShapeMismatchError, UnexpectedKeyError, all before anything is allocated.
+    Raises: MissingKeyError, ShapeMismatchError, UnexpectedKeyError, all before anything is allocated;
+      CheckpointError that names the tensor where a value is not finite.
     """
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(abstract).items()}
     if shapes.keys() != layout.keys():
@@ -57,7 +59,9 @@ def assemble(
         raise ValueError(f"shardings and parameters differ in {sorted(placed.keys() ^ layout.keys())}")
     check(layout, source, shapes, ignored)
     dtype = jnp.dtype(dtype)
-    return unflatten({path: _array(leaf, source, shapes[path], placed[path], dtype) for path, leaf in layout.items()})
+    arrays = {path: _array(leaf, source, shapes[path], placed[path], dtype) for path, leaf in layout.items()}
+    _check_finite(layout, source, arrays)
+    return unflatten(arrays)
 
 
 def flatten(tree: Params, prefix: str = "") -> dict[str, Any]:
@@ -107,21 +111,46 @@ def check(layout: Layout, source: Source, shapes: dict[str, tuple[int, ...]], ig
         )
 
 
+@jax.jit
+def _finite(arrays: list[jax.Array]) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(array)) for array in arrays]))
+
+
+@jax.jit
+def _layers_finite(array: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(array), axis=tuple(range(1, array.ndim)))
+
+
+def _check_finite(layout: Layout, source: Source, arrays: dict[str, jax.Array]) -> None:
+    """Where the arrays lie, so all processes come to the same end; what is not finite is looked for only then."""
+    if bool(to_host(_finite(list(arrays.values())))):
+        return
+    for path, leaf in layout.items():
+        flags = to_host(_layers_finite(arrays[path]))
+        if not flags.all():
+            name = leaf.names[int(flags.argmin()) if leaf.stacked else 0]
+            raise CheckpointError(
+                f"{source.files[name]}: tensor {name!r} (parameter {path}) holds NaN or infinity as "
+                f"{arrays[path].dtype}; all that is computed with it would; fetch the file again, or "
+                f"train that model anew"
+            )
+
+
 def _array(leaf: Leaf, source: Source, shape: tuple[int, ...], sharding: Any, dtype: np.dtype) -> jax.Array:
     if sharding is None:
-        return jnp.asarray(_part(leaf, source, shape, (slice(None),) * len(shape), dtype))
+        return jnp.asarray(part(leaf, source, shape, (slice(None),) * len(shape), dtype))
     parts: dict[tuple[tuple[int, int], ...], np.ndarray] = {}  # devices that hold the same part share one read
 
-    def part(index: Any) -> np.ndarray:
+    def read(index: Any) -> np.ndarray:
         key = tuple((start, stop) for start, stop, _ in (s.indices(n) for s, n in zip(index, shape, strict=True)))
         if key not in parts:
-            parts[key] = _part(leaf, source, shape, index, dtype)
+            parts[key] = part(leaf, source, shape, index, dtype)
         return parts[key]
 
-    return jax.make_array_from_callback(shape, sharding, part)
+    return jax.make_array_from_callback(shape, sharding, read)
 
 
-def _part(leaf: Leaf, source: Source, shape: tuple[int, ...], index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
+def part(leaf: Leaf, source: Source, shape: tuple[int, ...], index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
     """`array[index]` of the array that the leaf describes, in memory order, in `dtype`."""
     ranges = [slice(*s.indices(n)[:2]) for s, n in zip(index, shape, strict=True)]
     out = np.empty([r.stop - r.start for r in ranges], dtype)

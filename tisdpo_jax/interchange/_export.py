@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -61,7 +63,9 @@ def check_tree(layout: Layout, params: Params, what: str) -> None:
 def whole_directory(directory: Path) -> Iterator[Path]:
     """A temporary sibling to write into, renamed to `directory` at the end, or removed after an error.
 
-    An earlier export of this package in `directory` is replaced; anything else there is left alone.
+    An earlier export of this package in `directory` is replaced; anything else there is left alone. What is renamed is
+    on the disk, and as readable as files of this process are by its umask. Siblings that a process left which was
+    killed are removed.
 
     Raises: CheckpointError when `directory` exists and holds something else.
     """
@@ -72,11 +76,14 @@ def whole_directory(directory: Path) -> Iterator[Path]:
             f"{directory}: exists and is not an earlier export; name another directory, or remove it first"
         )
     directory.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(directory)
     temporary = directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}.unfinished"
     temporary.mkdir()
+    claim = _claim(temporary)
     try:
         yield temporary
         (temporary / MARK).write_text("Written by tisdpo_jax; another export to this directory replaces it.\n")
+        _settle(temporary)
         if directory.exists():
             old = temporary.with_suffix(".old")
             os.rename(directory, old)
@@ -84,9 +91,57 @@ def whole_directory(directory: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             os.rename(temporary, directory)
+        _sync(directory.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        if claim is not None:
+            os.close(claim)
+
+
+def _claim(directory: Path) -> int | None:
+    """Holds `directory` for this process until the descriptor is closed; the system lets go when the process dies.
+
+    None where another process holds it, or the file system knows no such locks.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """What exports to `directory` left behind that were killed; those that still write hold a claim."""
+    name = re.compile(rf"\.{re.escape(directory.name)}\.[0-9a-f]{{8}}\.(unfinished|old)")
+    for left in directory.parent.iterdir():
+        if not name.fullmatch(left.name) or left.is_symlink() or not left.is_dir():
+            continue
+        claim = _claim(left)
+        if claim is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(claim)
+
+
+def _settle(directory: Path) -> None:
+    """All files as the umask says, whatever wrote them (safetensors: for the owner alone), and on the disk."""
+    mode = (directory / MARK).stat().st_mode
+    for folder, _, files in os.walk(directory):
+        for file in files:
+            os.chmod(Path(folder) / file, mode)
+            _sync(Path(folder) / file)
+        _sync(Path(folder))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def finish_together(name: str) -> None:

@@ -88,11 +88,11 @@ def read_huggingface_config(directory: Path) -> TransformerConfig:
         raise CheckpointError(f"{file}: {error}; mend or fetch it again") from None
 
 
-def huggingface_config(config: TransformerConfig, *, dtype: str, tokenizer: Any = None) -> dict[str, Any]:
+def huggingface_config(config: TransformerConfig, *, dtype: str, special: dict[str, Any]) -> dict[str, Any]:
     """config.json for `config`: the family that computes the same, loadable by transformers 4 and 5.
 
     Rope is written in both spellings: `rope_theta` with `rope_scaling` (4) and `rope_parameters` (5).
-    Token ids come from `tokenizer`; without one they are null.
+    `special` has bos_token_id, eos_token_id (or a list) and pad_token_id.
 
     Raises: CheckpointError when no family of transformers has this combination.
     """
@@ -126,8 +126,7 @@ def huggingface_config(config: TransformerConfig, *, dtype: str, tokenizer: Any 
         "tie_word_embeddings": config.tied_head,
         "torch_dtype": dtype,
     }
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        raw[name] = getattr(tokenizer, name, None)
+    raw |= special
     if family in ("llama", "qwen3"):
         raw["attention_bias"] = config.output_bias
     if family == "llama":

@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
-from tisdpo_jax.errors import CheckpointError
+from tisdpo_jax.errors import CheckpointError, MissingKeyError, ShapeMismatchError, UnexpectedKeyError
 from tisdpo_jax.interchange import _export
-from tisdpo_jax.interchange._assemble import assemble, flatten, unflatten
-from tisdpo_jax.interchange._layout import adapter_layout, projections
+from tisdpo_jax.interchange._adapter_config import CONFIG, AdapterConfig, read_adapter_config
+from tisdpo_jax.interchange._assemble import Source, flatten, part, unflatten
+from tisdpo_jax.interchange._layout import adapter_layout, layout, projections
 from tisdpo_jax.interchange._safetensors import open_files, write_file
-from tisdpo_jax.interchange.huggingface import read_json
-from tisdpo_jax.interchange.save import on_first_process
+from tisdpo_jax.interchange.generation import exported_generation
+from tisdpo_jax.interchange.load import open_model
+from tisdpo_jax.interchange.save import on_first_process, write_companions, write_json
 from tisdpo_jax.models import TransformerConfig, abstract_params
 from tisdpo_jax.types import Params
 
-CONFIG = "adapter_config.json"
+log = logging.getLogger(__name__)
+
 WEIGHTS = "adapter_model.safetensors"
-# fields of adapter_config.json that change what is computed -> the values under which nothing does
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "bias": (None, "none"),
-    "use_dora": (None, False),
-    "lora_bias": (None, False),
-    "fan_in_fan_out": (None, False),
-    "modules_to_save": (None, []),
-    "rank_pattern": (None, {}),
-    "alpha_pattern": (None, {}),
-    "layers_to_transform": (None, []),
-    "layer_replication": (None, []),
-    "target_parameters": (None, []),
-    "trainable_token_indices": (None, [], {}),
-}
+
+
+class Adapter(NamedTuple):
+    """An adapter, and how it is applied."""
+
+    lora: Params  # the adapter tree; zero where the file holds nothing
+    scale: float  # the factor that it is applied with
+    start: Params | None  # PiSSA, OLoRA: an adapter to be taken out of the base's kernels, `kernel - a @ b`
 
 
 def save_peft(
@@ -47,6 +46,9 @@ def save_peft(
     rank: int,
     alpha: float,
     base_model: str,
+    tokenizer: Any = None,
+    chat_template: str | None = None,
+    stops: Sequence[int] = (),
 ) -> None:
     """Writes an adapter that `peft.PeftModel.from_pretrained(base, directory)` loads.
 
@@ -54,6 +56,8 @@ def save_peft(
       lora: the adapter tree; a sub-tree for every adapted projection, any of them.
       rank, alpha: the adapter is applied with the factor alpha / rank.
       base_model: path or hub name of the base model, which peft shows and AutoPeft loads.
+      tokenizer, chat_template: written beside the adapter; see `write_companions`.
+      stops: tokens that end an answer, for the generation_config.json that is the base's otherwise.
 
     The directory appears whole or not at all. Of several processes, all must call this.
     """
@@ -79,7 +83,9 @@ def save_peft(
 
     def write(target: Path) -> None:
         write_file(target / WEIGHTS, dict(_export.host_tensors(leaves, lora, stored)))
-        (target / CONFIG).write_text(json.dumps(config_json, indent=2) + "\n", encoding="utf-8")
+        write_json(target / CONFIG, config_json)
+        generation = exported_generation(base_model, {}, stops)
+        write_companions(target, tokenizer, chat_template, generation)
 
     def attend() -> None:
         _export.drain(_export.host_tensors(leaves, lora, stored))
@@ -91,47 +97,183 @@ def load_peft(
     directory: str | os.PathLike[str],
     config: TransformerConfig,
     *,
+    base: str | os.PathLike[str] | None = None,
     dtype: Any = "float32",
     shardings: Params | None = None,
-) -> tuple[Params, float]:
-    """An adapter written by `peft` or by `save_peft`: (adapter tree, factor that it is applied with).
+) -> Adapter:
+    """An adapter written by `peft` or by `save_peft`.
 
-    Raises: CheckpointError for kinds of adapter that a plain `scale * x a b` does not express, and its
-      subclasses where tensors do not fit.
+    Ranks and factors of single modules (`rank_pattern`, `alpha_pattern`) are expressed in one tree of the largest rank;
+    an adapter on some layers is zero on the others, as in peft.
+
+    Args:
+      config: of the base model.
+      base: the base model's directory or .gguf file, of which PiSSA and OLoRA are computed again.
+      dtype: of the adapter. What has to be taken out of the base is float32.
+      shardings: nested dict of `jax.sharding.Sharding` with the structure of the adapter tree; None puts all on the
+        default device.
+
+    Raises: CheckpointError for fields of adapter_config.json that are not known, or cannot be computed; its subclasses
+      where tensors do not fit.
     """
     directory = Path(directory).expanduser()
-    raw = read_json(directory / CONFIG)
-    if raw.get("peft_type") != "LORA":
-        raise _refuse(directory, "peft_type", raw.get("peft_type"), "LORA")
-    for field, neutral in _NEUTRAL.items():
-        if raw.get(field) not in neutral:
-            raise _refuse(directory, field, raw[field], neutral[-1])
-    rank, alpha = raw.get("r"), raw.get("lora_alpha")
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
-        raise CheckpointError(
-            f"{directory / CONFIG}: r is {rank!r}, lora_alpha {alpha!r}; both must be numbers: fetch it again"
-        )
+    adapter = read_adapter_config(directory)
     if not (file := directory / WEIGHTS).is_file():
         raise CheckpointError(f"{directory}: no {WEIGHTS}; only safetensors adapters are read: save it again with peft")
     source = open_files(directory, [file])
-    modules = {name.split(".")[-3] for name in source.shapes if name.count(".") > 2}
-    adapted = [path for path, module in projections().items() if module in modules]
+    adapted = _adapted_layers(adapter, config, source)
+    paths = [path for path in projections() if any(of == path for of, _ in adapted)]
+    scale = max((adapter.scale_of(module) for module in adapted.values()), key=abs)
+    rank = max(adapter.rank_of(module) for module in adapted.values())
+    host = _zeros(config, paths, rank)
+    for (path, layer), module in adapted.items():
+        a, b = (_tensor(source, name) for name in _names(module))
+        own = adapter.scale_of(module) / scale if scale else 1.0
+        host[f"{path}/a"][layer, :, : a.shape[0]] = a.T
+        host[f"{path}/b"][layer, : a.shape[0]] = b.T if own == 1.0 else b.T * own
+    start = None
+    if adapter.start:
+        if base is None:
+            raise CheckpointError(
+                f"{adapter.file}: field init_lora_weights is {adapter.start!r}, so the adapter stands on a changed "
+                f"base; name the base model"
+            )
+        start = _start(adapter, config, adapted, base, _zeros(config, paths, rank))
+    placed = flatten(shardings) if shardings is not None else {}
+
+    def tree(arrays: dict[str, np.ndarray], kind: Any) -> Params:
+        return unflatten(
+            {path: _place(value.astype(jnp.dtype(kind)), placed.get(path)) for path, value in arrays.items()}
+        )
+
+    return Adapter(tree(host, dtype), scale, None if start is None else tree(start, jnp.float32))
+
+
+def _adapted_layers(adapter: AdapterConfig, config: TransformerConfig, source: Source) -> dict[tuple[str, int], str]:
+    """(projection, layer) -> name of the module, for every pair of tensors in the file.
+
+    Raises: CheckpointError, and its subclasses, unless all tensors are there in full pairs of the right shapes, are
+      read by peft too, and nothing is left over.
+    """
     kernels = flatten(abstract_params(config))
-    shapes = {}
-    for path in adapted:
+    leaves = layout(config)
+    adapted: dict[tuple[str, int], str] = {}
+    known: set[str] = set()
+    bare: list[str] = []
+    for path in projections():
+        _, inputs, outputs = kernels[f"{path}/kernel"].shape
+        for layer, weight in enumerate(leaves[f"{path}/kernel"].names):
+            module = weight.removesuffix(".weight")
+            names, wanted = _names(module), adapter.adapts(module)
+            there = [name for name in names if name in source.shapes]
+            if not there:
+                bare += [module] if wanted else []
+                continue
+            if not wanted:
+                raise UnexpectedKeyError(
+                    f"{source.files[there[0]]}: tensor {there[0]!r} belongs to a module that target_modules, "
+                    f"exclude_modules or layers_to_transform of {adapter.file.name} leaves out, and peft would not "
+                    f"read it; save the adapter again with peft"
+                )
+            if len(there) < 2:
+                (missing,) = set(names) - set(there)
+                raise MissingKeyError(
+                    f"{source.path}: tensor {missing!r} is missing, while {there[0]!r} is there; fetch it again"
+                )
+            rank = adapter.rank_of(module)
+            for name, shape in zip(names, ((rank, inputs), (outputs, rank)), strict=True):
+                if source.shapes[name] != shape:
+                    raise ShapeMismatchError(
+                        f"{source.files[name]}: tensor {name!r} has shape {list(source.shapes[name])}, but the base "
+                        f"model and rank {rank} of {adapter.file.name} need {list(shape)}; it is an adapter of another "
+                        f"model, or fetch it again"
+                    )
+            adapted[path, layer] = module
+            known.update(names)
+    spare = [name for name in source.shapes if name not in known]
+    if spare:
+        raise UnexpectedKeyError(
+            f"{source.files[spare[0]]}: tensor {spare[0]!r} is none that is read ({len(spare)} such in all): adapters "
+            f"stand on the projections of the base's {config.num_layers} layers; merge it into its base with peft and "
+            f"load the merged model"
+        )
+    if not adapted:
+        raise MissingKeyError(f"{source.path}: {WEIGHTS} holds no tensors; fetch it again")
+    if bare:
+        if adapter.random:
+            raise MissingKeyError(
+                f"{source.path}: no tensors for {bare[0]} ({len(bare)} such in all), where init_lora_weights false "
+                f"leaves random numbers; name in target_modules of {adapter.file.name} what the file holds"
+            )
+        log.warning(
+            "%s: no tensors for %s (%d such in all); the base stays as it is there", source.path, bare[0], len(bare)
+        )
+    return adapted
+
+
+def _start(
+    adapter: AdapterConfig,
+    config: TransformerConfig,
+    adapted: dict[tuple[str, int], str],
+    base: str | os.PathLike[str],
+    host: dict[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """What training began with, per module: the base's leading singular parts (PiSSA), or rows of its QR (OLoRA).
+
+    PiSSA (arXiv 2404.02948): U S V over the largest r singular values. OLoRA (arXiv 2406.01775): Q[:, :r] R[:r] times
+    the adapter's factor, as peft has it. Both of the weight as it is stored, in float32. Process 0 computes for all, so
+    that signs, which are free, agree.
+    """
+    kernels = flatten(abstract_params(config))
+    source, leaves, _ = open_model(base, config)
+    if jax.process_index() == 0:
+        for (path, layer), module in adapted.items():
+            leaf, shape, rank = leaves[f"{path}/kernel"], kernels[f"{path}/kernel"].shape, adapter.rank_of(module)
+            index = (slice(layer, layer + 1), slice(None), slice(None))
+            weight = part(leaf, source, shape, index, np.dtype(np.float32))[0].T  # [out, in], as peft sees it
+            if not np.isfinite(weight).all():
+                raise CheckpointError(
+                    f"{source.path}: tensor {leaf.names[layer]!r} holds NaN or infinity; fetch it again"
+                )
+            if adapter.start == "pissa":
+                left, values, right = np.linalg.svd(weight, full_matrices=False)
+                root = np.sqrt(values[:rank])
+                left, right = left[:, :rank] * root, right[:rank] * root[:, None]
+            else:
+                left, right = np.linalg.qr(weight)
+                left, right = left[:, :rank] * np.float32(adapter.scale_of(module)), right[:rank]
+            host[f"{path}/a"][layer, :, : len(right)] = right.T
+            host[f"{path}/b"][layer, : len(right)] = left.T
+    if jax.process_count() > 1:
+        host = {path: np.asarray(value) for path, value in multihost_utils.broadcast_one_to_all(host).items()}
+    return host
+
+
+def _zeros(config: TransformerConfig, paths: list[str], rank: int) -> dict[str, np.ndarray]:
+    kernels, arrays = flatten(abstract_params(config)), {}
+    for path in paths:
         layers, inputs, outputs = kernels[f"{path}/kernel"].shape
-        shapes[f"{path}/a"] = jax.ShapeDtypeStruct((layers, inputs, rank), jnp.float32)
-        shapes[f"{path}/b"] = jax.ShapeDtypeStruct((layers, rank, outputs), jnp.float32)
-    tree = assemble(adapter_layout(config, adapted), source, unflatten(shapes), shardings, dtype)
-    return tree, alpha / (rank**0.5 if raw.get("use_rslora") else rank)
+        arrays[f"{path}/a"] = np.zeros((layers, inputs, rank), np.float32)
+        arrays[f"{path}/b"] = np.zeros((layers, rank, outputs), np.float32)
+    return arrays
+
+
+def _names(module: str) -> tuple[str, str]:
+    return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
+
+
+def _tensor(source: Source, name: str) -> np.ndarray:
+    value = np.asarray(source.read(name, (slice(None), slice(None))), np.float32)
+    if not np.isfinite(value).all():
+        raise CheckpointError(f"{source.files[name]}: tensor {name!r} holds NaN or infinity; fetch the file again")
+    return value
+
+
+def _place(value: np.ndarray, sharding: Any) -> jax.Array:
+    if sharding is None:
+        return jnp.asarray(value)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def _adapted(lora: Params) -> list[str]:
     return [path for path in projections() if f"{path}/a" in flatten(lora)]
-
-
-def _refuse(directory: Path, field: str, value: Any, known: Any) -> CheckpointError:
-    return CheckpointError(
-        f"{directory / CONFIG}: field {field} is {value!r}, but only {known!r} is supported; merge the adapter into "
-        f"its base with peft and load the merged model"
-    )

@@ -53,6 +53,15 @@ class TransformerConfig:
     qk_norm: bool = False  # Qwen3
     tied_head: bool = False
 
+    @property
+    def positions(self) -> int:
+        """Positions that the model was made for.
+
+        `max_positions` of a model with linear scaling counts those before it is stretched, with Llama 3's those after.
+        """
+        stretch = self.rope.factor if self.rope.kind == "linear" else 1.0
+        return int(self.max_positions * max(stretch, 1.0))
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)

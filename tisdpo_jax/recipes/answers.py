@@ -15,8 +15,9 @@ from tisdpo_jax.errors import DataError
 from tisdpo_jax.judging import Store, key_of
 from tisdpo_jax.recipes import models
 from tisdpo_jax.recipes.evaluate import end_tokens
+from tisdpo_jax.recipes.positions import warn_of_rows
 from tisdpo_jax.recipes.session import Session
-from tisdpo_jax.recipes.subjects import Subject
+from tisdpo_jax.recipes.subjects import Subject, model_files
 from tisdpo_jax.sampling import generate
 from tisdpo_jax.training.progress import progress
 
@@ -51,7 +52,12 @@ def generated(session: Session, subject: Subject, prompts: Sequence[Asked], stor
         except Unusable as problem:
             log.warning("prompt %s is not answered by %s: %s", prompt.id, subject.name, problem.reason)
             rows.append([])
+    lengths = [len(ids) + section.max_new_tokens for ids in rows if ids]
+    what, field = "prompts with the longest answers that they may get", "data.max_length, or evaluation.max_new_tokens,"
+    warn_of_rows(lengths, subject.model.config, subject.source, what, field)
+    ends = end_tokens(tokenizer, config.data.template, model_files(session, subject))
     settings = [
+        *ends,
         *(section.max_new_tokens, section.judge.temperature, section.seed, config.model.dtype),
         *(models.identify(tree) for tree in subject.variables.values()),
         subject.model.compute.lora_scale if "lora" in subject.variables else 1.0,
@@ -63,7 +69,6 @@ def generated(session: Session, subject: Subject, prompts: Sequence[Asked], stor
     size = partitioning.places(section.batch_size, session.mesh)
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     batches = [batch for batch in batches if any(store.get(keys[number]) is None for number in batch)]
-    ends = end_tokens(tokenizer, config.data.template)
     for batch in progress(batches, f"answers of {subject.name}", enabled=config.logging.progress):
         session.interrupt.poll("generating answers")
         found = generate(

@@ -37,6 +37,7 @@ from tisdpo_jax.evaluation import (
     preference_grids,
 )
 from tisdpo_jax.models import Model
+from tisdpo_jax.recipes.positions import warn_of_limit, warn_of_pairs
 from tisdpo_jax.recipes.scores import check_finite
 from tisdpo_jax.recipes.session import Session, compute_config, named_path, open_data, open_mesh
 from tisdpo_jax.recipes.subjects import Subject, adapter_base, check_alike, is_adapter
@@ -118,10 +119,13 @@ def open_evaluation(config: Experiment, directory: Path, interrupt: Interrupt) -
         metrics=MetricsLog(directory, LoggingSection()),
         interrupt=interrupt,
     )
+    warn_of_limit(config, transformer, path)
     judge = config.evaluation.judge
     if judge.by and judge.prompts and not (config.evaluation.data or config.data.train):
         return session
-    return measuring(session, open_pairs(session))
+    pairs = open_pairs(session)
+    warn_of_pairs(pairs, transformer, path)
+    return measuring(session, pairs)
 
 
 def counts(encoded: EncodedSet, name: str) -> DataCounts:
@@ -300,7 +304,7 @@ def samples(session: Session, before: Variables, after: Variables) -> tuple[Samp
     if not pairs:
         return ()
     prompts = [pair.prompt.tolist() for pair in pairs]
-    ends = end_tokens(session.tokenizer, session.config.data.template)
+    ends = end_tokens(session.tokenizer, session.config.data.template, session.model_path)
     answers = [
         generate(session.model, variables, prompts, max_new_tokens=section.max_new_tokens, eos_ids=ends)
         for variables in (before, after)
@@ -312,13 +316,12 @@ def samples(session: Session, before: Variables, after: Variables) -> tuple[Samp
     )
 
 
-def end_tokens(tokenizer: Any, template: str) -> list[int]:
-    """Tokens that end an answer: the tokenizer's EOS, and what the template ends a turn with."""
+def end_tokens(tokenizer: Any, template: str, model: str | Path) -> list[int]:
+    """Tokens that end an answer: all that the files of `model` say, the tokenizer's EOS, and what ends a turn."""
     opened = open_template(template, tokenizer)
     messages = [Message("user", "a")]
     written = render(opened, frame(opened, messages), messages, "b").text
-    ends = {tokenizer.eos_token_id, tokenizer(written, add_special_tokens=False).input_ids[-1]}
-    return sorted(end for end in ends if end is not None)
+    return sorted({*interchange.stop_ids(model, tokenizer), tokenizer(written, add_special_tokens=False).input_ids[-1]})
 
 
 def prompt_text(session: Session, ids: Any) -> str:

@@ -29,8 +29,9 @@ from tisdpo_jax.errors import CheckpointError, DataError
 from tisdpo_jax.models import Model
 from tisdpo_jax.recipes import models, run_dir
 from tisdpo_jax.recipes.evaluate import end_tokens
+from tisdpo_jax.recipes.positions import warn_of_rows
 from tisdpo_jax.recipes.session import Session, open_session
-from tisdpo_jax.recipes.subjects import open_subject
+from tisdpo_jax.recipes.subjects import model_files, open_subject
 from tisdpo_jax.sampling import Draw, Options, Request, http, sample
 from tisdpo_jax.sampling.responses import Response, append_responses, read_responses, resume_responses
 from tisdpo_jax.training.interrupt import Interrupt, listening
@@ -58,6 +59,7 @@ class Voice:
     model: Model
     variables: Callable[[], Variables]
     identity: dict[str, str]  # of what `variables` gives
+    files: Path | None = None  # of the model, where that is not the session's
 
 
 def generate(config: Experiment) -> None:
@@ -78,7 +80,7 @@ def generate(config: Experiment) -> None:
             if subject is not None:
                 variables = subject.variables
                 identity = {name: models.identify(tree) for name, tree in variables.items()}
-                voice = Voice(subject.model, lambda: variables, identity)
+                voice = Voice(subject.model, lambda: variables, identity, model_files(session, subject))
             path = directory / RESPONSES
             found = answers(session, voice, asked, path, "answers")
     if jax.process_index() == 0:
@@ -194,6 +196,10 @@ def _locally(
     for question in left:
         name, _, number = question.id.rpartition("/")
         requests.append(Request(name, write(question.messages).tolist(), int(number)))
+    section, files = session.config.sampling, voice.files or session.model_path
+    lengths = [len(one.ids) + section.max_new_tokens for one in requests if len(one.ids) <= section.max_prompt]
+    field = "sampling.max_prompt, or sampling.max_new_tokens,"
+    warn_of_rows(lengths, voice.model.config, files, "prompts with the longest answers that they may get", field)
     decode = functools.partial(session.tokenizer.decode, skip_special_tokens=True)
     done: list[Response] = []
 
@@ -202,15 +208,15 @@ def _locally(
         done.clear()
         session.interrupt.poll(label)
 
-    found = sample(voice.model, voice.variables(), requests, options(session), decode=decode, on_batch=flush)
+    found = sample(voice.model, voice.variables(), requests, options(session, files), decode=decode, on_batch=flush)
     for index, answer in found:
         text = answer.text.strip()
         done.append(Response(left[index].id, text, answer.finish, tuple(answer.ids), tuple(answer.logps)))
     take(done)
 
 
-def options(session: Session) -> Options:
-    """How the configuration wants answers drawn."""
+def options(session: Session, files: Path | None = None) -> Options:
+    """How the configuration wants answers drawn, from the model whose files those are (None: the session's)."""
     section, template = session.config.sampling, session.config.data.template
     return Options(
         draw=_draw(session.config),
@@ -218,7 +224,7 @@ def options(session: Session) -> Options:
         max_prompt=section.max_prompt,
         batch_size=section.batch_size,
         seed=section.seed,
-        eos_ids=tuple(end_tokens(session.tokenizer, template)),
+        eos_ids=tuple(end_tokens(session.tokenizer, template, files or session.model_path)),
         stop=stops(session.config),
     )
 
@@ -305,6 +311,7 @@ def _key(session: Session, voice: Voice | None, asked: Sequence[Question]) -> di
         "dtype": voice.model.compute.dtype,
         "lora scale": str(voice.model.compute.lora_scale) if "lora" in voice.identity else "none",
         "sampling.max_prompt": str(section.max_prompt),
+        "end of answers": str(options(session, voice.files).eos_ids),
         "tokenizer": tokenizer_identity(session.tokenizer),
         "template": digest([config.data.system, open_template(config.data.template, session.tokenizer).identity]),
     }

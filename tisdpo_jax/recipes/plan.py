@@ -37,6 +37,7 @@ from tisdpo_jax.planning.resident import resident
 from tisdpo_jax.planning.topology import Spec, Topology, open_topology
 from tisdpo_jax.recipes import models
 from tisdpo_jax.recipes.abstract import Lengths, LengthsFrom, abstract_session, read_lengths, read_transformer
+from tisdpo_jax.recipes.positions import warn_of_limit, warn_of_pairs
 from tisdpo_jax.recipes.scores import scorer
 from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.recipes.tisdpo import HEAD, REFERENCE, SIDES, feed, policy_plan, stage_plan, takes_contrast
@@ -78,7 +79,10 @@ def plan(
     Raises: UserError when no topology can be planned for, the first one's; the others are planned without those.
     """
     transformer = read_transformer(config)
+    warn_of_limit(config, transformer, config.model.path)
     pairs = read_lengths(config, lengths)
+    for encoded in (pairs.train, pairs.held_out):
+        warn_of_pairs(encoded, transformer, config.model.path)
     found: list[StagePlan] = []
     errors: list[UserError] = []
     for spec in topologies:

@@ -29,6 +29,7 @@ from tisdpo_jax.data import (
 )
 from tisdpo_jax.errors import ConfigError, DataError
 from tisdpo_jax.models import ComputeConfig, Model, abstract_params, init_adapters
+from tisdpo_jax.recipes.positions import warn_of_limit, warn_of_pairs
 from tisdpo_jax.training.interrupt import Interrupt
 from tisdpo_jax.training.loop import Pairs
 from tisdpo_jax.training.metrics import MetricsLog
@@ -124,12 +125,16 @@ def open_session(config: Experiment, run_dir: Path, interrupt: Interrupt, *, pai
     tokenizer = interchange.load_tokenizer(
         Path(config.model.tokenizer).expanduser() if config.model.tokenizer else path
     )
+    if pairs or config.dlma.rounds:  # else nothing is that long
+        warn_of_limit(config, transformer, path)
     train, held_out = open_data(config, tokenizer) if pairs else (EncodedSet((), (), "no pairs", {}), None)
     if len(tokenizer) > transformer.vocab_size:
         raise ConfigError(
             f"the tokenizer has {len(tokenizer)} tokens, the model only {transformer.vocab_size}; "
             "set model.tokenizer to the one that belongs to it"
         )
+    for encoded in (train, held_out):
+        warn_of_pairs(encoded, transformer, path)
     elements = max(encoded.elements() for encoded in ([train] if held_out is None else [train, held_out]))
     if pairs:
         log.info(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ import jax
 
 from tisdpo_jax import interchange, partitioning
 from tisdpo_jax.errors import CheckpointError, ConfigError
-from tisdpo_jax.interchange import peft
 from tisdpo_jax.interchange.huggingface import read_json
-from tisdpo_jax.models import Model
+from tisdpo_jax.models import Model, merge
 from tisdpo_jax.recipes import models
+from tisdpo_jax.recipes.positions import warn_of_pairs
 from tisdpo_jax.recipes.session import Session, named_path
-from tisdpo_jax.types import Variables
+from tisdpo_jax.types import Params, Variables
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,20 +56,42 @@ def open_subject(
     if "lora" in base.variables:
         raise ConfigError(f"{place}: its base {base.source} is an adapter itself; merge that one first")
     # which leaves there are is known once it is read; an adapter is small
-    lora, scale = interchange.load_peft(place, base.model.config, dtype=session.config.model.param_dtype)
+    dtype = session.config.model.param_dtype
+    lora, scale, start = interchange.load_peft(place, base.model.config, base=base.source, dtype=dtype)
     lora = jax.device_put(lora, partitioning.param_shardings(lora, session.mesh))
     compute = dataclasses.replace(base.model.compute, lora_scale=scale)
-    variables: Variables = {"params": base.variables["params"], "lora": lora}
+    params = base.variables["params"] if start is None else _without(session, base, start)
+    variables: Variables = {"params": params, "lora": lora}
     return Subject(name, str(place), Model(base.model.config, compute), variables, base.tokenizer)
 
 
+def _without(session: Session, base: Subject, start: Params) -> Params:
+    """The base's parameters without what the adapter's training began with; in int8 where the base is."""
+    params = base.variables["params"]
+    at = dataclasses.replace(session, model=base.model, model_path=Path(base.source))
+    in_int8 = params["layers"]["attention"]["q"]["kernel"].dtype == "int8"
+    if in_int8:
+        params = models.load_pretrained(at)
+    start = jax.device_put(start, partitioning.param_shardings(start, session.mesh))
+    changed: Params = jax.jit(functools.partial(merge, scale=-1.0))(params, start)
+    freeze = models.freeze_of(at) if in_int8 else None
+    return freeze(changed) if freeze else changed
+
+
 def is_adapter(path: Path) -> bool:
-    return (path / peft.CONFIG).is_file() and not (path / "config.json").is_file()
+    return (path / interchange.ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file()
 
 
 def adapter_base(path: Path) -> str:
     """The model that an adapter names as its base; "" where it names none."""
-    return str(read_json(path / peft.CONFIG).get("base_model_name_or_path") or "")
+    return str(read_json(path / interchange.ADAPTER_CONFIG).get("base_model_name_or_path") or "")
+
+
+def model_files(session: Session, subject: Subject) -> Path:
+    """Where the files of a subject's model are: of a run's own policy, those of the model that it began as."""
+    path = Path(subject.source)
+    own = path.is_file() or (path / "config.json").is_file() or is_adapter(path)
+    return path if own else session.model_path
 
 
 def check_alike(policy: Subject, reference: Subject) -> None:
@@ -86,6 +109,8 @@ def _whole(session: Session, name: str, path: Path, frozen: bool) -> Subject:
     partitioning.check_heads(config.num_heads, config.num_kv_heads, session.mesh)
     interchange.check_params(path, config)
     at = dataclasses.replace(session, model=Model(config, session.model.compute), model_path=path)
+    if config.positions < session.model.config.positions:  # else it is said already
+        warn_of_pairs(session.eval, config, path)
     params = models.load_pretrained(at)
     freeze = models.freeze_of(at) if frozen else None
     tokenizer = session.tokenizer
