@@ -52,6 +52,7 @@ def made(tiny, prompts, run_dir) -> dict[str, object]:
         "contrast__positive_prompt": "be kind",
         "contrast__negative_prompt": "be rude",
         "dlma__rounds": 1,
+        "dlma__unfinished": "keep",
         "dlma__eval_fraction": 0.2,
         "loss__name": "dlma",
         "mesh__fsdp": 8,

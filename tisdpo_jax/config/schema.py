@@ -218,7 +218,7 @@ class DlmaSection:
         0.0, "leave out pairs whose longer answer has more than this many times the tokens; 0 keeps all"
     )
     unfinished: Literal["keep", "drop"] = field(
-        "keep", "pairs with an answer that ran into sampling.max_new_tokens; DLMA's code keeps them"
+        "drop", "pairs with an answer that ran into sampling.max_new_tokens; DLMA's code keeps them"
     )
     reference: Literal["first", "previous"] = field(
         "previous", "from the second round on: the model that the first round started from, or this round did"
