@@ -132,7 +132,8 @@ def check_address(url: str, field: str) -> str:
         )
     clean = parts.scheme.lower() in ("http", "https") and parts.hostname and port_is_a_number
     if not clean or re.search(r"[^\x21-\x7e]", url):
-        raise ConfigError(f"{_shown(url)}: not an address; check {field}: write http://HOST:PORT/v1")
+        named = _shown(url) if is_address(url) else field  # what is no address may be a key
+        raise ConfigError(f"{named}: not an address; check {field}: write http://HOST:PORT/v1")
     return url.rstrip("/")
 
 

@@ -235,6 +235,9 @@ class WeightsSection:
     lower: float = field(-0.5, "L of the paper: lower clamp of the log-ratio")
     upper: float = field(1.5, "U of the paper: upper clamp of the log-ratio")
     gamma: float = field(0.9, "position: a token's weight is gamma to the power of its place in the response")
+    top_percent: float = field(
+        50.0, "binary: percent of the tokens of a response, those with the largest weights, that keep weight 1"
+    )
     seed: int = field(0, "seed of the random controls")
 
 

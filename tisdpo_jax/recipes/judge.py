@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tisdpo_jax import judging
+from tisdpo_jax.config.places import is_address
 from tisdpo_jax.data import Message, Rejection, read_prompts
 from tisdpo_jax.errors import ConfigError, DataError
 from tisdpo_jax.evaluation import Grid, Interval, mean_interval
@@ -124,7 +125,7 @@ def _summary(
 
 
 def is_endpoint(name: str) -> bool:
-    return name.startswith(("http://", "https://"))
+    return is_address(name)
 
 
 def named_models(text: str) -> dict[str, str]:
