@@ -127,7 +127,12 @@ def test_an_endpoint_that_dies_and_comes_back_is_not_asked_twice(judged, tmp_pat
     }
     try:
         code, output, found = judged(tmp_path, stub.url, **options)
-        assert code == 2 and "no answer in 1 tries" in output and "what was answered so far is kept" in output and not found
+        assert (
+            code == 2
+            and "no answer in 1 tries" in output
+            and "what was answered so far is kept" in output
+            and not found
+        )
         kept = lines(tmp_path, "judgements.jsonl")
         assert len(kept) == 6 and len(stub.requests) == 8  # a second one is asked, to see whether it is the first
         alive["questions"] = 1000

@@ -22,9 +22,7 @@ TICK = 0.1  # seconds between two looks at whether to stop
 GRACE = 5.0  # seconds that replies on their way have after a request to stop
 
 
-def patiently(
-    endpoint: Endpoint, attempt: Callable[[int], R], halt: threading.Event, *, label: str = ""
-) -> R | None:
+def patiently(endpoint: Endpoint, attempt: Callable[[int], R], halt: threading.Event, *, label: str = "") -> R | None:
     """What `attempt(number)` returns, tried until it raises no `Again`; None when `halt` is set between two tries.
 
     Raises: Unanswered when the tries are used up and none of them settled the question; `label` names it.
@@ -73,7 +71,8 @@ class _Doubts(Generic[Q]):
         """Those that are settled when nothing else is left to ask, and the first of the others."""
         sure = {"reply", "status"} if self.worked else {"reply"}
         left = [error for _, error in self._held if error.kind not in sure]
-        return [(question, error) for question, error in self._held if error.kind in sure], (left or [None])[0]
+        first = left[0] if left else None
+        return [(question, error) for question, error in self._held if error.kind in sure], first
 
 
 def ask_all(
@@ -159,8 +158,8 @@ def ask_all(
     if failure is not None:
         raise failure
     settled, hopeless = doubts.at_the_end()
-    for question, error in settled:
-        give_up(question, error.why)
+    for question, why in settled:
+        give_up(question, why.why)
     if hopeless is not None:
         raise hopeless
 

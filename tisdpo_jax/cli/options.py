@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 
 from tisdpo_jax.cli.missing import configuration_file
-from tisdpo_jax.config import Experiment, build, check_places, describe, idle, nest, validate
+from tisdpo_jax.config import Experiment, build, check_places, describe, idle, nest, validate, without
 from tisdpo_jax.config.places import check_path
 from tisdpo_jax.errors import ConfigError
 
@@ -66,22 +66,20 @@ def checked(
 ) -> Experiment:
     """The configuration that came of a file and overrides, validated for a verb.
 
-    Values of the file that do nothing any more because of an override are said and let be: a file is one experiment,
-    the command line tries another. Raises: ConfigError, for values that do nothing by themselves too.
+    Values of the file that do nothing any more because of an override are said and go back to their defaults: a file
+    is one experiment, the command line tries another.
+
+    Raises: ConfigError, for values that do nothing by themselves too.
     """
-    overruled: dict[str, str] = {}
     if file is not None:
-        own = load_as(Experiment, file, {})
-        by_itself = idle(own)
+        by_itself = idle(load_as(Experiment, file, {}))
         overruled = {
-            name: why
-            for name, why in idle(config, verb).items()
-            if name not in overrides and name not in by_itself
+            name: why for name, why in idle(config, verb).items() if name not in overrides and name not in by_itself
         }
-    config = validate(config, trains=trains, verb=verb, spared=overruled)
-    for name, why in overruled.items():
-        log.info("%s: %s does nothing here: %s", file, name, why)
-    return config
+        for name, why in overruled.items():
+            log.info("%s: %s does nothing here: %s", file, name, why)
+        config = without(config, overruled)
+    return validate(config, trains=trains, verb=verb)
 
 
 def load_as(kind: type[C], file: Path | None, overrides: dict[str, str]) -> C:

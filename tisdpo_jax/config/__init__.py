@@ -1,7 +1,7 @@
 """Everything an experiment is. Nothing here reads a file."""
 
 from tisdpo_jax.config.build import build, describe, nest, resolved
-from tisdpo_jax.config.idle import idle
+from tisdpo_jax.config.idle import idle, without
 from tisdpo_jax.config.places import check_places
 from tisdpo_jax.config.prompt_pairs import PROMPT_PAIRS, with_prompts
 from tisdpo_jax.config.schema import (
@@ -50,4 +50,5 @@ __all__ = [
     "resolved",
     "validate",
     "with_prompts",
+    "without",
 ]

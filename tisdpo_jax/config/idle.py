@@ -6,7 +6,7 @@ A value that is ignored in silence is a result that is reported under a wrong na
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tisdpo_jax.config.places import is_address
@@ -62,6 +62,14 @@ def idle(config: Experiment, verb: str = "") -> dict[str, str]:
                 if _get(config, leaf) != _get(default, leaf):
                     found.setdefault(leaf, why)
     return found
+
+
+def without(config: Experiment, names: Iterable[str]) -> Experiment:
+    """The configuration with the defaults of these fields."""
+    default = Experiment()
+    for name in names:
+        config = _set(config, name, _get(default, name))
+    return config
 
 
 Rule = tuple[bool, str, tuple[str, ...]]  # whether it does something, why not, names of fields and sections
@@ -137,7 +145,11 @@ def _stages(config: Experiment) -> Iterator[Rule]:
 
 def _prompts(config: Experiment, verb: str) -> Iterator[Rule]:
     section, dlma = config.sampling, config.dlma
-    yield verb in ("", "generate") or dlma.rounds > 0, f"tisdpo {verb} without dlma.rounds samples nothing", ("sampling",)
+    yield (
+        verb in ("", "generate") or dlma.rounds > 0,
+        f"tisdpo {verb} without dlma.rounds samples nothing",
+        ("sampling",),
+    )
     engine = f"sampling.engine {section.engine} does not read it"
     of_http = ("url", "endpoint_model", "concurrency", "timeout", "retries")
     of_local = ("batch_size", "max_prompt", "policy")
@@ -186,3 +198,8 @@ def _get(config: Any, name: str) -> Any:
     for part in name.split("."):
         config = getattr(config, part)
     return config
+
+
+def _set(config: Any, name: str, value: Any) -> Any:
+    first, _, rest = name.partition(".")
+    return dataclasses.replace(config, **{first: _set(getattr(config, first), rest, value) if rest else value})

@@ -103,6 +103,11 @@ class MeshSection:
     data: int = field(1, "devices over which batches are split and parameters repeated")
     fsdp: int = field(-1, "devices over which batches and parameters are split; -1 takes all that remain")
     tensor: int = field(1, "devices over which heads, MLP and vocabulary are split")
+    slices: Literal["auto", "data", "fsdp", "tensor"] = field(
+        "auto",
+        "where the devices are several TPU slices: the axis that lies over the slower network between them; auto is "
+        "data if its size divides by the slices, else fsdp",
+    )
     compiler_options: str = field(
         "", "XLA options of the training steps, `name=value` with commas between; docs/performance.md has some that pay"
     )

@@ -12,9 +12,7 @@ from tisdpo_jax.config.schema import Experiment, StageSection
 from tisdpo_jax.errors import ConfigError
 
 
-def validate(
-    config: Experiment, *, trains: bool = True, verb: str = "", spared: Collection[str] = ()
-) -> Experiment:
+def validate(config: Experiment, *, trains: bool = True, verb: str = "", spared: Collection[str] = ()) -> Experiment:
     """Returns the configuration, with the prompts of `contrast.pair` and without `~` in its paths.
 
     Raises: ConfigError that names the field and the remedy.
@@ -89,8 +87,8 @@ def _ranges(config: Experiment) -> None:
             _fail(f"{name} is {value}; it must be at least {lowest}")
     if config.weights.method == "binary" and not 0 < config.weights.top_percent < 100:
         _fail(
-            f"weights.top_percent is {config.weights.top_percent:g}; it must be between 0 and 100, and neither: all tokens "
-            "would weigh the same (weights.method uniform does that)"
+            f"weights.top_percent is {config.weights.top_percent:g}; it must be above 0 and below 100: "
+            "all tokens would weigh the same (weights.method uniform does that)"
         )
     above_zero = {
         "lora.alpha": config.lora.alpha,

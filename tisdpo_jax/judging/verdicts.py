@@ -12,7 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 FIRST, SECOND, TIE = "first", "second", "tie"
-UNPARSABLE, FILTERED, FAILED = "unparsable", "filtered", "failed"  # no verdict: of the reply, of a filter, of the server
+UNPARSABLE, FILTERED, FAILED = (
+    "unparsable",
+    "filtered",
+    "failed",
+)  # no verdict: of the reply, of a filter, of the server
 UNDECIDED = (UNPARSABLE, FILTERED, FAILED)
 VERDICTS = (FIRST, SECOND, TIE, *UNDECIDED)
 

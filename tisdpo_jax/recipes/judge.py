@@ -178,6 +178,6 @@ def grids(judged: Judged) -> tuple[Grid, ...]:
         found.append(Grid("Prompts without an answer", ("model", "prompts"), tuple(missing.items())))
     unclear = {kind: count for kind, count in judged.undecided.items() if count}
     if unclear:
-        rows = tuple(unclear.items())
-        found.append(Grid("Questions without a verdict, each order for itself", ("why", "questions"), rows))
+        title = "Questions without a verdict, each order for itself"
+        found.append(Grid(title, ("why", "questions"), tuple(unclear.items())))
     return tuple(found)

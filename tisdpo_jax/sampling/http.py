@@ -40,7 +40,7 @@ def ask_all(
 ) -> None:
     """Asks every question, several at a time; `take` gets the responses one at a time, in any order.
 
-    A question that the server filters, cuts off or cannot answer has a response too, which says so (`finish`, `reason`).
+    A question that the server filters, cuts off or cannot answer has a response too, which says so: `finish`, `reason`.
     `poll` is called all the time and may raise. After an error nothing more is asked; what is on its way is still
     taken. Each question has a seed of its own, which not every server honours.
 
@@ -56,16 +56,12 @@ def ask_all(
     def give_up(question: Question, why: str) -> None:
         take(Response(question.id, "", "failed", reason=why))
 
-    chat.ask_all(
-        endpoint, questions, ask, lambda _, response: take(response), poll, give_up=give_up, worked=worked
-    )
+    chat.ask_all(endpoint, questions, ask, lambda _, response: take(response), poll, give_up=give_up, worked=worked)
 
 
 def _ask(endpoint: Endpoint, question: Question, body: dict[str, Any], halt: threading.Event) -> Response | None:
     """The response after as many tries as it takes; None when `halt` is set between two of them."""
-    completion = chat.patiently(
-        endpoint, lambda _: chat.complete(endpoint, body), halt, label=f"to {question.id!r}"
-    )
+    completion = chat.patiently(endpoint, lambda _: chat.complete(endpoint, body), halt, label=f"to {question.id!r}")
     if completion is None:
         return None
     return Response(question.id, completion.text, completion.finish, reason=completion.reason)

@@ -3,7 +3,8 @@
     {"id": "p1/plus/0", "response": "...", "finish": "stop"[, "reason": "..."][, "ids": [...], "logps": [...]]}
 
 `finish`: "stop", answered; "length", unfinished; "too long", the prompt, nothing was asked; "filtered" and "failed", an
-endpoint withheld the answer, or has none: `reason` has its words. All of them are answers: none is asked for again. A job that was killed goes on from what is there; a line that was being written then is dropped and made again.
+endpoint withheld the answer, or has none: `reason` has its words. All of them are answers, and none is asked for again.
+A job that was killed goes on from what is there; a line that was being written then is dropped and made again.
 """
 
 from __future__ import annotations

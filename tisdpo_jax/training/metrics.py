@@ -55,8 +55,8 @@ class Writers:
             except Exception as error:  # no key, no network, no such project: of several types
                 why = next(iter(str(error).splitlines()), "") or type(error).__name__
                 raise UserError(
-                    f"logging.wandb {project}: W&B opens no run: {why}; `wandb login`, set WANDB_MODE=offline, or leave "
-                    "logging.wandb empty"
+                    f"logging.wandb {project}: W&B opens no run: {why}; `wandb login`, set WANDB_MODE=offline, or "
+                    "leave logging.wandb empty"
                 ) from None
 
     def write(self, stage: str, step: int, split: str, values: Mapping[str, float]) -> None:
