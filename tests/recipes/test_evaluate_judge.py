@@ -134,7 +134,9 @@ def test_an_endpoint_that_dies_and_comes_back_is_not_asked_twice(judged, tmp_pat
             and not found
         )
         kept = lines(tmp_path, "judgements.jsonl")
-        assert len(kept) == 6 and len(stub.requests) == 8  # a second one is asked, to see whether it is the first
+        assert (
+            len(kept) == 6 and len(stub.requests) == 8
+        )  # one that was answered is asked again, to see who is at fault
         alive["questions"] = 1000
         code, output, found = judged(tmp_path, stub.url, **options)
         assert code == 0, output

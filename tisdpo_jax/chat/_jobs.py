@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import queue
 import random
 import threading
@@ -9,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
-from tisdpo_jax.chat._errors import Again, EndpointFailed, Unanswered
+from tisdpo_jax.chat._errors import Again, Unanswered
 from tisdpo_jax.chat._wire import Endpoint
 
 Q = TypeVar("Q")
@@ -17,7 +19,8 @@ R = TypeVar("R")
 
 LONGEST_WAIT = 60.0  # seconds between two tries
 SETTLED_TRIES = 2  # further tries of a question whose result is known if they bring nothing better
-MOST_UNANSWERED = {"reply": 8, "status": 8, "silence": 2}  # in a row: then it is the endpoint, not the questions
+MOST_UNANSWERED = 8  # questions in a row without an answer, after which it is time to see whether the endpoint works
+MOST_SILENT = 3  # the same for time-outs and the like, where nothing has been answered yet
 TICK = 0.1  # seconds between two looks at whether to stop
 GRACE = 5.0  # seconds that replies on their way have after a request to stop
 
@@ -49,30 +52,23 @@ def patiently(endpoint: Endpoint, attempt: Callable[[int], R], halt: threading.E
 
 
 class _Doubts(Generic[Q]):
-    """Questions without an answer since the last one that had one. Any other question's answer shows that the endpoint
-    works, and settles them; too many in a row show that it does not."""
+    """Questions without an answer since the last one that had one. Another question's answer shows that the endpoint
+    works, and settles them: they are at fault themselves. A question that was answered before, the witness, is asked
+    again to find that out where no other is left, or too many are unanswered."""
 
-    def __init__(self, worked: bool) -> None:
-        self.worked = worked
-        self._held: list[tuple[Q, Unanswered]] = []
+    def __init__(self, witness: Q | None) -> None:
+        self.witness = witness
+        self.held: list[tuple[Q, Unanswered]] = []
+        self.asking = False  # the witness
 
-    def answered(self) -> list[tuple[Q, Unanswered]]:
-        self.worked = True
-        settled, self._held = self._held, []
+    def answered(self, question: Q) -> list[tuple[Q, Unanswered]]:
+        self.witness = question
+        settled, self.held = self.held, []
         return settled
 
-    def unanswered(self, question: Q, error: Unanswered) -> bool:
-        """Whether there are too many now."""
-        self._held.append((question, error))
-        kinds = [held.kind for _, held in self._held]
-        return len(kinds) >= MOST_UNANSWERED["status"] or kinds.count("silence") >= MOST_UNANSWERED["silence"]
-
-    def at_the_end(self) -> tuple[list[tuple[Q, Unanswered]], Unanswered | None]:
-        """Those that are settled when nothing else is left to ask, and the first of the others."""
-        sure = {"reply", "status"} if self.worked else {"reply"}
-        left = [error for _, error in self._held if error.kind not in sure]
-        first = left[0] if left else None
-        return [(question, error) for question, error in self._held if error.kind in sure], first
+    def too_many(self) -> bool:
+        silent = sum(error.kind == "silence" for _, error in self.held)
+        return len(self.held) >= MOST_UNANSWERED or silent >= (1 if self.witness is not None else MOST_SILENT)
 
 
 def ask_all(
@@ -83,7 +79,7 @@ def ask_all(
     poll: Callable[[], None],
     *,
     give_up: Callable[[Q, str], None],
-    worked: bool = False,
+    witness: Q | None = None,
 ) -> None:
     """Asks every question, several at a time; `take` gets each reply as it comes, one at a time, in any order.
 
@@ -92,44 +88,91 @@ def ask_all(
     has no answer, and why, once the answer to another one has shown that the endpoint works.
 
     Args:
-      worked: whether the endpoint has answered such questions before.
+      witness: a question that the endpoint has answered before, if there is one.
 
     Raises: what `ask`, `take`, `give_up` or `poll` raised first; Unanswered, of a question that shares its fate with
       all others.
     """
     halt, lock = threading.Event(), threading.Lock()
+    sure = threading.Event()  # not while the witness is asked
+    sure.set()
     left: Iterator[Q] = iter(questions)
     events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-    doubts: _Doubts[Q] = _Doubts(worked)
+    doubts: _Doubts[Q] = _Doubts(witness)
+    count = min(endpoint.concurrency, len(questions))
+    busy = [count]  # workers
 
     def next_question() -> list[Q]:
+        sure.wait()
         with lock:
             return [] if halt.is_set() else [question for question in (next(left, None),) if question is not None]
 
-    def work() -> None:
-        while found := next_question():
-            question = found[0]
-            try:
-                reply = ask(question, halt)
-                with lock:
-                    settled = [] if reply is None else doubts.answered()
-                if reply is not None:
-                    events.put(lambda question=question, reply=reply: take(question, reply))  # type: ignore[misc]
-                for other, error in settled:
-                    events.put(lambda other=other, error=error: give_up(other, error.why))  # type: ignore[misc]
-            except Unanswered as error:
-                with lock:
-                    hopeless = doubts.unanswered(question, error)
-                if hopeless:
-                    halt.set()
-                    events.put(_raiser(error))
-            except BaseException as error:
-                halt.set()  # here, before this thread takes up another question
+    def settle(settled: Sequence[tuple[Q, Unanswered]]) -> None:
+        for question, error in settled:
+            events.put(functools.partial(give_up, question, error.why))
+
+    def look(error: Unanswered) -> None:
+        """Finds out whether it is the endpoint or the questions, if that can be found out."""
+        with lock:
+            known = doubts.witness
+        works = False
+        try:
+            if known is not None:
+                with contextlib.suppress(Unanswered):
+                    works = ask(known, halt) is not None
+            with lock:
+                settled = doubts.answered(known) if works and known is not None else []
+                works = works or all(other is not error for _, other in doubts.held)  # one that was on its way came
+            settle(settled)
+            if not works and not halt.is_set():
+                halt.set()
                 events.put(_raiser(error))
+        finally:
+            doubts.asking = False
+            sure.set()
+
+    def one(question: Q) -> None:
+        try:
+            reply = ask(question, halt)
+        except Unanswered as error:
+            with lock:
+                doubts.held.append((question, error))
+                doubtful = doubts.too_many() and not doubts.asking
+                doubts.asking = doubts.asking or doubtful
+            if doubtful:
+                sure.clear()
+                look(error)
+            return
+        if reply is not None:
+            with lock:
+                settled = doubts.answered(question)
+            events.put(functools.partial(take, question, reply))
+            settle(settled)
+
+    def at_the_end() -> None:
+        """Of the last worker: what is left in doubt when nothing is left to ask."""
+        if doubts.witness is None:  # a reply that says why is an answer, even where all are of that kind
+            settle([(question, error) for question, error in doubts.held if error.kind == "reply"])
+            doubts.held = [(question, error) for question, error in doubts.held if error.kind != "reply"]
+        if doubts.held:
+            look(doubts.held[0][1])
+
+    def work() -> None:
+        try:
+            while found := next_question():
+                one(found[0])
+            with lock:
+                busy[0] -= 1
+                last = busy[0] == 0
+            if last and not halt.is_set():
+                at_the_end()
+        except BaseException as error:
+            halt.set()  # here, before this thread takes up another question
+            events.put(_raiser(error))
         events.put(None)
 
     # not a pool: a request that hangs must not keep the process from ending
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(endpoint.concurrency, len(questions)))]
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
     for thread in threads:
         thread.start()
     failure: BaseException | None = None
@@ -157,11 +200,6 @@ def ask_all(
         halt.set()
     if failure is not None:
         raise failure
-    settled, hopeless = doubts.at_the_end()
-    for question, why in settled:
-        give_up(question, why.why)
-    if hopeless is not None:
-        raise hopeless
 
 
 def _raiser(error: BaseException) -> Callable[[], None]:
@@ -169,6 +207,3 @@ def _raiser(error: BaseException) -> Callable[[], None]:
         raise error
 
     return fail
-
-
-__all__ = ["EndpointFailed", "ask_all", "patiently"]

@@ -21,6 +21,7 @@ _FILTERED = {
     *("content_filter", "content-filter", "content_filtered", "safety", "recitation", "blocklist", "spii", "refusal"),
     *("prohibited_content", "image_safety", "sensitive", "moderation"),
 }
+_BROKEN_OFF = {"abort", "aborted", "cancelled", "canceled", "incomplete", "interrupted"}
 # `code` and `type` of an error
 _JOB = {
     *("invalid_api_key", "authentication_error", "unauthorized", "permission_denied", "insufficient_quota"),
@@ -48,8 +49,9 @@ _SAME_FOR_ALL = {
 class Completion:
     """What came of a question.
 
-    `finish`: "stop", answered; "length", the tokens ran out, in thinking perhaps; "filtered", the server withheld the
-    answer or its end; "failed", there is no whole answer for another reason. `reason`: the server's words for it.
+    `finish`: "stop", answered; "length", unfinished: the tokens ran out, in thinking perhaps, or the server broke off;
+    "filtered", the server withheld the answer or its end; "failed", there is no whole answer for another reason.
+    `reason`: the server's words for it.
     """
 
     text: str
@@ -108,6 +110,8 @@ def _read_choice(choice: Mapping[str, Any], message: Mapping[str, Any]) -> Compl
         if name is None:
             raise _no_answer("the reply has no text")
         return Completion("", "stop", "thought, and said nothing" if thought else f"no text (finish_reason {name})")
+    if text and isinstance(name, str) and name in _BROKEN_OFF:
+        return Completion(text, "length", f"finish_reason {name}")
     said = message_of(choice) if choice.get("error") else ""
     return Completion(text or "", "failed", clip(f"finish_reason {reason!r}{f': {said}' if said else ''}"))
 

@@ -57,6 +57,9 @@ def complete(endpoint: Endpoint, body: dict[str, Any]) -> Completion:
     address = check_address(endpoint.url, endpoint.fields)
     try:
         status, content, wait = _post(endpoint, f"{address}/chat/completions", json.dumps(body).encode())
+        if len(content) > LARGEST_REPLY:
+            why = f"the reply is longer than {LARGEST_REPLY // 2**20} MiB"
+            raise Unanswered(why, why, "status")
         found = read_completion(content) if status < 300 else read_error(status, content, wait)
     except Again as error:
         settled = _clean(error.settled, endpoint) if isinstance(error.settled, Completion) else error.settled
@@ -106,11 +109,7 @@ def _post(endpoint: Endpoint, address: str, body: bytes) -> tuple[int, bytes, fl
     try:
         request = urllib.request.Request(address, data=body, headers=headers, method="POST")
         with _OPENER.open(request, timeout=endpoint.timeout) as reply:
-            content = _read(reply, until, LARGEST_REPLY + 1)
-            if len(content) > LARGEST_REPLY:
-                why = f"the reply is longer than {LARGEST_REPLY // 2**20} MiB"
-                raise Unanswered(why, why, "status")
-            return reply.status, content, 0.0
+            return reply.status, _read(reply, until, LARGEST_REPLY + 1), 0.0
     except urllib.error.HTTPError as error:
         with error:
             if 300 <= error.code < 400:

@@ -72,12 +72,12 @@ def ask_all(
     take: Callable[[Question, Reply], None],
     poll: Callable[[], None] = lambda: None,
     *,
-    worked: bool = False,
+    witness: Question | None = None,
 ) -> None:
     """Asks every question, several at a time; `take` gets each reply as it comes, one at a time, in any order.
 
     `poll` is called all the time and may raise. After any error no further question is asked; replies that are on
-    their way are still taken. `worked` says that the endpoint has answered questions of this job before.
+    their way are still taken. `witness` is a question that the endpoint has answered before, if there is one.
 
     Raises: EndpointFailed for what concerns all questions: an address that does not answer, a wrong key or model.
     """
@@ -92,7 +92,7 @@ def ask_all(
         take,
         poll,
         give_up=give_up,
-        worked=worked,
+        witness=witness,
     )
 
 

@@ -177,7 +177,8 @@ def answers(
 
     try:
         if left and section.engine == "http":
-            _over_http(session, left, take, label, worked=len(left) < len(asked))
+            witness = next((q for q in asked if q.id in there and there[q.id].finish == "stop"), None)
+            _over_http(session, left, take, label, witness)
         elif left:
             _locally(session, voice, left, take, label)
     finally:
@@ -245,8 +246,7 @@ def _over_http(
     left: Sequence[Question],
     take: Callable[[Sequence[Response]], None],
     label: str,
-    *,
-    worked: bool,
+    witness: Question | None,
 ) -> None:
     if jax.process_count() > 1:
         raise DataError("sampling.engine http asks from one process; run `tisdpo generate` on one machine first")
@@ -260,21 +260,23 @@ def _over_http(
         concurrency=section.concurrency,
         fields="sampling.url, sampling.endpoint_model",
     )
-    asked = [http.Question(q.id, tuple((message.role, message.content) for message in q.messages)) for q in left]
+
+    def as_asked(question: Question) -> http.Question:
+        return http.Question(question.id, tuple((message.role, message.content) for message in question.messages))
 
     def stripped(response: Response) -> None:
         take([dataclasses.replace(response, response=response.response.strip())])
 
     http.ask_all(
         endpoint,
-        asked,
+        [as_asked(question) for question in left],
         draw=_draw(session.config),
         max_new_tokens=section.max_new_tokens,
         stop=stops(session.config),
         seed=section.seed,
         take=stripped,
         poll=lambda: session.interrupt.poll(label),
-        worked=worked,
+        witness=as_asked(witness) if witness is not None else None,
     )
 
 

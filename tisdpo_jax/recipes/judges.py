@@ -122,7 +122,7 @@ def endpoint_verdicts(
     identity = [endpoint.url, endpoint.model, endpoint.criterion]
     questions: dict[str, Question] = {}
     told: dict[str, dict[str, str]] = {}
-    worked = False
+    witness: Question | None = None
     undecided = dict.fromkeys(judging.UNDECIDED, 0)
 
     def key(one: str, other: str, prompt: Asked, first: str, second: str) -> str:
@@ -133,10 +133,11 @@ def endpoint_verdicts(
             if first is None or second is None or first == second:
                 continue
             name = key(one, other, prompt, first, second)
-            if store.get(name) is not None:
-                worked = True
+            question, record = Question(name, prompt.text, first, second), store.get(name)
+            if record is not None:
+                witness = witness if record["verdict"] in judging.UNDECIDED else question
             else:
-                questions[name] = Question(name, prompt.text, first, second)
+                questions[name] = question
                 told[name] = {"prompt": prompt.id, "first": one, "second": other}
     if questions:
         log.info("%d questions for %s, %d verdicts on disk", len(questions), endpoint.url, len(store))
@@ -156,7 +157,7 @@ def endpoint_verdicts(
 
     try:
         judging.ask_all(
-            endpoint, list(questions.values()), take, lambda: session.interrupt.poll("judging"), worked=worked
+            endpoint, list(questions.values()), take, lambda: session.interrupt.poll("judging"), witness=witness
         )
     finally:
         bar.close()

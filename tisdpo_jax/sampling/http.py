@@ -36,7 +36,7 @@ def ask_all(
     seed: int = 0,
     take: Callable[[Response], None],
     poll: Callable[[], None] = lambda: None,
-    worked: bool = False,
+    witness: Question | None = None,
 ) -> None:
     """Asks every question, several at a time; `take` gets the responses one at a time, in any order.
 
@@ -45,7 +45,7 @@ def ask_all(
     taken. Each question has a seed of its own, which not every server honours.
 
     Args:
-      worked: whether the endpoint has answered questions of this job before.
+      witness: a question of this job that the endpoint has answered before, if there is one.
 
     Raises: EndpointFailed for what concerns all questions, ConfigError.
     """
@@ -56,7 +56,7 @@ def ask_all(
     def give_up(question: Question, why: str) -> None:
         take(Response(question.id, "", "failed", reason=why))
 
-    chat.ask_all(endpoint, questions, ask, lambda _, response: take(response), poll, give_up=give_up, worked=worked)
+    chat.ask_all(endpoint, questions, ask, lambda _, response: take(response), poll, give_up=give_up, witness=witness)
 
 
 def _ask(endpoint: Endpoint, question: Question, body: dict[str, Any], halt: threading.Event) -> Response | None:
