@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import io
 import logging
 import os
 import select
@@ -50,10 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _tell(f"error: {error}", USAGE)
     except KeyboardInterrupt:  # before a run listens, or in a verb that leaves nothing to go on with
         code = _tell("stopped", KEYBOARD)
-    except OSError as error:
-        if not _output_is_gone():
+    except BrokenPipeError:
+        if not _nobody_reads():
             raise
-        code = PIPE if isinstance(error, BrokenPipeError) else CRASH
+        code = PIPE
     except Exception as error:
         if not _is_interrupted(error):
             raise
@@ -90,16 +89,12 @@ def _is_interrupted(error: Exception) -> bool:
     return module is not None and isinstance(error, module.Interrupted)
 
 
-def _output_is_gone() -> bool:
-    """Whether nothing can be written to stdout any more: its reader has left, or its disk is full."""
-    try:
-        hung_up = select.poll()
-        hung_up.register(sys.stdout.fileno(), 0)
-        if any(event & (select.POLLERR | select.POLLHUP) for _, event in hung_up.poll(0)):
-            return True
-        sys.stdout.flush()
-    except (OSError, ValueError, AttributeError) as error:
-        return isinstance(error, OSError) and not isinstance(error, io.UnsupportedOperation)
+def _nobody_reads() -> bool:
+    """Whether the reader of stdout has left: another pipe than this may be broken."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
     return False
 
 
