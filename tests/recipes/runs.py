@@ -38,9 +38,9 @@ BASE = {
 def arguments(verb: str, **options: object) -> list[str]:
     """Command line for a verb; option names have `__` for the dot. Of BASE, what does something beside them."""
     given = {name.replace("__", "."): value for name, value in options.items()}
-    idle_here: dict[str, str] = {}
+    texts, idle_here = {name: str(value) for name, value in (BASE | given).items()}, dict[str, str]()
     with contextlib.suppress(ConfigError):  # a mistake that the test is about
-        idle_here = idle(build(Experiment, nest(BASE | given, where="test"), where="test"), verb)
+        idle_here = idle(build(Experiment, nest(texts, where="test"), where="test"), verb)
     merged = {name: value for name, value in (BASE | given).items() if name in given or name not in idle_here}
     return [verb, *(f"--{name}={value}" for name, value in merged.items())]
 
