@@ -52,7 +52,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["tisdpo_jax", "tisdpo_jax.*"]),
     package_data={"tisdpo_jax": ["py.typed", "data/demo/*.jsonl", "data/demo/README.md", "planning/*.json"]},
-    entry_points={"console_scripts": ["tisdpo = tisdpo_jax.cli:main"]},
+    entry_points={"console_scripts": ["tisdpo = tisdpo_jax.cli:command"]},
     install_requires=[
         "array-record",
         "flax>=0.11.2",

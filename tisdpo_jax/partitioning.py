@@ -7,14 +7,15 @@ not divide by its mesh axes raises, it is never silently replicated.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tisdpo_jax.errors import ConfigError
@@ -71,8 +72,17 @@ PARAM_AXES = _param_axes()
 """Logical axes of every parameter and adapter leaf, by its path."""
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh ("data", "fsdp", "tensor") over `devices` (default: all); one size may be -1, the rest."""
+def make_mesh(
+    data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequence[Any] | None = None, slices: str = "auto"
+) -> Mesh:
+    """A mesh ("data", "fsdp", "tensor") over `devices` (default: all); one size may be -1, the rest.
+
+    Args:
+      slices: where devices belong to several slices (`slice_index`), the axis over them; along the others all are of
+        one slice. "auto" is data if its size divides by the slices, else fsdp.
+
+    Raises: ConfigError for sizes that do not fit the devices or their slices.
+    """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [data, fsdp, tensor]
     if any(size != -1 and size < 1 for size in sizes) or sizes.count(-1) > 1:
@@ -88,9 +98,34 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequen
             f"{len(devices)}; change mesh.data, mesh.fsdp or mesh.tensor"
         )
     axis_types = (jax.sharding.AxisType.Auto,) * 3
+    counts = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
+    if len(counts) > 1:
+        between = _between_slices(sizes, counts, slices, tpu=devices[0].platform == "tpu")
+        if between is not None:
+            within = [size // parts for size, parts in zip(sizes, between, strict=True)]
+            return Mesh(
+                mesh_utils.create_hybrid_device_mesh(within, between, devices), MESH_AXES, axis_types=axis_types
+            )
     if devices[0].platform == "tpu" or devices == list(jax.devices()):  # laid out as the interconnect lies
         return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=axis_types, devices=devices)
     return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES, axis_types=axis_types)
+
+
+def _between_slices(sizes: Sequence[int], counts: Mapping[Any, int], axis: str, *, tpu: bool) -> list[int] | None:
+    """Parts of each axis that lie in different slices; None where devices other than TPUs are to lie as they come."""
+    count, what = len(counts), f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]}"
+    wanted = ("data", "fsdp") if axis == "auto" else (axis,)
+    fitting = [name for name in wanted if sizes[MESH_AXES.index(name)] % count == 0]
+    if len(set(counts.values())) > 1 or not fitting:
+        if not tpu and axis == "auto":  # GPUs count a slice for each host
+            return None
+        if len(set(counts.values())) > 1:
+            raise ConfigError(f"{what}: the {count} slices have {sorted(counts.values())} devices; they must be alike")
+        raise ConfigError(
+            f"{what}: there are {count} slices, and mesh.{' and mesh.'.join(wanted)} cannot be divided by that; set "
+            f"mesh.data to a multiple of {count}, or name another axis as mesh.slices"
+        )
+    return [count if name == fitting[0] else 1 for name in MESH_AXES]
 
 
 def spec(axes: Sequence[str | None], rules: AxisRules = AxisRules()) -> PartitionSpec:

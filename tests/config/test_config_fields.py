@@ -49,6 +49,7 @@ WEIGHT_FLIPS = {
     "lower": ("importance", -0.1),
     "upper": ("importance", 0.2),
     "gamma": ("position", 0.5),
+    "top_percent": ("binary", 20.0),
     "seed": ("log_uniform", 7),
 }
 

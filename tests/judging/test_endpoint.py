@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import time
 
 import pytest
@@ -122,14 +123,16 @@ def test_when_the_server_dies_what_was_answered_is_kept(serve) -> None:
     taken: list[str] = []
     with pytest.raises(EndpointFailed):
         ask_all(dataclasses.replace(endpoint, concurrency=2, retries=1), QUESTIONS, lambda q, r: taken.append(q.key))
-    assert len(taken) == 6 and len(stub.requests) <= 6 + 2 * 2
+    assert (
+        len(taken) == 6 and len(stub.requests) <= 6 + 2 * 4
+    )  # the two that are lost, one more, and one that was answered before
 
 
 def test_no_further_question_is_asked_while_replies_wait_to_be_taken(serve) -> None:
     stub, endpoint = serve(lambda n, body: "verdict: first" if n < 3 else None)
     with pytest.raises(EndpointFailed):
         ask_all(dataclasses.replace(endpoint, concurrency=1, retries=0), QUESTIONS, lambda q, r: time.sleep(0.2))
-    assert len(stub.requests) == 4
+    assert len(stub.requests) == 5  # one that was answered before is lost too: it is the endpoint
 
 
 def test_nobody_at_the_address() -> None:
@@ -156,3 +159,31 @@ def test_stopping_on_request_asks_no_more(serve) -> None:
     with pytest.raises(Stop):
         ask_all(dataclasses.replace(endpoint, concurrency=1), QUESTIONS, lambda q, r: taken.append(q.key), poll)
     assert 3 <= len(taken) <= 5 and len(stub.requests) <= 5
+
+
+def reply_of(content: object, reason: str = "stop", **message: object) -> tuple[int, dict, bytes]:
+    choice = {"message": {"content": content, **message}, "finish_reason": reason}
+    return 200, {}, json.dumps({"choices": [choice]}).encode()
+
+
+THOUGHT = "<think>The first is shorter. verdict: first? No.</think>\nThe second explains more.\n**Verdict: Second**"
+UNDECIDED = {
+    "filtered": (reply_of(None, "content_filter"), "filtered", "content_filter", 1),
+    "refused": (reply_of(None, "stop", refusal="no"), "filtered", "refusal: no", 1),
+    "cut off": (reply_of("verdict: first, or is it", "length"), "unparsable", "unfinished", 4),
+    "cut off in thinking": (reply_of(None, "length", reasoning="hm"), "unparsable", "ran out in thinking", 4),
+    "thoughts alone": (reply_of("<think>verdict: first"), "unparsable", "", 4),
+    "empty": (reply_of(""), "unparsable", "", 4),
+    "an error": ((200, {}, b'{"error": {"message": "odd"}}'), "failed", "odd", 1),
+    "a refused request": ((400, {}, b'{"error": {"message": "odd"}}'), "failed", "status 400: odd", 1),
+}
+
+
+@pytest.mark.parametrize("what", UNDECIDED)
+def test_one_comparison_without_a_verdict_is_counted_and_ends_nothing(serve, what: str) -> None:
+    odd, verdict, reason, asked = UNDECIDED[what]
+    stub, endpoint = serve(lambda n, body: odd if "prompt 1\n" in str(body["messages"][1]["content"]) else THOUGHT)
+    taken = {}
+    ask_all(endpoint, QUESTIONS[:3], lambda q, r: taken.update({q.key: r}))
+    assert {key: reply.verdict for key, reply in taken.items()} == {"0": "second", "1": verdict, "2": "second"}
+    assert reason in taken["1"].reason and len(stub.requests) in (2 + asked, 3 + asked)  # one may be asked again

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tisdpo_jax.judging import outcomes_of_orders, outcomes_of_scores, parse_verdict, win_rate
 
-verdicts = st.sampled_from(["first", "second", "tie", "unparsable"])
+verdicts = st.sampled_from(["first", "second", "tie", "unparsable", "filtered", "failed"])
 WORDS = {"first": "second", "second": "first", "tie": "tie", "unparsable": "unparsable"}
 
 
@@ -24,6 +24,12 @@ WORDS = {"first": "second", "second": "first", "tie": "tie", "unparsable": "unpa
         (" 'First'. ", "first"),
         ("The first answer is better.", "unparsable"),
         ("verdict: neither", "unparsable"),
+        ("<think>Verdict: first? No.</think>\nBoth.\n**Verdict: Second**", "second"),
+        ("it began in the prompt, verdict: first</think>verdict: tie", "tie"),
+        ("<thinking>verdict: first", "unparsable"),
+        ("[THINK]verdict: first[/THINK]", "unparsable"),
+        ("<|channel|>analysis<|message|>verdict: first<|end|><|channel|>final<|message|>second", "second"),
+        ("The first answer only has <think> in it.\nverdict: second", "second"),
         ("verdict: firstly", "unparsable"),
         ("", "unparsable"),
     ],

@@ -52,6 +52,7 @@ def made(tiny, prompts, run_dir) -> dict[str, object]:
         "contrast__positive_prompt": "be kind",
         "contrast__negative_prompt": "be rude",
         "dlma__rounds": 1,
+        "dlma__unfinished": "keep",
         "dlma__eval_fraction": 0.2,
         "loss__name": "dlma",
         "mesh__fsdp": 8,
@@ -173,7 +174,10 @@ def test_scores_by_token_and_prompts_of_their_own_for_evaluation(options, tmp_pa
     told = {}
     for how in ("sum", "mean"):
         run = tmp_path / how
-        code, output = command("score", **{**options, "run_dir": run, "dlma__score": how, "dlma__eval_prompts": held})
+        code, output = command(
+            "score",
+            **{**options, "run_dir": run, "dlma__score": how, "dlma__eval_prompts": held, "dlma__eval_fraction": 0.1},
+        )
         assert code == 0 and "pairs.jsonl" in output, output
         assert not (run / "round-1" / "models").exists() and len(lines_of(run / "round-1" / "responses.jsonl")) == 20
         told[how] = json.loads((run / "round-1" / "selection.json").read_text())

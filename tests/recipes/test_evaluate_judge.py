@@ -127,15 +127,22 @@ def test_an_endpoint_that_dies_and_comes_back_is_not_asked_twice(judged, tmp_pat
     }
     try:
         code, output, found = judged(tmp_path, stub.url, **options)
-        assert code == 2 and "no answer in 1 tries" in output and "verdicts so far are kept" in output and not found
+        assert (
+            code == 2
+            and "no answer in 1 tries" in output
+            and "what was answered so far is kept" in output
+            and not found
+        )
         kept = lines(tmp_path, "judgements.jsonl")
-        assert len(kept) == 6 and len(stub.requests) == 7
+        assert (
+            len(kept) == 6 and len(stub.requests) == 8
+        )  # one that was answered is asked again, to see who is at fault
         alive["questions"] = 1000
         code, output, found = judged(tmp_path, stub.url, **options)
         assert code == 0, output
-        assert len(stub.requests) == 7 + 4  # ten in all: five prompts in two orders
+        assert len(stub.requests) == 8 + 4  # ten in all: five prompts in two orders
         code, output, again = judged(tmp_path, stub.url, **options)
-        assert code == 0 and again == found and len(stub.requests) == 11
+        assert code == 0 and again == found and len(stub.requests) == 12
         assert all("Which is longer?" in request["messages"][-1]["content"] for request in stub.requests)
         (pair,) = found["pairs"]
         assert pair["wins"] + pair["ties"] + pair["losses"] == 4 and pair["undecided"] == 1
@@ -143,7 +150,7 @@ def test_an_endpoint_that_dies_and_comes_back_is_not_asked_twice(judged, tmp_pat
         longer = sum(len(texts["policy", f"p{n}"]) > len(texts["reference", f"p{n}"]) for n in range(5))
         assert pair["wins"] in (longer, longer - 1) and sum(k["verdict"] == "unparsable" for k in kept) >= 1
         code, output, _ = judged(tmp_path, stub.url, **{**options, "evaluation__judge__criterion": "Other?"})
-        assert code == 0 and len(stub.requests) == 21  # another question is another judge
+        assert code == 0 and len(stub.requests) == 22  # another question is another judge
     finally:
         stub.stop()
 

@@ -16,6 +16,7 @@ from tisdpo_jax.chat import Endpoint, EndpointFailed, seconds
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.sampling import Draw
 from tisdpo_jax.sampling.http import Question, ask_all
+from tisdpo_jax.sampling.responses import Response
 
 QUESTIONS = [Question(f"q{number}", (("system", "s"), ("user", f"say {number}"))) for number in range(12)]
 
@@ -74,6 +75,7 @@ def ask(url, questions=QUESTIONS, **options):
         assert response.id not in found
         found[response.id] = response
 
+    witness = options.pop("witness", None)
     settings = {"timeout": 5.0, "retries": 3, "concurrency": 4, "first_wait": 0.01, "key": "secret", **options}
     try:
         ask_all(
@@ -83,6 +85,7 @@ def ask(url, questions=QUESTIONS, **options):
             max_new_tokens=9,
             stop=("\n",),
             take=take,
+            witness=witness,
         )
     except EndpointFailed as error:
         return found, str(error)
@@ -182,12 +185,140 @@ def test_a_server_that_dies_leaves_what_it_answered_and_the_rest_can_be_asked_ag
     assert not found and "no answer to 'q0' in 2 tries" in error
 
 
+def error(status, **fields):
+    return lambda handler: send(handler, status, json.dumps({"error": {"message": "odd prompt", **fields}}).encode())
+
+
+def choice(content, reason, **message):
+    reply = {"choices": [{"message": {"content": content, **message}, "finish_reason": reason}]}
+    return lambda handler: send(handler, 200, json.dumps(reply).encode())
+
+
+# what the server does with one question, each time; what becomes of it; how often it is asked with three retries
+ODD = [
+    (choice(None, "content_filter"), "filtered", "content_filter", 1),
+    (error(400, code="content_filter"), "filtered", "status 400: odd prompt", 1),
+    (choice(None, "length", reasoning_content="hm"), "length", "the tokens ran out in thinking", 1),
+    (choice("half an ans", "abort"), "length", "finish_reason abort", 1),
+    (error(200), "failed", "odd prompt", 1),
+    (error(400), "failed", "status 400: odd prompt", 1),
+    (error(403), "failed", "status 403: odd prompt", 1),
+    (error(500), "failed", "no answer in 4 tries, the last: status 500: odd prompt", 4),
+    (lambda handler: send(handler, 200, b'{"choices": []}'), "failed", "the reply has no choices", 3),
+    (
+        lambda handler: send(handler, 200, b"<html>"),
+        "failed",
+        "no answer in 4 tries, the last: the reply is no JSON",
+        4,
+    ),
+    (lambda handler: send(handler, 200, b" " * 5000), "failed", "the reply is longer than", 1),
+    (lambda handler: handler.connection.close(), "failed", "no answer in 4 tries", 4),
+]
+
+
+@pytest.mark.parametrize("odd", range(len(ODD)))
+def test_a_question_that_the_server_does_not_answer_ends_no_job(odd, monkeypatch):
+    monkeypatch.setattr("tisdpo_jax.chat._wire.LARGEST_REPLY", 4096)
+    act, finish, reason, asked = ODD[odd]
+
+    def behave(number, handler, body):
+        act(handler) if body["messages"][-1]["content"] == "say 1" else good(handler, body)
+
+    with server(behave) as (url, tries):
+        found, failure = ask(url, QUESTIONS[:4], concurrency=2)
+        assert not failure and len(found) == 4 and len(tries["say 1"]) == asked
+        assert found["q1"].finish == finish and reason in found["q1"].reason
+        assert all(found[f"q{n}"] == Response(f"q{n}", f"SAY {n}") for n in (0, 2, 3))
+        # the only one that is left, of a job that has answers: it does not end the next one
+        found, failure = ask(url, QUESTIONS[1:2], witness=QUESTIONS[0])
+        assert not failure and found["q1"].finish == finish
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "told"),
+    [
+        (
+            400,
+            b'{"error": {"message": "\'max_tokens\' is not supported"}}',
+            "status 400: 'max_tokens' is not supported",
+        ),
+        (200, b"<html>hello</html>", "the reply is no JSON: '<html>hello</html>'"),
+        (503, b"", "status 503"),
+    ],
+)
+def test_what_is_wrong_with_all_questions_stops_soon_and_nothing_is_recorded(status, content, told):
+    with server(lambda number, handler, body: send(handler, status, content)) as (url, tries):
+        found, failure = ask(url, retries=1)
+    assert not found and told in failure
+    assert sum(map(len, tries.values())) <= 2 * 12
+    with server(lambda number, handler, body: send(handler, status, content)) as (url, _):
+        assert told in ask(url, QUESTIONS[:3], retries=0)[1]
+
+
+def test_no_redirect_is_followed():
+    with server(lambda number, handler, body: good(handler, body)) as (other, reached):
+        for status in (301, 302, 303, 307, 308):
+            to = other.replace("http://", "http://me:secret@") + "/x?key=secret"
+
+            def away(number, handler, body, status=status, to=to):
+                send(handler, status, b"", Location=to)
+
+            for key in ("", "a-secret-key"):
+                with server(away) as (url, tries):
+                    found, failure = ask(url, QUESTIONS[:1], key=key)
+                assert not found and f"status {status}: redirects to http://127.0.0.1" in failure
+                assert "secret" not in failure and len(tries) == 1
+    assert not reached
+
+
+def test_a_key_that_the_server_echoes_is_in_no_message_and_no_answer(caplog):
+    key = "sk-0123456789abcdef"
+    for status, reason in ((401, ""), (400, ""), (500, ""), (200, "content_filter"), (200, "odd")):
+        said = f"the header Authorization: Bearer {key} is not " + "x" * 230 + key
+
+        def echo(number, handler, body, status=status, reason=reason, said=said):
+            reply = {"error": {"message": said}}
+            if reason:
+                reply = {"choices": [{"message": {"content": said, "refusal": said}, "finish_reason": reason}]}
+            send(handler, status, json.dumps(reply).encode())
+
+        with server(echo) as (url, _):
+            found, failure = ask(url, QUESTIONS[:1], key=key, retries=0)
+        everything = f"{found} {failure} {caplog.text}"
+        assert "[key]" in everything and key[:8] not in everything
+
+
 def test_what_no_try_can_mend_stops_at_once():
     with server(lambda number, handler, body: send(handler, 401, b"no such key")) as (url, tries):
-        found, error = ask(url, concurrency=1)
-    assert not found and "status 401: no such key" in error and len(tries) == 1
-    with pytest.raises(ConfigError, match="write http://HOST:PORT/v1"):
-        ask("not an address")
+        found, failure = ask(url, concurrency=1)
+    assert not found and "status 401: no such key" in failure and len(tries) == 1
+    for address in ("not an address", "ftp://host/v1", "http://me:secret@host/v1", "http://host/v1?key=secret"):
+        with pytest.raises(ConfigError, match="write http://HOST:PORT/v1") as caught:
+            ask(address)
+        assert "secret" not in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        ask("http://127.0.0.1:9/v1", key="a secret\nkey")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_stop_does_not_wait_for_a_server_that_hangs(monkeypatch):
+    monkeypatch.setattr("tisdpo_jax.chat._jobs.GRACE", 0.0)
+    asked, answer = threading.Event(), threading.Event()
+
+    def hang(number, handler, body):
+        asked.set()
+        answer.wait()
+        good(handler, body)
+
+    def stop():
+        if asked.is_set():
+            raise KeyboardInterrupt
+
+    with server(hang) as (url, _):
+        with pytest.raises(KeyboardInterrupt):
+            ask_all(Endpoint(url, "m"), QUESTIONS[:1], draw=Draw(), max_new_tokens=2, take=print, poll=stop)
+        assert not answer.is_set()  # the server has not answered yet, and still we are here
+        answer.set()
 
 
 def test_polling_may_stop_the_job():

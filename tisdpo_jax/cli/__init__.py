@@ -1,5 +1,5 @@
 """The command `tisdpo`."""
 
-from tisdpo_jax.cli.main import main
+from tisdpo_jax.cli.main import command, main
 
-__all__ = ["main"]
+__all__ = ["command", "main"]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tisdpo_jax.cli import options
+from tisdpo_jax.cli.missing import check_hub_names
 from tisdpo_jax.errors import ConfigError
 
 SHORT = {
@@ -43,14 +44,13 @@ def evaluate(arguments: Sequence[str]) -> int:
             raise ConfigError(f"--{short} and --{SHORT[short]} are the same; give one of them")
         overrides[SHORT[short]] = value
     config = options.load(file, overrides)
-    from tisdpo_jax.config import validate
-
     section = config.evaluation
+    check_hub_names(config)
     if section.policy and not config.model.path:
         config = dataclasses.replace(
             config, model=dataclasses.replace(config.model, path=section.reference or _base(section.policy))
         )
-    config = validate(config, trains=not section.policy)
+    config = options.checked(config, file, overrides, "evaluate", trains=not section.policy)
     from tisdpo_jax import distributed
 
     distributed.initialize()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tisdpo_jax.cli import options
+from tisdpo_jax.cli.missing import check_hub_names
 from tisdpo_jax.errors import ConfigError
 
 
@@ -19,9 +20,8 @@ def generate(arguments: Sequence[str]) -> int:
             "name a configuration file, or model and prompts: "
             "tisdpo generate --model.path demo --sampling.prompts prompts.jsonl"
         )
-    from tisdpo_jax.config import validate
-
-    config = validate(options.load(file, overrides), trains=False)
+    config = options.load_valid(file, overrides, "generate", trains=False)
+    check_hub_names(config)
     if not config.sampling.prompts:
         raise ConfigError("sampling.prompts is empty; name a file of prompts, or `demo:prompts`")
     from tisdpo_jax import distributed

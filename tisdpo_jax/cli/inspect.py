@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from tisdpo_jax.cli import options
+from tisdpo_jax.cli.missing import check_hub_names
 from tisdpo_jax.config import Experiment
+from tisdpo_jax.config.places import check_path
 from tisdpo_jax.errors import ConfigError
 
 
@@ -21,7 +23,8 @@ def inspect(arguments: Sequence[str]) -> int:
     that pair or of the first `evaluation.heat_maps`, distributions and a table of tokens are written there.
     """
     file, overrides, own = options.read_arguments(arguments, extra=("pair", "split", "pictures"))
-    config = options.load(file, overrides)
+    config = options.load_valid(file, overrides, "inspect")
+    check_hub_names(config)
     split = own.get("split", "train")
     if split not in ("train", "eval"):
         raise ConfigError(f"--split is {split!r}; it must be train or eval")
@@ -30,6 +33,7 @@ def inspect(arguments: Sequence[str]) -> int:
 
     print(file_summary(encoded, listed=len(encoded.rejections)))
     if "pictures" in own:
+        own["pictures"] = check_path("--pictures", own["pictures"])
         _draw(config, encoded, tokenizer, split, own)
     elif encoded.pairs:
         index = _find(encoded, own.get("pair", "0"))
@@ -42,11 +46,10 @@ def _encode(config: Experiment, split: str) -> tuple[Any, Any]:
     import dataclasses
 
     from tisdpo_jax import interchange
-    from tisdpo_jax.config import validate
     from tisdpo_jax.recipes.session import model_path, open_data
 
     lenient = dataclasses.replace(config.data, on_error="skip", max_rejected=1.0)
-    config = validate(dataclasses.replace(config, data=lenient))
+    config = dataclasses.replace(config, data=lenient)
     tokenizer = interchange.load_tokenizer(
         Path(config.model.tokenizer).expanduser() if config.model.tokenizer else model_path(config)
     )
@@ -73,7 +76,7 @@ def _draw(config: Experiment, encoded: Any, tokenizer: Any, split: str, own: dic
     count = min(config.evaluation.heat_maps, len(encoded.pairs))
     indices = [_find(encoded, own["pair"])] if "pair" in own else list(range(count))
     print()
-    for path in write_pictures(config, encoded, tokenizer, split, Path(own["pictures"]).expanduser(), indices):
+    for path in write_pictures(config, encoded, tokenizer, split, Path(own["pictures"]), indices):
         print(f"picture  {path}")
 
 

@@ -1,18 +1,29 @@
-"""`tisdpo`: parse, build, call. Exit codes: 0 done, 2 usage or configuration, 42 saved and resumable, 1 crash."""
+"""`tisdpo`: parse, build, call.
+
+Exit codes: 0 done, 2 usage or configuration, 42 saved and resumable, 1 crash; 130 and 141 as other programs of the
+shell: stopped by Ctrl-C before there was anything to save, nobody reads the output any more.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 import os
+import select
 import sys
+import threading
+import time
+import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from tisdpo_jax._version import __version__
 from tisdpo_jax.errors import ConfigError, UserError
 
-DONE, USAGE, RESUMABLE = 0, 2, 42
+DONE, CRASH, USAGE, RESUMABLE = 0, 1, 2, 42
+KEYBOARD, PIPE = 130, 141  # 128 and the number of the signal
+LEAVE_AFTER = 60.0  # seconds that threads have at the end, where it is none that is planned
 
 VERBS = {
     "run": "the whole job: contrastive models, scores and weights, policy, evaluation, export, report",
@@ -27,25 +38,87 @@ VERBS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a verb; a UserError is one line on stderr."""
+    """Runs a verb; a UserError is one line on stderr. Returns the exit code."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is missing is meant to be
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("absl", "orbax", "jax", "transformers", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        return _main(list(sys.argv[1:] if arguments is None else arguments))
+        code = _main(list(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE
-    except _interrupted() as stop:
-        print(f"{stop}; the same command goes on from here", file=sys.stderr)
-        return RESUMABLE
+        code = _tell(f"error: {error}", USAGE)
+    except KeyboardInterrupt:  # before a run listens, or in a verb that leaves nothing to go on with
+        code = _tell("stopped", KEYBOARD)
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        code = PIPE
+    except Exception as error:
+        if not _is_interrupted(error):
+            raise
+        code = _tell(f"{error}; the same command goes on from here", RESUMABLE)
+    return _flushed(code)
 
 
-def _interrupted() -> type[BaseException]:
+def command() -> NoReturn:
+    """The program `tisdpo`: `main`, and an end of the process whatever threads other packages have left behind."""
+    try:
+        code = main()
+    except SystemExit:
+        raise
+    except BaseException:
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        code = CRASH
+    if code != DONE:
+        threading.Thread(target=_leave, args=(code,), daemon=True).start()
+    sys.exit(code)
+
+
+def _leave(code: int) -> None:
+    """Ends the process with `code` where waiting for its threads has not done so."""
+    time.sleep(LEAVE_AFTER)
+    names = ", ".join(thread.name for thread in threading.enumerate() if not thread.daemon)
+    _tell(f"tisdpo: still here {LEAVE_AFTER:g} s after the end (threads: {names}); leaving", code)
+    os._exit(code)
+
+
+def _is_interrupted(error: Exception) -> bool:
     """Only a run that got as far as importing the loop can raise it; `--help` need not wait for JAX."""
     module = sys.modules.get("tisdpo_jax.training.interrupt")
-    return module.Interrupted if module is not None else KeyboardInterrupt
+    return module is not None and isinstance(error, module.Interrupted)
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of stdout has left: another pipe than this may be broken."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    return False
+
+
+def _tell(text: str, code: int) -> int:
+    with contextlib.suppress(OSError):  # nobody listens any more
+        print(text, file=sys.stderr, flush=True)
+    return code
+
+
+def _flushed(code: int) -> int:
+    """The exit code when everything is written; whoever reads our output may have left (`| head`)."""
+    if sys.stdout is None or sys.stdout.closed:
+        return code
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError):  # what is left would be written, and fail again, when Python ends
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+        if isinstance(error, BrokenPipeError):
+            return code or PIPE
+        return _tell(f"error: the output cannot be written: {error.strerror}", code or CRASH)
+    return code
 
 
 def _main(arguments: list[str]) -> int:
@@ -81,7 +154,6 @@ def _main(arguments: list[str]) -> int:
         from tisdpo_jax.cli.generate import generate
 
         return generate(rest)
-    from tisdpo_jax.config import validate
     from tisdpo_jax.config.testbed import Testbed
 
     file, overrides, _ = options.read_arguments(rest)
@@ -89,7 +161,10 @@ def _main(arguments: list[str]) -> int:
         raise ConfigError(f"name a configuration file: tisdpo {verb} configs/quickstart.yaml")
     if options.is_testbed(file):
         return _testbed(verb, options.load_as(Testbed, file, overrides))
-    config = validate(options.load(file, overrides))
+    config = options.load_valid(file, overrides, verb)
+    from tisdpo_jax.cli.missing import check_hub_names
+
+    check_hub_names(config)
     from tisdpo_jax import distributed
 
     distributed.initialize()
@@ -102,6 +177,9 @@ def _main(arguments: list[str]) -> int:
 def _testbed(verb: str, config: Any) -> int:
     if verb != "run":
         raise ConfigError(f"tisdpo {verb}: a configuration of the testbed can only be run")
+    from tisdpo_jax.config.testbed import check
+
+    config = check(config)
     from tisdpo_jax.recipes import testbed
 
     testbed.run(config)

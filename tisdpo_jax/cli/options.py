@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from tisdpo_jax.config import Experiment, build, describe, nest, with_prompts
+from tisdpo_jax.cli.missing import configuration_file
+from tisdpo_jax.config import Experiment, build, check_places, describe, idle, nest, validate, without
+from tisdpo_jax.config.places import check_path
 from tisdpo_jax.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 COMMAND_LINE = "command line"
 C = TypeVar("C")
@@ -44,12 +48,38 @@ def read_arguments(
             own[name] = value
         else:
             overrides[name] = value
-    return (Path(file) if file else None), overrides, own
+    return (Path(check_path("the configuration file", file)) if file else None), overrides, own
 
 
 def load(file: Path | None, overrides: dict[str, str]) -> Experiment:
     """The configuration file with overrides over it. `run_dir` defaults to runs/NAME of the file."""
-    return with_prompts(load_as(Experiment, file, overrides))
+    return check_places(load_as(Experiment, file, overrides))
+
+
+def load_valid(file: Path | None, overrides: dict[str, str], verb: str, *, trains: bool = True) -> Experiment:
+    """The same, validated for a verb."""
+    return checked(load(file, overrides), file, overrides, verb, trains=trains)
+
+
+def checked(
+    config: Experiment, file: Path | None, overrides: dict[str, str], verb: str, *, trains: bool = True
+) -> Experiment:
+    """The configuration that came of a file and overrides, validated for a verb.
+
+    Values of the file that do nothing any more because of an override are said and go back to their defaults: a file
+    is one experiment, the command line tries another.
+
+    Raises: ConfigError, for values that do nothing by themselves too.
+    """
+    if file is not None:
+        by_itself = idle(load_as(Experiment, file, {}))
+        overruled = {
+            name: why for name, why in idle(config, verb).items() if name not in overrides and name not in by_itself
+        }
+        for name, why in overruled.items():
+            log.info("%s: %s does nothing here: %s", file, name, why)
+        config = without(config, overruled)
+    return validate(config, trains=trains, verb=verb)
 
 
 def load_as(kind: type[C], file: Path | None, overrides: dict[str, str]) -> C:
@@ -72,14 +102,12 @@ def is_testbed(file: Path | None) -> bool:
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises: ConfigError that names the file, and the line where there is one."""
-    if not file.is_file():
-        folder = file.parent if file.parent.is_dir() else Path()
-        near = difflib.get_close_matches(file.name, [path.name for path in folder.glob("*.yaml")], n=1)
-        hint = f"; did you mean {folder / near[0]}?" if near else ""
-        raise ConfigError(f"{file}: no such configuration file{hint}")
+    file = configuration_file(file)
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Strict)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{file}{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
@@ -88,6 +116,22 @@ def read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: holds a {type(values).__name__}, not sections and fields")
     return values
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML in which a key stands once: of two, PyYAML would take the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{key.value!r} stands twice; remove one of them", key.start_mark
+                    )
+                seen.add(key.value)
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
 
 
 def help_text() -> str:

@@ -26,10 +26,9 @@ def plan(arguments: Sequence[str]) -> int:
     lengths = own.get("lengths", "")
     if lengths not in ("", *LENGTHS):
         raise ConfigError(f"--lengths is {lengths!r}; it must be one of {', '.join(LENGTHS)}")
-    from tisdpo_jax.config import validate
     from tisdpo_jax.planning import topology
 
-    config = validate(options.load(file, overrides))
+    config = options.load_valid(file, overrides, "plan")
     specs = [topology.parse_topology(name) for name in topologies]
     topology.prepare(specs)
     from tisdpo_jax.planning.report import plan_text

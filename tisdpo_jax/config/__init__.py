@@ -1,6 +1,8 @@
 """Everything an experiment is. Nothing here reads a file."""
 
 from tisdpo_jax.config.build import build, describe, nest, resolved
+from tisdpo_jax.config.idle import idle, without
+from tisdpo_jax.config.places import check_places
 from tisdpo_jax.config.prompt_pairs import PROMPT_PAIRS, with_prompts
 from tisdpo_jax.config.schema import (
     ContrastSection,
@@ -41,9 +43,12 @@ __all__ = [
     "TrainSection",
     "WeightsSection",
     "build",
+    "check_places",
     "describe",
+    "idle",
     "nest",
     "resolved",
     "validate",
     "with_prompts",
+    "without",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from tisdpo_jax.config.schema import Experiment
+from tisdpo_jax.config.schema import ContrastSection, Experiment
+from tisdpo_jax.errors import ConfigError
 
 PROMPT_PAIRS: dict[str, tuple[str, str]] = {
     # system texts: TIS-DPO, arXiv 2410.04350, appendix B.1, spelt as there
@@ -39,9 +40,19 @@ PROMPT_PAIRS: dict[str, tuple[str, str]] = {
 
 
 def with_prompts(config: Experiment) -> Experiment:
-    """The configuration with the texts of `contrast.pair` in place of its two prompts."""
-    if config.contrast.pair == "own":
+    """The configuration with the texts of `contrast.pair` in place of its two prompts; twice is as good as once.
+
+    Raises: ConfigError where a prompt is given that is another than the pair's.
+    """
+    section, default = config.contrast, ContrastSection()
+    if section.pair == "own":
         return config
-    positive, negative = PROMPT_PAIRS[config.contrast.pair]
-    contrast = dataclasses.replace(config.contrast, positive_prompt=positive, negative_prompt=negative)
+    positive, negative = PROMPT_PAIRS[section.pair]
+    for name, text in (("positive_prompt", positive), ("negative_prompt", negative)):
+        if getattr(section, name) not in (getattr(default, name), text):
+            raise ConfigError(
+                f"contrast.pair {section.pair} brings its own contrast.{name}, and another one is given; leave one of "
+                "the two out, or set contrast.pair own"
+            )
+    contrast = dataclasses.replace(section, positive_prompt=positive, negative_prompt=negative)
     return dataclasses.replace(config, contrast=contrast)

@@ -103,6 +103,11 @@ class MeshSection:
     data: int = field(1, "devices over which batches are split and parameters repeated")
     fsdp: int = field(-1, "devices over which batches and parameters are split; -1 takes all that remain")
     tensor: int = field(1, "devices over which heads, MLP and vocabulary are split")
+    slices: Literal["auto", "data", "fsdp", "tensor"] = field(
+        "auto",
+        "where the devices are several TPU slices: the axis that lies over the slower network between them; auto is "
+        "data if its size divides by the slices, else fsdp",
+    )
     compiler_options: str = field(
         "", "XLA options of the training steps, `name=value` with commas between; docs/performance.md has some that pay"
     )
@@ -218,7 +223,7 @@ class DlmaSection:
         0.0, "leave out pairs whose longer answer has more than this many times the tokens; 0 keeps all"
     )
     unfinished: Literal["keep", "drop"] = field(
-        "keep", "pairs with an answer that ran into sampling.max_new_tokens; DLMA's code keeps them"
+        "drop", "pairs with an answer that ran into sampling.max_new_tokens; DLMA's code keeps them"
     )
     reference: Literal["first", "previous"] = field(
         "previous", "from the second round on: the model that the first round started from, or this round did"
@@ -235,6 +240,9 @@ class WeightsSection:
     lower: float = field(-0.5, "L of the paper: lower clamp of the log-ratio")
     upper: float = field(1.5, "U of the paper: upper clamp of the log-ratio")
     gamma: float = field(0.9, "position: a token's weight is gamma to the power of its place in the response")
+    top_percent: float = field(
+        50.0, "binary: percent of the tokens of a response, those with the largest weights, that keep weight 1"
+    )
     seed: int = field(0, "seed of the random controls")
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from typing import Literal
 
+from tisdpo_jax.config.places import check_path
 from tisdpo_jax.config.schema import OptimizerSection, field
 from tisdpo_jax.errors import ConfigError
 
@@ -101,6 +102,7 @@ def rates(text: str) -> tuple[float, ...]:
 
 def check(config: Testbed) -> Testbed:
     """The same configuration. Raises: ConfigError for values that make no sense, by field."""
+    config = dataclasses.replace(config, run_dir=check_path("run_dir", config.run_dir))
     world, model, training = config.world, config.model, config.training
     at_least = {
         "seeds": (config.seeds, 2),

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Collection
+
+from tisdpo_jax.config.idle import idle
+from tisdpo_jax.config.places import check_places, is_address
+from tisdpo_jax.config.prompt_pairs import with_prompts
 from tisdpo_jax.config.schema import Experiment, StageSection
 from tisdpo_jax.errors import ConfigError
 
 
-def validate(config: Experiment, *, trains: bool = True) -> Experiment:
-    """Returns the configuration, or raises ConfigError that names the field and the remedy.
+def validate(config: Experiment, *, trains: bool = True, verb: str = "", spared: Collection[str] = ()) -> Experiment:
+    """Returns the configuration, with the prompts of `contrast.pair` and without `~` in its paths.
 
-    `trains` False is for what needs no training pairs: the evaluation of models that are there.
+    Raises: ConfigError that names the field and the remedy.
+
+    Args:
+      trains: False is for what needs no training pairs: the evaluation of models that are there.
+      verb: of the command line; without it, a value may be for any of them.
+      spared: names of fields that may do nothing, because something else overrules the file that holds them.
     """
+    config = with_prompts(check_places(config))
     _required(config, trains)
     _ranges(config)
     _combinations(config)
+    for name, why in idle(config, verb).items():
+        if name not in spared:
+            value = functools.reduce(getattr, name.split("."), config)
+            _fail(f"{name} is {value!r} and does nothing: {why}; take it out")
     return config
 
 
@@ -69,6 +85,11 @@ def _ranges(config: Experiment) -> None:
     for name, (value, lowest) in at_least.items():
         if value < lowest:
             _fail(f"{name} is {value}; it must be at least {lowest}")
+    if config.weights.method == "binary" and not 0 < config.weights.top_percent < 100:
+        _fail(
+            f"weights.top_percent is {config.weights.top_percent:g}; it must be above 0 and below 100: "
+            "all tokens would weigh the same (weights.method uniform does that)"
+        )
     above_zero = {
         "lora.alpha": config.lora.alpha,
         "loss.beta": config.loss.beta,
@@ -126,7 +147,7 @@ def _combinations(config: Experiment) -> None:
     if config.loss.margin_lower > config.loss.margin_upper:
         _fail(f"loss.margin_lower {config.loss.margin_lower} is above loss.margin_upper {config.loss.margin_upper}")
     judge = config.evaluation.judge
-    if judge.by.startswith(("http://", "https://")) and not judge.endpoint_model:
+    if is_address(judge.by) and not judge.endpoint_model:
         _fail("evaluation.judge.endpoint_model is empty; name the model to ask the endpoint for")
     contrast = config.contrast
     if contrast.construction == "prompts" and contrast.positive_prompt == contrast.negative_prompt:

@@ -11,11 +11,25 @@ from tisdpo_jax.judging.refusal import is_refusal, refusal_score
 from tisdpo_jax.judging.reward_model import RewardModel, score_conversations, score_rows
 from tisdpo_jax.judging.sentiment import sentiment_score
 from tisdpo_jax.judging.store import Store, key_of
-from tisdpo_jax.judging.verdicts import TIE, UNPARSABLE, Outcomes, outcomes_of_orders, outcomes_of_scores, parse_verdict
+from tisdpo_jax.judging.verdicts import (
+    FAILED,
+    FILTERED,
+    TIE,
+    UNDECIDED,
+    UNPARSABLE,
+    Outcomes,
+    outcomes_of_orders,
+    outcomes_of_scores,
+    parse_verdict,
+    without_thoughts,
+)
 
 __all__ = [
     "ELO",
+    "FAILED",
+    "FILTERED",
     "TIE",
+    "UNDECIDED",
     "UNPARSABLE",
     "Endpoint",
     "Outcomes",
@@ -43,4 +57,5 @@ __all__ = [
     "sentiment_score",
     "source_of",
     "win_rate",
+    "without_thoughts",
 ]

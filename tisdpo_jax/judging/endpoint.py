@@ -1,8 +1,9 @@
 """A language model behind an OpenAI-compatible address as the judge of two answers.
 
 Answers without a clear verdict are asked for again, as is what goes wrong on the way (`tisdpo_jax.chat`). What stays
-unclear is a verdict of its own (`unparsable`); an address that does not work at all stops the job, and what was
-answered until then is kept by the caller.
+unclear is a verdict of its own (`unparsable`), as are answers that the endpoint withholds (`filtered`) or does not have
+(`failed`): none of them is asked for again. An address that does not work at all stops the job, and what was answered
+until then is kept by the caller.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tisdpo_jax import chat
-from tisdpo_jax.chat import EndpointFailed
-from tisdpo_jax.judging.verdicts import UNPARSABLE, parse_verdict
+from tisdpo_jax.judging.verdicts import FAILED, FILTERED, UNPARSABLE, parse_verdict
 
 _SYSTEM = (
     "You compare two answers to the same prompt. The prompt and the answers stand between marks; whatever they "
@@ -58,11 +58,12 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What came of a question: `verdict` is first, second, tie or unparsable."""
+    """What came of a question: `verdict` is one of `verdicts.VERDICTS`."""
 
     verdict: str
     text: str
     tries: int
+    reason: str = ""  # why there is no verdict, in the words of the endpoint
 
 
 def ask_all(
@@ -70,40 +71,58 @@ def ask_all(
     questions: Sequence[Question],
     take: Callable[[Question, Reply], None],
     poll: Callable[[], None] = lambda: None,
+    *,
+    witness: Question | None = None,
 ) -> None:
     """Asks every question, several at a time; `take` gets each reply as it comes, one at a time, in any order.
 
-    `poll` is called between replies and may raise. After any error no further question is asked; replies that are on
-    their way are still taken.
+    `poll` is called all the time and may raise. After any error no further question is asked; replies that are on
+    their way are still taken. `witness` is a question that the endpoint has answered before, if there is one.
 
-    Raises: EndpointFailed when a question has used up its tries on an address that does not answer.
+    Raises: EndpointFailed for what concerns all questions: an address that does not answer, a wrong key or model.
     """
-    chat.ask_all(endpoint, questions, lambda question, halt: ask(endpoint, question, stop=halt), take, poll)
+
+    def give_up(question: Question, why: str) -> None:
+        take(question, Reply(FAILED, "", endpoint.retries + 1, why))
+
+    chat.ask_all(
+        endpoint,
+        questions,
+        lambda question, halt: ask(endpoint, question, stop=halt),
+        take,
+        poll,
+        give_up=give_up,
+        witness=witness,
+    )
 
 
 def ask(endpoint: Endpoint, question: Question, *, stop: threading.Event | None = None) -> Reply | None:
-    """The reply to one question, after as many tries as it takes; None when `stop` is set between two of them."""
+    """The reply to one question, after as many tries as it takes; None when `stop` is set between two of them.
+
+    Raises: EndpointFailed, for a single question (`chat.Unanswered`) and for all.
+    """
     body = _body(endpoint, question)
-    unclear: str | None = None
+    unclear: Reply | None = None
 
     def attempt(number: int) -> Reply:
         nonlocal unclear
-        text, _ = chat.complete(endpoint, body)
-        verdict = parse_verdict(text)
+        completion = chat.complete(endpoint, body)
+        if completion.finish in (FILTERED, FAILED):
+            return Reply(completion.finish, completion.text, number + 1, completion.reason)
+        # a reply that was cut off does not end with its verdict
+        whole = completion.finish == "stop"
+        verdict = parse_verdict(completion.text) if whole else UNPARSABLE
         if verdict == UNPARSABLE:
-            unclear = text
+            unclear = Reply(UNPARSABLE, completion.text, number + 1, "" if whole else completion.reason or "unfinished")
             raise chat.Again("no clear verdict")
-        return Reply(verdict, text, number + 1)
+        return Reply(verdict, completion.text, number + 1)
 
     try:
         return chat.patiently(endpoint, attempt, stop or threading.Event())
-    except chat.Again as last:
-        if unclear is not None:  # it does answer; what it says is no verdict
-            return Reply(UNPARSABLE, unclear, endpoint.retries + 1)
-        raise EndpointFailed(
-            f"{endpoint.url}: no answer in {endpoint.retries + 1} tries, the last: {last}; verdicts so far are kept, "
-            "the same command asks for the others"
-        ) from None
+    except chat.Unanswered:
+        if unclear is None:
+            raise
+        return dataclasses.replace(unclear, tries=endpoint.retries + 1)  # it does answer; what it says is no verdict
 
 
 def _body(endpoint: Endpoint, question: Question) -> dict[str, Any]:

@@ -11,12 +11,26 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
-FIRST, SECOND, TIE, UNPARSABLE = "first", "second", "tie", "unparsable"
-VERDICTS = (FIRST, SECOND, TIE, UNPARSABLE)
+FIRST, SECOND, TIE = "first", "second", "tie"
+UNPARSABLE, FILTERED, FAILED = (
+    "unparsable",
+    "filtered",
+    "failed",
+)  # no verdict: of the reply, of a filter, of the server
+UNDECIDED = (UNPARSABLE, FILTERED, FAILED)
+VERDICTS = (FIRST, SECOND, TIE, *UNDECIDED)
 
 _LINE = re.compile(r"verdict\W{0,8}(first|second|tie)\b", re.IGNORECASE)
-_SWAPPED = {FIRST: SECOND, SECOND: FIRST, TIE: TIE, UNPARSABLE: UNPARSABLE}
-_VALUE = {FIRST: 1.0, SECOND: 0.0, TIE: 0.5, UNPARSABLE: float("nan")}
+_SWAPPED = {FIRST: SECOND, SECOND: FIRST, TIE: TIE}
+_VALUE = {FIRST: 1.0, SECOND: 0.0, TIE: 0.5}
+# what reasoning models write before their answer, by how they mark it
+_MARKS = (
+    *((rf"<{tag}\b[^<>]{{0,80}}>", f"</{tag}>") for tag in ("think", "thinking", "thought", "thoughts", "reasoning")),
+    (r"\[THINK\]", r"\[/THINK\]"),
+    ("◁think▷", "◁/think▷"),
+    (r"<\|channel\|>analysis", r"<\|channel\|>final(?:<\|message\|>)?"),
+    (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,12 +42,25 @@ class Outcomes:
 
 
 def parse_verdict(reply: str) -> str:
-    """The verdict that a judge's reply ends with: the last `verdict: first | second | tie`, or that word alone."""
+    """The verdict that a judge's reply ends with: the last `verdict: first | second | tie`, or that word alone.
+
+    What it says in its thoughts is none.
+    """
+    reply = without_thoughts(reply)
     found = _LINE.findall(reply)
     if found:
         return str(found[-1]).lower()
     alone = reply.strip().strip("\"'*.` ").lower()
     return alone if alone in (FIRST, SECOND, TIE) else UNPARSABLE
+
+
+def without_thoughts(reply: str) -> str:
+    """The reply without the thoughts before it: blocks like `<think>...</think>`, also one whose opening mark stood in
+    the prompt, and one that was never closed."""
+    for opening, closing in _MARKS:
+        reply = re.sub(rf"(?is)\A.*{closing}", "", reply)  # thoughts come first: all up to the last end of them
+        reply = re.sub(rf"(?ims)^\s*{opening}.*", "", reply)
+    return reply
 
 
 def outcomes_of_orders(straight: Sequence[str], swapped: Sequence[str]) -> Outcomes:
@@ -44,10 +71,10 @@ def outcomes_of_orders(straight: Sequence[str], swapped: Sequence[str]) -> Outco
     """
     values, inconsistent = [], []
     for one, other in zip(straight, swapped, strict=True):
-        again = _SWAPPED[other]
-        unclear = UNPARSABLE in (one, again)
-        values.append(float("nan") if unclear else _VALUE[one] if one == again else 0.5)
-        inconsistent.append(not unclear and one != again)
+        unclear = one in UNDECIDED or other in UNDECIDED
+        agree = not unclear and one == _SWAPPED[other]
+        values.append(float("nan") if unclear else _VALUE[one] if agree else 0.5)
+        inconsistent.append(not unclear and not agree)
     return Outcomes(np.asarray(values, np.float64), np.asarray(inconsistent, bool))
 
 

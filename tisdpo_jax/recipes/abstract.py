@@ -99,7 +99,8 @@ def abstract_session(config: Experiment, transformer: TransformerConfig, pairs: 
     Raises: ConfigError for what does not divide, as a run would.
     """
     section = config.mesh
-    mesh = partitioning.make_mesh(section.data, section.fsdp, section.tensor, devices=topology.devices)
+    sizes = (section.data, section.fsdp, section.tensor)
+    mesh = partitioning.make_mesh(*sizes, devices=topology.devices, slices=section.slices)
     check_batches(config, mesh)
     partitioning.check_heads(transformer.num_heads, transformer.num_kv_heads, mesh)
     partitioning.param_shardings(abstract_params(transformer), mesh)

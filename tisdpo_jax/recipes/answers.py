@@ -23,6 +23,8 @@ from tisdpo_jax.training.progress import progress
 
 log = logging.getLogger(__name__)
 
+NONE = ("filtered", "failed", "too long")  # `finish` of responses that are no answers
+
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
@@ -92,7 +94,9 @@ def generated(session: Session, subject: Subject, prompts: Sequence[Asked], stor
 
 
 def from_file(path: str, prompts: Sequence[Asked]) -> list[str | None]:
-    """Answers of a .jsonl: `{"id" or "prompt", "response"}`; None for a prompt that it does not answer.
+    """Answers of a .jsonl: `{"id" or "prompt", "response"[, "finish"]}`; None for a prompt that it does not answer.
+
+    A response that `finish` says was filtered, failed, or never asked for is none.
 
     Raises: DataError for a record that is no answer, or a file that answers none of the prompts.
     """
@@ -104,7 +108,8 @@ def from_file(path: str, prompts: Sequence[Asked]) -> list[str | None]:
         name, answer = record.get("id", record.get("prompt")), record.get("response", record.get("answer"))
         if name is None or not isinstance(answer, str):
             raise DataError(f"{path}:{row.place}: needs text in 'response', and 'id' or 'prompt'; mend the record")
-        found[str(name)] = answer
+        if record.get("finish", "stop") not in NONE:
+            found[str(name)] = answer
     texts = [found.get(prompt.id, found.get(prompt.text)) for prompt in prompts]
     if all(text is None for text in texts):
         raise DataError(f"{path}: answers none of the {len(prompts)} prompts; ids or prompts must be the same")

@@ -38,7 +38,6 @@ from tisdpo_jax.recipes.tisdpo import Columns, derive, policy_plan, policy_stage
 from tisdpo_jax.roles import Frozen, Role, bind, contrast_roles, policy_role
 from tisdpo_jax.scoring import contrast_scores
 from tisdpo_jax.training.interrupt import Interrupt, listening
-from tisdpo_jax.training.metrics import MetricsLog
 from tisdpo_jax.types import Params, Variables
 
 log = logging.getLogger(__name__)
@@ -62,11 +61,8 @@ def perform(verb: str, config: Experiment) -> None:
     distributed.check_alike(json.dumps(resolved(alike), sort_keys=True))
     with listening(interrupt), run_dir.opened(directory, config):
         session = open_session(config, directory, interrupt, pairs=False)
-        try:
-            with jax.set_mesh(session.mesh):
-                _perform(verb, session)
-        finally:
-            session.metrics.close()
+        with session.metrics, jax.set_mesh(session.mesh):
+            _perform(verb, session)
 
 
 def _perform(verb: str, session: Session) -> None:
@@ -135,13 +131,10 @@ def _next_base(done: Round) -> Base:
 def _round(
     session: Session, number: int, prompts: tuple[Prompt, ...], base: Base, first: Base, *, score_only: bool = False
 ) -> Round:
-    config, place = session.config, session.run_dir / f"round-{number}"
-    metrics = MetricsLog(place, config.logging, config=dataclasses.asdict(config))
-    session = dataclasses.replace(session, run_dir=place, metrics=metrics)
-    try:
+    place = session.run_dir / f"round-{number}"
+    with session.metrics.within(place, place.name) as metrics:
+        session = dataclasses.replace(session, run_dir=place, metrics=metrics)
         return _stages(session, number, prompts, base, first, score_only)
-    finally:
-        metrics.close()
 
 
 def _stages(
@@ -156,6 +149,8 @@ def _stages(
     _say(f"round {number}\nanswers  {summary(list(responses.values()))}")
     found = self_reward.candidates(prompts, responses, config.sampling.samples, unfinished=config.dlma.unfinished)
     session = with_pairs(session, found)
+    if not session.train.pairs:
+        raise DataError(f"round {number}: {self_reward.nothing_left(session.train.rejections)}")
     frozen: Frozen = {"params": {"base": base.frozen()}, "lora": {}}
     columns = contrast_columns(session, frozen)
     mask = session.train.mask(session.elements)
@@ -163,11 +158,13 @@ def _stages(
     rewards = scores[:, 0] - scores[:, 1]
     selection = self_reward.select(scores, mask.sum(-1).astype(np.int64), config.dlma)
     told = self_reward.summary(session.train.rejections, selection, scores)
+    told["unfinished_kept"] = self_reward.unfinished(session.train.pairs, selection, responses)
     _say(self_reward.summary_text(told))
     if jax.process_index() == 0:
         (session.run_dir / "selection.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     if not len(selection.indices):
-        raise DataError(f"round {number}: no pair is left to train on; see the counts above, loosen the dlma filters")
+        left_out = self_reward.taken(session.train, selection).rejections
+        raise DataError(f"round {number}: {self_reward.nothing_left(left_out)}")
     session = dataclasses.replace(session, train=self_reward.taken(session.train, selection))
     columns = self_reward.turned_columns(columns, selection)
     derive(session, session.train, columns)

@@ -305,10 +305,9 @@ def samples(session: Session, before: Variables, after: Variables) -> tuple[Samp
         return ()
     prompts = [pair.prompt.tolist() for pair in pairs]
     ends = end_tokens(session.tokenizer, session.config.data.template, session.model_path)
-    answers = [
-        generate(session.model, variables, prompts, max_new_tokens=section.max_new_tokens, eos_ids=ends)
-        for variables in (before, after)
-    ]
+    options: dict[str, Any] = {"max_new_tokens": section.max_new_tokens, "eos_ids": ends}
+    options |= {"on_batch": lambda: session.interrupt.poll("answering prompts for the report")}
+    answers = [generate(session.model, variables, prompts, **options) for variables in (before, after)]
     decode = functools.partial(session.tokenizer.decode, skip_special_tokens=True)
     return tuple(
         Sample(prompt_text(session, pair.prompt), decode(first), decode(second))

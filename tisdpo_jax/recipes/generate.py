@@ -19,8 +19,8 @@ import jax
 
 from tisdpo_jax import distributed
 from tisdpo_jax.artifacts import digest
-from tisdpo_jax.chat import Endpoint
-from tisdpo_jax.config import Experiment
+from tisdpo_jax.chat import Endpoint, key_from
+from tisdpo_jax.config import Experiment, with_prompts
 from tisdpo_jax.data import Message, Prompt, Rejection, open_template, prompt_ids, read_prompts, tokenizer_identity
 from tisdpo_jax.data.records import SETTINGS, Unusable, as_record, count_reasons
 from tisdpo_jax.data.template import HH_MARKS, Template
@@ -33,7 +33,7 @@ from tisdpo_jax.recipes.positions import warn_of_rows
 from tisdpo_jax.recipes.session import Session, open_session
 from tisdpo_jax.recipes.subjects import model_files, open_subject
 from tisdpo_jax.sampling import Draw, Options, Request, http, sample
-from tisdpo_jax.sampling.responses import Response, append_responses, read_responses, resume_responses
+from tisdpo_jax.sampling.responses import KINDS, Response, append_responses, read_responses, resume_responses
 from tisdpo_jax.training.interrupt import Interrupt, listening
 from tisdpo_jax.training.progress import Progress
 from tisdpo_jax.types import Variables
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 KEYS = ("TISDPO_API_KEY", "OPENAI_API_KEY")  # environment variables, the first that is set
 QUESTIONS, RESPONSES = "prompts.jsonl", "responses.jsonl"
+LISTED = 20  # answers that an endpoint did not give, of those that the terminal shows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +65,12 @@ class Voice:
 
 def generate(config: Experiment) -> None:
     """`tisdpo generate`: answers to `sampling.prompts`, into `run_dir`/responses.jsonl."""
+    config = with_prompts(config)
     directory, interrupt = Path(config.run_dir).expanduser(), Interrupt()
     distributed.check_alike(json.dumps(dataclasses.asdict(config.sampling), sort_keys=True))
     with listening(interrupt), run_dir.opened(directory, config):
         session = open_session(config, directory, interrupt, pairs=False)
-        with jax.set_mesh(session.mesh):
+        with session.metrics, jax.set_mesh(session.mesh):
             prompts, rejections = open_prompts(config.sampling.prompts, config.sampling.limit)
             asked, unusable = questions(session, prompts, (config.sampling.show,), config.sampling.samples)
             subject = (
@@ -90,11 +92,16 @@ def generate(config: Experiment) -> None:
 
 
 def summary(responses: Sequence[Response]) -> str:
-    """Counts of what became of the questions, on a line."""
-    kinds = [("unfinished", "length"), ("with a prompt that is too long", "too long")]
-    parts = [f"{sum(r.finish == finish for r in responses)} {name}" for name, finish in kinds]
-    parts.insert(0, f"{sum(r.empty for r in responses)} empty")
-    return f"{len(responses)} answers: {', '.join(parts)}"
+    """Counts of what became of the questions on a line, and a line for each that the endpoint has no answer to."""
+    kinds = ("empty", *(name for finish, name in KINDS.items() if finish != "stop"))
+    counts = {name: sum(response.kind == name for response in responses) for name in kinds}
+    shown = [f"{count} {name}" for name, count in counts.items() if count or name in ("empty", KINDS["length"])]
+    lines = [f"{len(responses)} answers: {', '.join(shown)}"]
+    told = [response for response in responses if response.reason]
+    lines += [f"  {response.id}: {response.kind}: {response.reason}" for response in told[:LISTED]]
+    if len(told) > LISTED:
+        lines.append(f"  ... and {len(told) - LISTED} more, all of them in the file, under `reason`")
+    return "\n".join(lines)
 
 
 def open_prompts(source: str, limit: int) -> tuple[tuple[Prompt, ...], tuple[Rejection, ...]]:
@@ -173,7 +180,8 @@ def answers(
 
     try:
         if left and section.engine == "http":
-            _over_http(session, left, take, label)
+            witness = next((q for q in asked if q.id in there and there[q.id].finish == "stop"), None)
+            _over_http(session, left, take, label, witness)
         elif left:
             _locally(session, voice, left, take, label)
     finally:
@@ -241,7 +249,11 @@ def stops(config: Experiment) -> tuple[str, ...]:
 
 
 def _over_http(
-    session: Session, left: Sequence[Question], take: Callable[[Sequence[Response]], None], label: str
+    session: Session,
+    left: Sequence[Question],
+    take: Callable[[Sequence[Response]], None],
+    label: str,
+    witness: Question | None,
 ) -> None:
     if jax.process_count() > 1:
         raise DataError("sampling.engine http asks from one process; run `tisdpo generate` on one machine first")
@@ -249,7 +261,7 @@ def _over_http(
     endpoint = Endpoint(
         section.url,
         section.endpoint_model,
-        key=next((os.environ[name] for name in KEYS if os.environ.get(name)), ""),
+        key=key_from(KEYS),
         timeout=section.timeout,
         retries=section.retries,
         concurrency=section.concurrency,
@@ -260,20 +272,23 @@ def _over_http(
             raise DataError(
                 f"prompt {question.id}: sampling.engine http sends roles and text, no tools or other fields"
             )
-    asked = [http.Question(q.id, tuple((message.role, message.content) for message in q.messages)) for q in left]
+
+    def as_asked(question: Question) -> http.Question:
+        return http.Question(question.id, tuple((message.role, message.content) for message in question.messages))
 
     def stripped(response: Response) -> None:
         take([dataclasses.replace(response, response=response.response.strip())])
 
     http.ask_all(
         endpoint,
-        asked,
+        [as_asked(question) for question in left],
         draw=_draw(session.config),
         max_new_tokens=section.max_new_tokens,
         stop=stops(session.config),
         seed=section.seed,
         take=stripped,
         poll=lambda: session.interrupt.poll(label),
+        witness=as_asked(witness) if witness is not None else None,
     )
 
 

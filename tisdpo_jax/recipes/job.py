@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 
 from tisdpo_jax import distributed
-from tisdpo_jax.config import Experiment, JudgeSection, resolved
+from tisdpo_jax.config import Experiment, JudgeSection, resolved, with_prompts
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.evaluation import Comparison, Grid, grid_text, table_text
 from tisdpo_jax.recipes import dlma, evaluate, judge, run_dir
@@ -44,6 +44,7 @@ def perform(verb: str, config: Experiment) -> None:
 
     `evaluate` with `evaluation.policy` is about models that are there: it opens no run and trains nothing.
     """
+    config = with_prompts(config)
     directory, interrupt = Path(config.run_dir).expanduser(), Interrupt()
     # a run may be found in another place by each process, and log to another terminal; all else must agree
     alike = dataclasses.replace(config, logging=type(config.logging)())

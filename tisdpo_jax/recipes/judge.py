@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tisdpo_jax import judging
+from tisdpo_jax.config.places import is_address
 from tisdpo_jax.data import Message, Rejection, read_prompts
 from tisdpo_jax.errors import ConfigError, DataError
 from tisdpo_jax.evaluation import Grid, Interval, mean_interval
@@ -47,7 +48,8 @@ class Judged:
     prompts: int
     source: str
     rejected: tuple[Rejection, ...]  # records of the file of prompts that hold none
-    unanswered: dict[str, int]  # prompts to which a file has no answer, by model; nobody's win
+    unanswered: dict[str, int]  # prompts to which a model or file has no answer, by model; nobody's win
+    undecided: dict[str, int]  # questions to an endpoint without a verdict, each order for itself, by kind
     scores: tuple[ModelScore, ...]
     pairs: tuple[WinRate, ...]
     ratings: tuple[Rating, ...]  # of three models or more
@@ -77,6 +79,7 @@ def judge(session: Session, directory: Path, policy: Subject, reference: Subject
     kept = Store(directory / JUDGEMENTS)
     scores: dict[str, np.ndarray] = {}
     outcomes: dict[tuple[str, str], Outcomes] = {}
+    undecided: dict[str, int] = {}
     pairs = list(itertools.combinations(names, 2))
     if scorer is not None:
         for name in names:
@@ -84,8 +87,9 @@ def judge(session: Session, directory: Path, policy: Subject, reference: Subject
         for one, other in pairs:
             outcomes[one, other] = judging.outcomes_of_scores(scores[one], scores[other], tie_band=section.tie_band)
     else:
-        outcomes = endpoint_verdicts(session, kept, pairs, prompts, texts)
-    return _summary(session, names, scores, outcomes, len(prompts), source, rejected, texts)
+        outcomes, undecided = endpoint_verdicts(session, kept, pairs, prompts, texts)
+    judged = _summary(session, names, scores, outcomes, len(prompts), source, rejected, texts)
+    return dataclasses.replace(judged, undecided=undecided)
 
 
 def _summary(
@@ -110,6 +114,7 @@ def _summary(
         source=source,
         rejected=rejected,
         unanswered={name: sum(text is None for text in texts[name]) for name in names},
+        undecided={},
         scores=tuple(
             ModelScore(name, mean_interval(values, np.arange(prompts), kept=np.isfinite(values), **options))
             for name, values in scores.items()
@@ -120,7 +125,7 @@ def _summary(
 
 
 def is_endpoint(name: str) -> bool:
-    return name.startswith(("http://", "https://"))
+    return is_address(name)
 
 
 def named_models(text: str) -> dict[str, str]:
@@ -171,4 +176,8 @@ def grids(judged: Judged) -> tuple[Grid, ...]:
     missing = {name: count for name, count in judged.unanswered.items() if count}
     if missing:
         found.append(Grid("Prompts without an answer", ("model", "prompts"), tuple(missing.items())))
+    unclear = {kind: count for kind, count in judged.undecided.items() if count}
+    if unclear:
+        title = "Questions without a verdict, each order for itself"
+        found.append(Grid(title, ("why", "questions"), tuple(unclear.items())))
     return tuple(found)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tisdpo_jax import interchange, judging, partitioning
+from tisdpo_jax.chat import key_from
 from tisdpo_jax.data import open_template
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.judging import Endpoint, Outcomes, Question, Reply, RewardModel, Score, Store, key_of
@@ -30,22 +30,22 @@ def open_scorer(session: Session) -> Scorer:
     """The judge that `evaluation.judge.by` names, of those that give scores. Raises: ConfigError where it is none."""
     by = session.config.evaluation.judge.by
     if by == "refusal":
-        return _with(judging.refusal_score, by)
+        return _with(session, judging.refusal_score, by)
     if by == "sentiment":
         judging.sentiment_score("", "")  # says what to install
-        return _with(judging.sentiment_score, by)
+        return _with(session, judging.sentiment_score, by)
     if Path(by).expanduser().is_dir():
         return _reward_model(session, by)
     if ":" in by and "/" not in by:
         function = judging.load_function(by)
-        return _with(function, f"{by} {key_of(judging.source_of(by))}")
+        return _with(session, function, f"{by} {key_of(judging.source_of(by))}")
     raise ConfigError(
         f"evaluation.judge.by is {by!r}; it must be sentiment, refusal, module:function, the directory of a reward "
         "model, or an address that begins with http:// or https://"
     )
 
 
-def _with(function: Score, identity: str) -> Scorer:
+def _with(session: Session, function: Score, identity: str) -> Scorer:
     def score(store: Store, name: str, prompts: Sequence[Asked], texts: Sequence[str | None]) -> list[float]:
         found = []
         for prompt, text in zip(prompts, texts, strict=True):
@@ -55,6 +55,7 @@ def _with(function: Score, identity: str) -> Scorer:
             key = key_of(identity, prompt.text, text)
             record = store.get(key)
             if record is None:
+                session.interrupt.poll("scoring answers")
                 value = function(prompt.text, text)
                 store.add(key, judge=identity, prompt=prompt.id, model=name, score=value)
             else:
@@ -101,17 +102,19 @@ def endpoint_verdicts(
     pairs: Sequence[tuple[str, str]],
     prompts: Sequence[Asked],
     texts: dict[str, list[str | None]],
-) -> dict[tuple[str, str], Outcomes]:
+) -> tuple[dict[tuple[str, str], Outcomes], dict[str, int]]:
     """Every two models on every prompt, in both orders; verdicts that are on disk are not asked for again.
 
     Equal answers are a tie that nobody is asked about.
+
+    Returns: outcomes by pair, and how many questions have no verdict, by kind (`judging.UNDECIDED`).
     """
     section = session.config.evaluation.judge
     endpoint = Endpoint(
         url=section.by,
         model=section.endpoint_model,
         criterion=section.criterion,
-        key=next((os.environ[name] for name in KEYS if os.environ.get(name)), ""),
+        key=key_from(KEYS),
         timeout=section.timeout,
         retries=section.retries,
         concurrency=section.concurrency,
@@ -119,6 +122,8 @@ def endpoint_verdicts(
     identity = [endpoint.url, endpoint.model, endpoint.criterion]
     questions: dict[str, Question] = {}
     told: dict[str, dict[str, str]] = {}
+    witness: Question | None = None
+    undecided = dict.fromkeys(judging.UNDECIDED, 0)
 
     def key(one: str, other: str, prompt: Asked, first: str, second: str) -> str:
         return key_of(identity, prompt.id, prompt.text, one, other, first, second)
@@ -128,8 +133,11 @@ def endpoint_verdicts(
             if first is None or second is None or first == second:
                 continue
             name = key(one, other, prompt, first, second)
-            if store.get(name) is None:
-                questions[name] = Question(name, prompt.text, first, second)
+            question, record = Question(name, prompt.text, first, second), store.get(name)
+            if record is not None:
+                witness = witness if record["verdict"] in judging.UNDECIDED else question
+            else:
+                questions[name] = question
                 told[name] = {"prompt": prompt.id, "first": one, "second": other}
     if questions:
         log.info("%d questions for %s, %d verdicts on disk", len(questions), endpoint.url, len(store))
@@ -143,11 +151,14 @@ def endpoint_verdicts(
             verdict=reply.verdict,
             tries=reply.tries,
             reply=reply.text,
+            **({"reason": reply.reason} if reply.reason else {}),
         )
         bar.advance({})
 
     try:
-        judging.ask_all(endpoint, list(questions.values()), take, lambda: session.interrupt.poll("judging"))
+        judging.ask_all(
+            endpoint, list(questions.values()), take, lambda: session.interrupt.poll("judging"), witness=witness
+        )
     finally:
         bar.close()
 
@@ -158,10 +169,13 @@ def endpoint_verdicts(
         if first == second:
             return judging.TIE
         record = store.get(key(one, other, prompts[number], first, second))
-        return judging.UNPARSABLE if record is None else str(record["verdict"])
+        found = judging.UNPARSABLE if record is None else str(record["verdict"])
+        if found in undecided:
+            undecided[found] += 1
+        return found
 
     found = {}
     for one, other in pairs:
         orders = [[verdict(*pair, number) for number in range(len(prompts))] for pair in ((one, other), (other, one))]
         found[one, other] = judging.outcomes_of_orders(*orders)
-    return found
+    return found, undecided

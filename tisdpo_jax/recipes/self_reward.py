@@ -54,6 +54,9 @@ def _unusable(plus: Response, minus: Response, unfinished: str) -> str:
     finishes = {plus.finish, minus.finish}
     if "too long" in finishes:
         return "prompt too long"
+    for kind in ("filtered", "failed"):
+        if kind in finishes:
+            return f"{kind} answer"
     if plus.empty or minus.empty:
         return "empty answer"
     return "unfinished answer" if unfinished == "drop" and "length" in finishes else ""
@@ -143,11 +146,33 @@ def summary(rejections: Sequence[Rejection], selection: Selection, scores: Float
     }
 
 
+def unfinished(pairs: Sequence[EncodedPair], selection: Selection, responses: Mapping[str, Response]) -> int:
+    """How many of the pairs that train have an answer that ran into the limit."""
+    count = 0
+    for index in selection.indices.tolist():
+        prompt, _, number = pairs[index].id.rpartition("/")
+        sides = (responses.get(f"{prompt}/{view}/{number}") for view in ("plus", "minus"))
+        count += any(side is not None and side.finish == "length" for side in sides)
+    return count
+
+
+def nothing_left(rejections: Sequence[Rejection]) -> str:
+    """What to say, and what to do, where no pair is left to train on."""
+    reasons = collections.Counter(rejection.reason for rejection in rejections)
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    hint = "loosen the dlma filters"
+    if "unfinished answer" in reasons:
+        hint = "raise sampling.max_new_tokens, set dlma.unfinished keep, or loosen the other dlma filters"
+    return f"no pair is left to train on ({counts or 'no prompt was answered'}); {hint}"
+
+
 def summary_text(found: dict[str, Any]) -> str:
     """The same for people."""
     left_out = ", ".join(f"{count} {reason}" for reason, count in found["left_out"].items()) or "none"
+    kept = found.get("unfinished_kept", 0)
     return (
         f"R        mean {found['reward_mean']:.2f} nats, below 0 in {found['reward_below_0']}; AUC of the contrast "
         f"between the two origins {found['auc']:.3f} +- {found['auc_se']:.3f}\n"
         f"pairs    {found['pairs']} train, {found['relabelled']} of them relabelled (R < 0); left out: {left_out}"
+        + (f"\n         {kept} of them with an unfinished answer (dlma.unfinished keep)" if kept else "")
     )

@@ -104,7 +104,7 @@ class Session:
 
 
 def open_mesh(section: MeshSection) -> Mesh:
-    return partitioning.make_mesh(section.data, section.fsdp, section.tensor)
+    return partitioning.make_mesh(section.data, section.fsdp, section.tensor, slices=section.slices)
 
 
 def open_session(config: Experiment, run_dir: Path, interrupt: Interrupt, *, pairs: bool = True) -> Session:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tisdpo_jax import chat
-from tisdpo_jax.chat import Endpoint, EndpointFailed
+from tisdpo_jax.chat import Endpoint
 from tisdpo_jax.sampling._draw import Draw
 from tisdpo_jax.sampling.responses import Response
 
@@ -36,35 +36,35 @@ def ask_all(
     seed: int = 0,
     take: Callable[[Response], None],
     poll: Callable[[], None] = lambda: None,
+    witness: Question | None = None,
 ) -> None:
     """Asks every question, several at a time; `take` gets the responses one at a time, in any order.
 
-    `poll` is called between responses and may raise. After an error nothing more is asked; what is on its way is still
+    A question that the server filters, cuts off or cannot answer has a response too, which says so: `finish`, `reason`.
+    `poll` is called all the time and may raise. After an error nothing more is asked; what is on its way is still
     taken. Each question has a seed of its own, which not every server honours.
 
-    Raises: EndpointFailed, ConfigError.
+    Args:
+      witness: a question of this job that the endpoint has answered before, if there is one.
+
+    Raises: EndpointFailed for what concerns all questions, ConfigError.
     """
 
     def ask(question: Question, halt: threading.Event) -> Response | None:
         return _ask(endpoint, question, _body(endpoint, question, draw, max_new_tokens, stop, seed), halt)
 
-    chat.ask_all(endpoint, questions, ask, lambda _, response: take(response), poll)
+    def give_up(question: Question, why: str) -> None:
+        take(Response(question.id, "", "failed", reason=why))
+
+    chat.ask_all(endpoint, questions, ask, lambda _, response: take(response), poll, give_up=give_up, witness=witness)
 
 
 def _ask(endpoint: Endpoint, question: Question, body: dict[str, Any], halt: threading.Event) -> Response | None:
     """The response after as many tries as it takes; None when `halt` is set between two of them."""
-
-    def attempt(_: int) -> Response:
-        text, reason = chat.complete(endpoint, body)
-        return Response(question.id, text, "length" if reason == "length" else "stop")
-
-    try:
-        return chat.patiently(endpoint, attempt, halt)
-    except chat.Again as last:
-        raise EndpointFailed(
-            f"{endpoint.url}: no answer to {question.id!r} in {endpoint.retries + 1} tries, the last: {last}; "
-            "answers so far are kept, the same command asks for the others"
-        ) from None
+    completion = chat.patiently(endpoint, lambda _: chat.complete(endpoint, body), halt, label=f"to {question.id!r}")
+    if completion is None:
+        return None
+    return Response(question.id, completion.text, completion.finish, reason=completion.reason)
 
 
 def _body(

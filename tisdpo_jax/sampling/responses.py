@@ -1,7 +1,9 @@
 """Answers on disk: a line of JSON each, appended as they are made and found again by id.
 
-    {"id": "p1/plus/0", "response": "...", "finish": "stop"[, "ids": [...], "logps": [...]]}
+    {"id": "p1/plus/0", "response": "...", "finish": "stop"[, "reason": "..."][, "ids": [...], "logps": [...]]}
 
+`finish`: "stop", answered; "length", unfinished; "too long", the prompt, nothing was asked; "filtered" and "failed", an
+endpoint withheld the answer, or has none: `reason` has its words. All of them are answers, and none is asked for again.
 A job that was killed goes on from what is there; a line that was being written then is dropped and made again.
 """
 
@@ -13,12 +15,20 @@ import logging
 import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from tisdpo_jax.errors import DataError
-from tisdpo_jax.sampling._sample import Finish
 
 log = logging.getLogger(__name__)
+
+Finish = Literal["stop", "length", "too long", "filtered", "failed"]
+KINDS = {
+    "too long": "with a prompt that is too long",
+    "filtered": "filtered",
+    "failed": "failed",
+    "length": "unfinished",
+    "stop": "complete",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +40,16 @@ class Response:
     finish: Finish = "stop"
     ids: tuple[int, ...] = ()
     logps: tuple[float, ...] = ()  # of `ids` under the model as it is: temperature 1, no filter
+    reason: str = ""  # why the answer is not whole, in the words of the endpoint
 
     @property
     def empty(self) -> bool:
         return self.finish != "too long" and not self.response.strip()
+
+    @property
+    def kind(self) -> str:
+        """What became of the question, a value of KINDS, or "empty"."""
+        return "empty" if self.finish == "stop" and self.empty else KINDS[self.finish]
 
 
 def append_responses(path: Path, responses: Iterable[Response]) -> None:
@@ -92,6 +108,8 @@ def read_responses(path: Path, wanted: Collection[str] | None = None) -> dict[st
 
 def _record(response: Response) -> dict[str, Any]:
     record: dict[str, Any] = {"id": response.id, "response": response.response, "finish": response.finish}
+    if response.reason:
+        record["reason"] = response.reason
     if response.ids:
         record |= {"ids": response.ids, "logps": response.logps}
     return record
@@ -100,7 +118,7 @@ def _record(response: Response) -> dict[str, Any]:
 def _parse(line: str, where: str) -> Response:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error}); mend or remove the line") from None
     if not isinstance(record, dict) or not isinstance(record.get("id"), str | int):
         raise DataError(f'{where}: not a response; it must be {{"id": ..., "response": "..."}}')
@@ -109,6 +127,10 @@ def _parse(line: str, where: str) -> Response:
     finish = record.get("finish", "stop")
     if finish not in get_args(Finish):
         raise DataError(f"{where}: finish is {finish!r}; it must be one of {', '.join(get_args(Finish))}")
-    return Response(
-        str(record["id"]), record["response"], finish, tuple(record.get("ids", ())), tuple(record.get("logps", ()))
-    )
+    reason, ids, logps = record.get("reason", ""), record.get("ids", []), record.get("logps", [])
+    if not isinstance(reason, str):
+        raise DataError(f"{where}: reason is {reason!r}; it must be text")
+    for name, values in (("ids", ids), ("logps", logps)):
+        if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
+            raise DataError(f"{where}: {name} must be a list of numbers; mend or remove it")
+    return Response(str(record["id"]), record["response"], finish, tuple(ids), tuple(logps), reason)

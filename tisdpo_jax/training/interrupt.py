@@ -1,7 +1,8 @@
-"""Stopping on request: the first SIGTERM or SIGINT is noted and every loop polls it; the second ends at once."""
+"""Stopping on request: SIGTERM, SIGINT or SIGHUP is noted and every loop polls it; a second one ends at once."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -40,16 +41,42 @@ class Interrupt:
 
 @contextmanager
 def listening(interrupt: Interrupt) -> Iterator[None]:
-    """SIGTERM and SIGINT ask `interrupt`; a second one exits with 42 without saving anything more."""
+    """SIGTERM, SIGINT and SIGHUP ask `interrupt`; a second one exits with 42 without saving anything more.
+
+    A SIGHUP that is ignored, as under nohup, stays ignored. With one that is not, the terminal is gone: what would be
+    written to it goes nowhere, so that the run comes to its checkpoint. Kernel and shell both send one when a terminal
+    is closed, so a second SIGHUP says nothing new.
+    """
+    terminals = [number for number in (0, 1, 2) if _is_terminal(number)]
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if interrupt._asked:
+        if number == signal.SIGHUP:
+            _let_go(terminals)
+        elif interrupt._asked:
             os._exit(42)
         interrupt.ask()
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    heard = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        heard.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, handle) for number in heard}
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _is_terminal(number: int) -> bool:
+    try:
+        return os.isatty(number)
+    except OSError:
+        return False
+
+
+def _let_go(terminals: list[int]) -> None:
+    with contextlib.suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for number in terminals:
+            os.dup2(nowhere, number)
+        os.close(nowhere)

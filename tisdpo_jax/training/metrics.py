@@ -4,45 +4,128 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import math
 import os
+import secrets
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
 
 from tisdpo_jax.config import LoggingSection
-from tisdpo_jax.errors import ConfigError
+from tisdpo_jax.errors import ConfigError, UserError
+from tisdpo_jax.training.interrupt import Interrupted
 from tisdpo_jax.training.progress import Progress
+
+log = logging.getLogger(__name__)
+
+WANDB = "wandb.json"  # in the run directory: project and id of the W&B run, which a resumed run goes on with
+
+
+class Writers:
+    """TensorBoard and W&B of a run directory: opened when the first training begins, one of each for the whole run."""
+
+    def __init__(self, run_dir: Path, section: LoggingSection, config: Mapping[str, Any]) -> None:
+        self._run_dir, self._section, self._config = run_dir, section, dict(config)
+        self._tensorboard: Any = None
+        self._wandb: Any = None
+        # what is not installed is said now, not after the weights are read
+        self._summaries = _extra("tensorboardX", "tensorboard") if section.tensorboard else None
+        self._client = _extra("wandb", "wandb") if section.wandb else None
+
+    def open(self) -> None:
+        if self._summaries is not None and self._tensorboard is None:
+            self._tensorboard = self._summaries.SummaryWriter(str(self._run_dir / "tensorboard"))
+        if self._client is not None and self._wandb is None:
+            project = self._section.wandb
+            try:
+                self._wandb = self._client.init(
+                    project=project,
+                    id=_wandb_id(self._run_dir / WANDB, project),
+                    resume="allow",
+                    dir=str(self._run_dir),
+                    name=self._run_dir.resolve().name,
+                    config=self._config,
+                    allow_val_change=True,
+                )
+            except Exception as error:  # no key, no network, no such project: of several types
+                why = next(iter(str(error).splitlines()), "") or type(error).__name__
+                raise UserError(
+                    f"logging.wandb {project}: W&B opens no run: {why}; `wandb login`, set WANDB_MODE=offline, or "
+                    "leave logging.wandb empty"
+                ) from None
+
+    def write(self, stage: str, step: int, split: str, values: Mapping[str, float]) -> None:
+        self.open()
+        named = {f"{stage}/{split}/{name}": value for name, value in values.items()}
+        if self._tensorboard is not None:
+            for name, value in named.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(named | {f"{stage}/step": step})
+
+    def close(self, *, failed: bool) -> None:
+        """Closes what is open; what goes wrong in that is said, and hides no other error."""
+        tensorboard, run = self._tensorboard, self._wandb
+        self._tensorboard = self._wandb = None
+        try:
+            if tensorboard is not None:
+                tensorboard.close()
+        except Exception as error:
+            log.warning("logging.tensorboard: not closed: %s", error)
+        try:
+            if run is not None:
+                run.finish(exit_code=1) if failed else run.finish()
+        except Exception as error:
+            log.warning("logging.wandb: not closed: %s", error)
 
 
 class MetricsLog:
-    """Appends one JSON object a line: stage, step, split, and the metrics. NaN and infinity become null."""
+    """Appends one JSON object a line: stage, step, split, and the metrics. NaN and infinity become null.
 
-    def __init__(self, run_dir: Path, section: LoggingSection, *, config: Mapping[str, Any] | None = None) -> None:
-        self._path = run_dir / "metrics.jsonl"
+    To be closed at every exit, best as a context; closing it twice does no harm.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        section: LoggingSection,
+        *,
+        config: Mapping[str, Any] | None = None,
+        shared: Writers | None = None,
+        prefix: str = "",
+    ) -> None:
+        self._path, self._section = run_dir / "metrics.jsonl", section
         self._active = jax.process_index() == 0
-        self._progress = section.progress
         self._bar: Progress | None = None
-        self._tensorboard: Any = None
-        self._wandb: Any = None
-        if not self._active:
-            return
-        if section.tensorboard:
-            self._tensorboard = _extra("tensorboardX", "tensorboard").SummaryWriter(str(run_dir / "tensorboard"))
-        if section.wandb:
-            wandb = _extra("wandb", "wandb")
-            self._wandb = wandb.init(
-                project=section.wandb, dir=str(run_dir), name=run_dir.name, config=dict(config or {})
-            )
+        self._owner, self._prefix = shared is None, prefix
+        self._writers = shared
+        if self._active and shared is None:
+            self._writers = Writers(run_dir, section, config or {})
+
+    def within(self, folder: Path, prefix: str) -> MetricsLog:
+        """A log of its own in `folder`, of a part of the run: TensorBoard and W&B are those of this one, where its
+        stages are called PREFIX/STAGE. They stay open when it is closed."""
+        return MetricsLog(folder, self._section, shared=self._writers, prefix=f"{prefix}/")
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
 
     def begin(self, stage: str, *, done: int, total: int) -> None:
         """Opens the progress bar of a stage, and drops lines of steps that are about to be done again."""
         if not self._active:
             return
         self._forget(stage, done)
-        self._bar = Progress(stage, total, done=done, enabled=self._progress)
+        if self._writers is not None:
+            self._writers.open()
+        self._bar = Progress(stage, total, done=done, enabled=self._section.progress)
 
     def write(self, stage: str, step: int, split: str, values: Mapping[str, float]) -> None:
         if not self._active:
@@ -51,13 +134,8 @@ class MetricsLog:
         line = json.dumps({"stage": stage, "step": step, "split": split, **clean})
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
-        if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(f"{stage}/{split}/{name}", value, step)
-        if self._wandb is not None:
-            self._wandb.log(
-                {f"{stage}/{split}/{name}": value for name, value in values.items()} | {f"{stage}/step": step}
-            )
+        if self._writers is not None:
+            self._writers.write(self._prefix + stage, step, split, values)
 
     def advance(self, shown: Mapping[str, float]) -> None:
         if self._bar is not None:
@@ -69,11 +147,11 @@ class MetricsLog:
             self._bar = None
 
     def close(self) -> None:
+        """Called while an error is on its way, it marks the W&B run as failed; a run that was asked to stop is none."""
         self.end()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        if self._owner and self._writers is not None:
+            error = sys.exc_info()[1]
+            self._writers.close(failed=error is not None and not isinstance(error, Interrupted))
 
     def _forget(self, stage: str, done: int) -> None:
         if not self._path.exists():
@@ -89,6 +167,23 @@ class MetricsLog:
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         os.replace(temporary, self._path)
+
+
+def _wandb_id(file: Path, project: str) -> str:
+    """The id under which this run directory is known to W&B: noted before it is used, so that a kill costs nothing."""
+    try:
+        noted = json.loads(file.read_text(encoding="utf-8"))
+        if noted["project"] == project and isinstance(noted["id"], str):
+            return noted["id"]
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError):
+        log.warning("%s: cannot be read; W&B gets a new run", file)
+    made = secrets.token_hex(4)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"project": project, "id": made}) + "\n", encoding="utf-8")
+    os.replace(temporary, file)
+    return made
 
 
 def _extra(module: str, extra: str) -> Any:

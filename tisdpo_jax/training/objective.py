@@ -129,6 +129,8 @@ def make_weights(
     options: dict[str, Any] = {} if method == "uniform" or method in weights.TRANSFORMS else dict(paper)
     if method == "position":
         options = {"gamma": section.gamma}
+    if method == "binary":
+        options = {"top_percent": section.top_percent}
     if method in weights.TRANSFORMS:
         options["zero_last"] = True  # as the public code does
     if method not in ("log_uniform", "shuffled", "random"):
