@@ -72,6 +72,20 @@ vertical-align:top}
 .card{padding:1rem 1.25rem;margin:0 0 1.2rem}
 .text{white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:plaintext;text-align:start}
 .prompt{color:var(--quiet);margin-bottom:.9rem}
+.note{font-size:.82rem;margin-top:.25rem}.quiet{color:var(--quiet)}
+.headline{font-size:1.05rem;margin:.3rem 0}
+.scores{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));
+gap:.4rem 2.5rem;margin:0 0 .4rem}
+.score p{margin:0 0 .15rem;font-weight:600}
+.bar{display:grid;grid-template-columns:9rem 1fr 5.5rem;gap:.8rem;align-items:center;font-size:.9rem}
+.bar svg{display:block}.bar b{font-variant-numeric:tabular-nums}
+.track{stroke:var(--grid)}.fill{stroke:var(--c4,#6b6b6b)}.last{stroke:var(--c2,#007a5a)}
+.answers{table-layout:fixed;min-width:48rem}
+.answers th,.answers td{padding:.5rem .8rem;text-align:start;font-weight:400;
+vertical-align:top;border-top:1px solid var(--line);font-size:.9rem;line-height:1.42}
+.answers thead th{font-weight:600;color:var(--quiet);font-size:.82rem;border-top:0;padding-block:.2rem}
+.answers th:first-child{width:17%}.answers tbody th{color:var(--quiet)}
+.answers caption{padding-block:.5rem .1rem;font-size:.9rem}
 .sides{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:.9rem 1.5rem}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,21rem),1fr));gap:1rem;margin:.5rem 0 1rem}
 .chart{margin:0;padding:.8rem .9rem .6rem;min-width:0}

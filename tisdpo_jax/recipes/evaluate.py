@@ -29,9 +29,9 @@ from tisdpo_jax.evaluation import (
     Grid,
     PairEvaluation,
     PairScores,
-    Sample,
     as_plain,
     compare,
+    defined,
     evaluate_pairs,
     paired_difference,
     preference_grids,
@@ -39,7 +39,6 @@ from tisdpo_jax.evaluation import (
 from tisdpo_jax.models import Model
 from tisdpo_jax.recipes.session import Session, compute_config, digest, named_path, open_data, open_mesh
 from tisdpo_jax.recipes.subjects import Subject, adapter_base, check_alike, is_adapter
-from tisdpo_jax.sampling import generate
 from tisdpo_jax.scoring import score_pair_of_models
 from tisdpo_jax.training.interrupt import Interrupt
 from tisdpo_jax.training.metrics import MetricsLog
@@ -208,26 +207,32 @@ def _measurer(model: Model, reference_model: Model, chunk: int) -> Any:
     return jax.jit(run)
 
 
-def comparisons(scores: PairScores, beta: float) -> tuple[Comparison, ...]:
+def comparisons(
+    scores: PairScores, beta: float, models: tuple[str, str] = ("before", "after")
+) -> tuple[Comparison, ...]:
     """Two tables of before and after training: implicit rewards, and plain likelihoods.
 
-    The model before training is its own reference: its margin is 0, its loss log 2, and every pair a tie.
+    The model before training is its own reference: its margin is 0, its loss log 2, and every pair a tie, whatever it
+    is worth. So rewards are compared with nothing; likelihoods are what both models can be better or worse at.
     """
     count = len(scores.reference)
     margins, loss = _rewards(scores.policy, scores.reference, beta)
     no_margins, no_loss = _rewards(scores.reference, scores.reference, beta)
-    rewards = compare(no_margins, no_loss, margins, loss)
+    rewards = tuple(defined(row) for row in compare(no_margins, no_loss, margins, loss))
     tokens = np.maximum(scores.tokens, 1)
     means = [total / tokens for total in (scores.reference, scores.policy)]
     likelihoods = (
         _change("likelihood accuracy", *((mean[:, 0] > mean[:, 1]).astype(float) for mean in means), better=True),
+        _change("log-likelihood margin a token", *(mean[:, 0] - mean[:, 1] for mean in means), better=True),
         _change("chosen log-likelihood a token", *(mean[:, 0] for mean in means), better=None),
         _change("rejected log-likelihood a token", *(mean[:, 1] for mean in means), better=None),
-        _change("KL from before, a token", np.zeros(count), (scores.kl / tokens).mean(-1), better=None),
+        defined(
+            _change("KL(policy || reference), a token", np.zeros(count), (scores.kl / tokens).mean(-1), better=None)
+        ),
     )
     return (
-        Comparison(f"Held-out pairs, implicit reward (beta {beta:g})", count, rewards),
-        Comparison("Held-out pairs, likelihoods", count, likelihoods),
+        Comparison(f"Held-out pairs, implicit reward (beta {beta:g}), tokens unweighted", count, rewards, models),
+        Comparison("Held-out pairs, likelihoods", count, likelihoods, models),
     )
 
 
@@ -296,25 +301,6 @@ def _write(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def samples(session: Session, before: Variables, after: Variables) -> tuple[Sample, ...]:
-    """Greedy answers of both models to the first held-out prompts."""
-    section = session.config.evaluation
-    pairs = (session.eval or session.train).pairs[: section.generate]
-    if not pairs:
-        return ()
-    prompts = [pair.prompt.tolist() for pair in pairs]
-    ends = end_tokens(session.tokenizer, session.config.data.template)
-    answers = [
-        generate(session.model, variables, prompts, max_new_tokens=section.max_new_tokens, eos_ids=ends)
-        for variables in (before, after)
-    ]
-    decode = functools.partial(session.tokenizer.decode, skip_special_tokens=True)
-    return tuple(
-        Sample(prompt_text(session, pair.prompt), decode(first), decode(second))
-        for pair, first, second in zip(pairs, *answers, strict=True)
-    )
-
-
 def end_tokens(tokenizer: Any, template: str) -> list[int]:
     """Tokens that end an answer: the tokenizer's EOS, and what the template ends a turn with."""
     opened = open_template(template, tokenizer)
@@ -322,7 +308,3 @@ def end_tokens(tokenizer: Any, template: str) -> list[int]:
     written = render(opened, frame(opened, messages), messages, "b").text
     ends = {tokenizer.eos_token_id, tokenizer(written, add_special_tokens=False).input_ids[-1]}
     return sorted(end for end in ends if end is not None)
-
-
-def prompt_text(session: Session, ids: Any) -> str:
-    return str(session.tokenizer.decode(ids, skip_special_tokens=False))

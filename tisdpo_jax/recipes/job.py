@@ -17,10 +17,12 @@ from tisdpo_jax.config import Experiment, JudgeSection, resolved
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.evaluation import Comparison, Grid, grid_text, table_text
 from tisdpo_jax.recipes import dlma, evaluate, judge, run_dir
+from tisdpo_jax.recipes.checks import open_checks
 from tisdpo_jax.recipes.evaluate import Evaluation, evaluation_dir, open_evaluation
 from tisdpo_jax.recipes.export import export
 from tisdpo_jax.recipes.models import Base
 from tisdpo_jax.recipes.report import write_evaluation, write_report
+from tisdpo_jax.recipes.samples import model_names, take_samples
 from tisdpo_jax.recipes.session import Session, open_session
 from tisdpo_jax.recipes.subjects import Subject, open_subject
 from tisdpo_jax.recipes.tisdpo import base_stage, contrast_stage, policy_stage, score_stage
@@ -68,6 +70,7 @@ def _of_the_run(config: Experiment) -> Experiment:
 
 
 def _perform(verb: str, session: Session) -> None:
+    open_checks(session.config.evaluation.checks)  # what is wrong with them is said now, not after training
     base = base_stage(session)
     frozen = contrast_stage(session, base)
     columns = score_stage(session, frozen)
@@ -92,12 +95,13 @@ def _perform(verb: str, session: Session) -> None:
         if directory != session.run_dir:
             _say(f"written  {write_evaluation(directory, measured, looked.done, looked.judging, (policy, reference))}")
         return
-    before, after = _own_subjects(session, base, trained)[::-1]
-    samples = evaluate.samples(session, before.variables, after.variables)
-    for sample in samples:
-        _say(f"prompt   {sample.prompt!r}\nbefore   {sample.before!r}\nafter    {sample.after!r}\n")
     written = export(session, base, trained)
+    del policy, reference  # the base is given up for the pretrained model, where they are two
+    looked = dataclasses.replace(looked, done=None)  # which holds them too
+    samples = take_samples(session, base, trained)
     report = write_report(session, looked.tables, samples, columns, measures=looked.measures, judging=looked.judging)
+    for line in samples.lines():
+        _say(line)
     _say_paths(written)
     _say(f"report   {report}")
 
@@ -137,7 +141,9 @@ def _look(session: Session, directory: Path, policy: Subject, reference: Subject
         if session.eval.rejections:
             _say(f"{evaluate.listed(session.eval)}\n")
         done = evaluate.evaluate(session, policy, reference)
-        tables, measures = evaluate.comparisons(done.scores, done.found.beta), done.grids()
+        before, after = model_names(session)[-2:]
+        models = (before, after) if not session.config.evaluation.reference else ("reference", "policy")
+        tables, measures = evaluate.comparisons(done.scores, done.found.beta, models), done.grids()
         # "before" and "after" are words for a run, not for any two models
         shown = tables if not session.config.evaluation.policy else ()
         for text in [*map(table_text, shown), *map(grid_text, measures)]:

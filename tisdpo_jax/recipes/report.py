@@ -10,12 +10,14 @@ import yaml
 from tisdpo_jax import evaluation
 from tisdpo_jax._version import __version__
 from tisdpo_jax.config import resolved
-from tisdpo_jax.evaluation import Comparison, DataCounts, Grid, Report, Sample
+from tisdpo_jax.evaluation import Comparison, DataCounts, Grid, Report
 from tisdpo_jax.recipes import pictures
 from tisdpo_jax.recipes.evaluate import Evaluation, counts
+from tisdpo_jax.recipes.samples import Samples
 from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.recipes.subjects import Subject
 from tisdpo_jax.recipes.tisdpo import Columns
+from tisdpo_jax.training.objective import WEIGHTED
 
 FILES = (
     ("config.yaml", "the configuration, defaults included"),
@@ -24,6 +26,7 @@ FILES = (
     ("evaluation_pairs.jsonl", "log-likelihoods, KL and margin of every held-out pair"),
     ("answers.jsonl", "what models answered to be judged"),
     ("judgements.jsonl", "what the judge said"),
+    ("samples", "answers of the models to held-out prompts"),
     ("held_out-before.jsonl", "answers to held-out prompts before training"),
     ("held_out-after.jsonl", "the same after it"),
     ("round-1", "answers, scores, pairs and policy of the first round of DLMA"),
@@ -37,7 +40,7 @@ FILES = (
 def write_report(
     session: Session,
     tables: tuple[Comparison, ...],
-    samples: tuple[Sample, ...],
+    samples: Samples,
     columns: dict[str, Columns],
     *,
     measures: tuple[Grid, ...] = (),
@@ -55,8 +58,11 @@ def write_report(
         comparisons=tables,
         measures=measures,
         judging=judging,
-        samples=samples,
+        headline=_headline(tables),
+        samples=samples.shown,
+        scores=samples.scores,
         history=evaluation.read_metrics(metrics or session.run_dir / "metrics.jsonl"),
+        weighted_stages=("policy",) if config.loss.name in WEIGHTED else (),
         rewards=rewards,
         weights=pictures.weight_section(config.weights, session.train, columns["train"]),
         tokens=pictures.token_grids(session.tokenizer, session.train, columns["train"]),
@@ -69,6 +75,23 @@ def write_report(
     if jax.process_index() == 0:
         evaluation.write(path, report)
     return path
+
+
+HEADLINES = {
+    "reward accuracy": "the policy's implicit reward prefers the chosen response (1/2 would be chance)",
+    "likelihood accuracy": "the chosen response is the likelier one, a token",
+}
+
+
+def _headline(tables: tuple[Comparison, ...]) -> tuple[str, ...]:
+    """A sentence for each measure of held-out pairs that says most, with its numbers before and after."""
+    lines = []
+    for table in tables:
+        for row in table.rows:
+            if row.name in HEADLINES:
+                before = "" if row.by_definition else f"{row.before:.0%} → "
+                lines.append(f"Of {table.pairs} held-out pairs, {HEADLINES[row.name]}: {before}{row.after:.0%}")
+    return tuple(lines)
 
 
 def write_evaluation(
