@@ -273,10 +273,10 @@ def save(
             ],
         }
         content |= {**models, "data": data, "evaluation": as_plain(done.found)}
-        _write(directory / PAIRS, "".join(_pair_lines(session, done)))
+        write_text(directory / PAIRS, "".join(_pair_lines(session, done)))
     if judging is not None:
         content["judging"] = as_plain(judging)
-    _write(directory / RESULT, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(directory / RESULT, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def _roles(done: Evaluation) -> dict[str, Subject]:
@@ -295,9 +295,10 @@ def _pair_lines(session: Session, done: Evaluation) -> list[str]:
     return lines
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """The whole file or none of it; a lone surrogate, which a model can write, as its escape."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(temporary, path)
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 
+import jax
+
 from tisdpo_jax.data import Prompt
-from tisdpo_jax.evaluation import Answer, Sample, Score, grid_text, score_grid
+from tisdpo_jax.evaluation import Answer, Sample, Score, as_plain, grid_text, score_grid
 from tisdpo_jax.evaluation.answers import UNFOLDED
 from tisdpo_jax.judging import is_refusal
 from tisdpo_jax.recipes import models
 from tisdpo_jax.recipes.checks import Check, check_of, open_checks
+from tisdpo_jax.recipes.evaluate import write_text
 from tisdpo_jax.recipes.generate import Voice, answers, questions
 from tisdpo_jax.recipes.models import Base
 from tisdpo_jax.recipes.session import Session, digest
@@ -30,7 +34,7 @@ NAMES = {
 }
 """Of the losses, for people."""
 
-DIRECTORY = "samples"
+DIRECTORY, RESULT = "samples", "samples.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +96,10 @@ def take_samples(session: Session, base: Base, trained: Params) -> Samples:
         del variables
     by_id = {prompt.id: prompt for prompt in prompts}
     rows = [(by_id[q.id.removesuffix("/main/0")], [found[name][q.id] for name in found]) for q in asked]
-    return side_by_side(tuple(found), rows, checks)
+    samples = side_by_side(tuple(found), rows, checks)
+    if jax.process_index() == 0:
+        write_text(session.run_dir / RESULT, json.dumps(as_plain(samples), indent=1, ensure_ascii=False) + "\n")
+    return samples
 
 
 def side_by_side(
