@@ -300,8 +300,8 @@ def test_a_step_written_twice_counts_once_and_the_later_row_wins() -> None:
 
 
 def test_charts_go_by_stage_and_metric(read) -> None:
-    assert metrics([{"zeta": 1, "alpha": 2.0, "loss": 3, "step": 1, "note": "x", "flag": True}]) == [
-        "loss",
+    assert metrics([{"zeta": 1, "alpha": 2.0, "objective": 3, "step": 1, "note": "x", "flag": True}]) == [
+        "objective",
         "alpha",
         "zeta",
     ]
