@@ -12,6 +12,9 @@ UNFOLDED = 6
 """Prompts whose answers a page shows at once; the others are folded."""
 
 
+_CAVEAT = "✓ and ✗ say whether words that were looked for are there, not whether the answer is true."
+
+
 @dataclasses.dataclass(frozen=True)
 class Answer:
     """What one model says to a prompt."""
@@ -82,8 +85,9 @@ def _bars(score: Score) -> str:
     for model, count in zip(score.models, score.passed, strict=True):
         css = "last" if model == score.models[-1] else "fill"
         bars.append(
-            f'<div class="bar"><bdi>{escape(model)}</bdi><svg viewBox="0 0 100 8" role="img" width="100%" height="10" '
-            f'aria-label="{count} of {score.of}"><path class="track" d="M0 4H100" stroke-width="8"/>'
+            f'<div class="bar"><bdi>{escape(model)}</bdi><svg viewBox="0 0 100 8" preserveAspectRatio="none" '
+            f'width="100%" height="12" role="img" aria-label="{count} of {score.of}">'
+            f'<path class="track" d="M0 4H100" stroke-width="8"/>'
             f'<path class="{css}" d="M0 4H{100 * count / score.of:.1f}" stroke-width="8"/></svg>'
             f"<b>{data(count)} of {score.of}</b></div>"
         )
@@ -94,6 +98,8 @@ def samples_html(samples: Sequence[Sample]) -> str:
     """A row for each prompt, a column for each model; what is beyond the first few is folded."""
     first, rest = samples[:UNFOLDED], samples[UNFOLDED:]
     text = _table(first) if first else ""
+    if any(answer.good is not None for sample in samples for answer in sample.answers):
+        text += f'<p class="quiet note">{_CAVEAT}</p>'
     if rest:
         text += f"\n<details><summary>{len(rest)} more prompts</summary>{_table(rest)}</details>"
     return text

@@ -13,7 +13,7 @@ from tisdpo_jax.config import resolved
 from tisdpo_jax.evaluation import Comparison, DataCounts, Grid, Report
 from tisdpo_jax.recipes import pictures
 from tisdpo_jax.recipes.evaluate import Evaluation, counts
-from tisdpo_jax.recipes.samples import Samples
+from tisdpo_jax.recipes.samples import NAMES, Samples
 from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.recipes.subjects import Subject
 from tisdpo_jax.recipes.tisdpo import Columns
@@ -54,7 +54,7 @@ def write_report(
     split = "eval" if session.eval is not None else "train"
     encoded, found = session.split(split), columns[split]
     report = Report(
-        title=f"{config.loss.name} with construction {config.contrast.construction}: {session.run_dir.name}",
+        title=f"{NAMES[config.loss.name]} of {_model(session)}: {session.run_dir.name}",
         facts=_facts(session),
         comparisons=tables,
         measures=measures,
@@ -79,20 +79,18 @@ def write_report(
 
 
 HEADLINES = {
-    "reward accuracy": "the policy's implicit reward prefers the chosen response (1/2 would be chance)",
-    "likelihood accuracy": "the chosen response is the likelier one, a token",
+    "reward accuracy": "the policy's implicit reward is higher for the chosen response in {} (chance: 50 %)",
+    "likelihood accuracy": "the chosen response is the likelier one, a token, in {}",
 }
 
 
 def _headline(tables: tuple[Comparison, ...]) -> tuple[str, ...]:
-    """A sentence for each measure of held-out pairs that says most, with its numbers before and after."""
-    lines = []
-    for table in tables:
-        for row in table.rows:
-            if row.name in HEADLINES:
-                before = "" if row.by_definition else f"{row.before:.0%} → "
-                lines.append(f"Of {table.pairs} held-out pairs, {HEADLINES[row.name]}: {before}{row.after:.0%}")
-    return tuple(lines)
+    """A sentence on held-out pairs: what says most, before and after."""
+    parts = []
+    for row in (row for table in tables for row in table.rows if row.name in HEADLINES):
+        before = "" if row.by_definition else f"{100 * row.before:.0f} → "
+        parts.append(HEADLINES[row.name].format(f"{before}{100 * row.after:.0f} %"))
+    return (f"Of {tables[0].pairs} held-out pairs: {'; '.join(parts)}.",) if parts else ()
 
 
 def write_evaluation(
@@ -127,12 +125,18 @@ def _facts(session: Session) -> tuple[tuple[str, str], ...]:
     mesh = ", ".join(f"{name} {size}" for name, size in session.mesh.shape.items())
     lora = f"LoRA rank {session.config.lora.rank}" if session.lora else "all parameters"
     return (
-        ("model", str(session.model_path.name)),
+        ("model", _model(session)),
         ("trained", lora),
+        ("token weights", f"construction {session.config.contrast.construction}, {session.config.weights.method}"),
         ("training pairs", f"{len(session.train.pairs)} from {session.config.data.train}"),
         ("devices", f"{jax.device_count()} {jax.devices()[0].device_kind} ({mesh}), {jax.process_count()} process(es)"),
         ("software", f"tisdpo_jax {__version__}, jax {jax.__version__}"),
     )
+
+
+def _model(session: Session) -> str:
+    """The name of the model's directory, or of its file."""
+    return session.model_path.stem if session.model_path.is_file() else session.model_path.name
 
 
 def _counts(session: Session, split: str) -> DataCounts:

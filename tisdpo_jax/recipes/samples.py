@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import jax
 
 from tisdpo_jax.data import Prompt
-from tisdpo_jax.evaluation import Answer, Sample, Score, as_plain, grid_text, score_grid
+from tisdpo_jax.evaluation import Answer, Sample, Score, as_plain, grid_text, headlines, score_grid
 from tisdpo_jax.evaluation.answers import UNFOLDED
 from tisdpo_jax.judging import is_refusal
 from tisdpo_jax.recipes import models
@@ -54,7 +54,9 @@ class Samples:
                 found.append(f"{answer.model:<{width}}  {answer.text!r}{' (cut off)' if answer.unfinished else ''}")
                 found.append(f"{'':<{width}}  {answer.note}")
             found.append("")
-        return [*found, *([grid_text(score_grid(self.scores)) + "\n"] if self.scores else [])]
+        if self.scores:
+            found.append(grid_text(score_grid(self.scores)) + "\n")
+        return [*found, *headlines(self.scores)]
 
 
 def model_names(session: Session) -> tuple[str, ...]:
