@@ -112,7 +112,7 @@ def one_step(name: str, number: int, ours: Steps, trl: Any) -> dict[str, float]:
     """Seconds, and the log-likelihood of the chosen responses, which both sides must find the same."""
     if name in CASES:
         seconds = ours.take(name, number)
-        return {"seconds": seconds, "chosen_logps": ours.metrics["chosen_logps"]}
+        return {"seconds": seconds, "chosen_logps": ours.metrics["logps/chosen"]}
     indices = [i for i in ours.batch(number) if i >= 0]
     found = [ours.encoded.pairs[i] for i in indices]
     pairs = [(pair.prompt.tolist(), pair.chosen.tolist(), pair.rejected.tolist()) for pair in found]

@@ -63,7 +63,7 @@ def test_the_step_of_a_configuration_has_shapes_and_a_place_for_everything(path:
     batch = _batch(config, plan, columns, mesh)
     after, metrics = jax.eval_shape(functools.partial(train_step, plan=plan, optimizer=optimizer), state, frozen, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
-    assert metrics["loss"].shape == () and metrics["loss"].dtype == jnp.float32
+    assert metrics["objective"].shape == () and metrics["objective"].dtype == jnp.float32
 
 
 def _batch(config, plan, columns, mesh) -> Batch:

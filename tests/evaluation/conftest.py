@@ -17,7 +17,7 @@ TAGS = re.compile(
 ATTRIBUTES = re.compile(
     "lang|charset|http-equiv|content|name|id|class|href|title|dir|role|tabindex|scope|open|value|style|"
     "aria-(label|labelledby|hidden)|viewbox|width|height|d|fill|stroke(-width|-dasharray)?|font-size|x|y|cx|cy|r|"
-    "text-anchor|transform"
+    "text-anchor|transform|preserveaspectratio"
 )
 
 

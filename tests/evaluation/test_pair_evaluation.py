@@ -66,7 +66,7 @@ def test_numbers_are_those_by_hand() -> None:
     margin = 0.25 * ((found.policy - found.reference)[:, 0] - (found.policy - found.reference)[:, 1])
     assert by_name["margin"] == pytest.approx(margin.mean())
     assert by_name["reward accuracy"] == (margin > 0).mean()
-    assert by_name["loss (DPO)"] == pytest.approx(np.log1p(np.exp(-margin)).mean())
+    assert by_name["DPO loss"] == pytest.approx(np.log1p(np.exp(-margin)).mean())
     assert by_name["KL(policy || reference), a token"] == pytest.approx((found.kl / found.tokens).mean())
     assert by_name["KL(policy || reference), a response"] == pytest.approx(found.kl.mean())
     name = "log-likelihood of rejected a token, reference"
@@ -79,7 +79,7 @@ def test_a_policy_that_is_its_reference_knows_nothing() -> None:
     done = evaluate_pairs(dataclasses.replace(found, policy=found.reference), beta=0.1, resamples=100)
     by_name = {m.name: m.interval for m in done.measures}
     assert by_name["reward accuracy"].value == 0.5 and by_name["margin"] == (0, 0, 0)
-    assert by_name["loss (DPO)"].value == pytest.approx(math.log(2))
+    assert by_name["DPO loss"].value == pytest.approx(math.log(2))
     assert math.isnan(done.length.correlation.value)  # nothing varies
 
 

@@ -74,7 +74,7 @@ def test_compare_says_what_the_summaries_and_paired_differences_say() -> None:
     arrays = before_margins, before_losses, after_margins, after_losses = random.normal(size=(4, 40))
     before, after = preference_summary(before_margins, before_losses), preference_summary(after_margins, after_losses)
     accuracy, margin, loss = compare(*arrays)
-    assert [row.name for row in (accuracy, margin, loss)] == ["reward accuracy", "margin", "loss"]
+    assert [row.name for row in (accuracy, margin, loss)] == ["reward accuracy", "margin", "DPO loss"]
     assert (accuracy.before, accuracy.before_se) == (before.reward_accuracy, before.reward_accuracy_se)
     assert (margin.after, margin.after_se) == (after.margin, after.margin_se)
     assert (loss.before, loss.after) == (before.loss, after.loss)

@@ -17,15 +17,19 @@ import pytest
 
 from tisdpo_jax.errors import DataError
 from tisdpo_jax.evaluation import (
+    Answer,
     Change,
     Comparison,
     DataCounts,
     Report,
     Sample,
+    Score,
     SidePicture,
     TokenPicture,
     WeightSection,
     compare,
+    defined,
+    headlines,
     palette,
     read_metrics,
     render,
@@ -58,7 +62,9 @@ def report(text: str = "plain") -> Report:
         title=text,
         facts=((text, text), ("pairs", "12")),
         comparisons=(Comparison(text, 30, compare(*random.normal(size=(4, 30)))),),
-        samples=(Sample(text, text, ""),),
+        headline=(text, "12 of 24"),
+        samples=(Sample(text, (Answer(text, text, True, text, True), Answer("last", "", note="x", good=False))),) * 7,
+        scores=(Score(text, text, (text, "last"), (0, 3), 4, True), Score(text, "b", (text, "last"), (1, 1), 4, None)),
         history=[*ROWS, {"stage": text, "step": 1, "split": text, text or "x": 1.0}],
         weights=WeightSection(*statistics, *log_weights),
         pictures=(TokenPicture(text, text, (side, side)),),
@@ -139,6 +145,18 @@ def test_values_shown_are_the_values_given(read) -> None:
     assert shown == expected
 
 
+def test_what_holds_by_definition_is_compared_with_nothing(read) -> None:
+    rows = tuple(defined(row) for row in compare(np.zeros(9), np.full(9, math.log(2)), *np.random.rand(2, 9)))
+    comparison = Comparison("t", 9, rows, ("after SFT", "after DPO"))
+    text = table_text(comparison)
+    assert "SE" not in text and text.count("not compared") == text.count("by definition") == 3
+    assert "after SFT" in text and "0.6931 by definition" in text
+    page = read(render(Report("t", comparisons=(comparison,))))
+    assert not page.all("span", "better") and page.text.count("by definition") == 3
+    assert [cell.text for cell in page.all("thead")[0].all("th")][1:3] == ["after SFT", "after DPO"]
+    assert all(row.by_definition and math.isnan(row.difference) and math.isnan(row.before_se) for row in rows)
+
+
 def test_every_rejected_record_is_named(read) -> None:
     rejected = [
         Rejected(f"pairs.jsonl:{n}", "prompts differ" if n % 3 else "empty response", f"record {n}") for n in range(60)
@@ -150,9 +168,29 @@ def test_every_rejected_record_is_named(read) -> None:
     assert root.all("summary")[0].text == "Rejected, training: 40 prompts differ, 20 empty response"
 
 
+def test_a_reader_sees_first_what_came_of_the_run(read) -> None:
+    """Scores as bars and a sentence, then the answers; what was run stands further down."""
+    root = read(render(report()))
+    header = root.all("header")[0]
+    assert [bar.attributes["aria-label"] for bar in header.all("svg")] == ["0 of 4", "3 of 4"]
+    assert [line.text for line in header.all("p", "headline")] == ["plain", "12 of 24"] and not header.all("dl")
+    first, *others = [section.attributes["id"] for section in root.all("section") if "id" in section.attributes]
+    assert first == "samples" and "run" in others
+    answers = root.all("table", "answers")
+    assert [len(table.all("tbody")[0].all("tr")) for table in answers] == [6, 1], "the seventh is folded"
+    assert len(root.all("section")[0].all("details")) == 1
+    assert [cell.text for cell in answers[0].all("thead")[0].all("th")] == ["prompt", "plain", "last"]
+    notes = [(note.attributes["class"], note.text) for note in answers[1].all("div", "note")]
+    assert notes == [("note better", "✓ plain"), ("note worse", "✗ x")]
+    assert "(cut off)" in answers[1].text
+    assert headlines(report().scores) == ("Plain: plain, 0 → 3 of 4",)
+    bare = read(render(dataclasses.replace(report(), headline=(), scores=())))
+    assert bare.all("header")[0].all("dl"), "without a result, what was run"
+
+
 def test_sections_without_content_are_left_out(read) -> None:
     assert read(render(Report("empty"))).all("section") == []
-    for name in ("comparisons", "samples", "history", "weights", "pictures", "data", "config", "files"):
+    for name in ("comparisons", "samples", "scores", "history", "weights", "pictures", "data", "config", "files"):
         only = Report("t", **{name: getattr(report(), name)})
         page = read(render(only))
         sections = [section for section in page.all("section") if "id" in section.attributes]
@@ -262,8 +300,8 @@ def test_a_step_written_twice_counts_once_and_the_later_row_wins() -> None:
 
 
 def test_charts_go_by_stage_and_metric(read) -> None:
-    assert metrics([{"zeta": 1, "alpha": 2.0, "loss": 3, "step": 1, "note": "x", "flag": True}]) == [
-        "loss",
+    assert metrics([{"zeta": 1, "alpha": 2.0, "objective": 3, "step": 1, "note": "x", "flag": True}]) == [
+        "objective",
         "alpha",
         "zeta",
     ]
@@ -273,6 +311,10 @@ def test_charts_go_by_stage_and_metric(read) -> None:
         titles = [caption.all("b")[0].text for caption in stage.all("figcaption")]
         assert titles == ["loss", "zeta"]
         assert [key.text.strip() for key in stage.all("figure")[0].all("span", "key")] == ["train", "eval"]
+    named = [{"stage": stage, "step": 1, "objective": 1.0, "rewards/margins": 2.0} for stage in ("plus", "policy")]
+    page = read(charts(named, weighted=("policy",)))
+    titles = [caption.all("b")[0].text for caption in page.all("figcaption")]
+    assert titles == ["margin", "objective", "margin", "objective (weighted)"]
 
 
 def test_importing_loads_nothing_heavier_than_numpy() -> None:

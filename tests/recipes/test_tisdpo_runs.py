@@ -13,6 +13,7 @@ import pytest
 from runs import command, exported, rows
 
 from tisdpo_jax import interchange
+from tisdpo_jax.evaluation.history import TITLES
 from tisdpo_jax.models import merge
 
 CASES = {
@@ -58,7 +59,7 @@ def test_a_run_leaves_everything_it_promises(finished):
         assert (run_dir / path).is_file(), path
     assert (run_dir / "adapter" / "adapter_model.safetensors").is_file() == ("lora" in name)
     assert (run_dir / "scores").is_dir() == ("online" not in name)
-    for word in ("reward accuracy", "margin", "loss", "before", "after", "report.html", "export"):
+    for word in ("reward accuracy", "margin", "DPO loss", "by definition", "after TIS-DPO", "report.html", "export"):
         assert word in output
     assert output.count("compiled 1 time(s)") == output.count("the step was compiled")
     assert not (run_dir / ".lock").exists()
@@ -69,20 +70,15 @@ def test_metrics_are_the_promised_ones_and_start_at_log_2(finished):
     policy = [row for row in rows(run_dir, timeless=False) if row["stage"] == "policy"]
     first = next(row for row in policy if row["split"] == "train")
     promised = {
-        *("loss", "chosen_reward", "rejected_reward", "reward_accuracy", "margin", "chosen_logps", "rejected_logps"),
-        *(
-            "weighted_chosen_logps",
-            "weighted_rejected_logps",
-            "chosen_kl",
-            "rejected_kl",
-            "chosen_weight",
-            "rejected_weight",
-        ),
-        *("chosen_weight_std", "grad_norm", "tokens_per_second"),
+        *("objective", "dpo_loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"),
+        *("logps/chosen", "logps/rejected", "logps/reference_chosen", "logps/weighted_chosen"),
+        *("kl", "kl/chosen", "kl/rejected", "weights/chosen", "weights/rejected", "weights/chosen_std"),
+        *("grad_norm", "tokens_per_second"),
     }
     assert promised <= set(first)
-    assert first["loss"] == pytest.approx(np.log(2), rel=1e-5)
-    assert first["chosen_weight"] > 0 and first["grad_norm"] > 0
+    assert first["objective"] == pytest.approx(np.log(2), rel=1e-5)
+    assert first["dpo_loss"] == pytest.approx(np.log(2), rel=1e-5)
+    assert first["weights/chosen"] > 0 and first["grad_norm"] > 0
     assert any(row["split"] == "eval" for row in policy)
 
 
@@ -93,6 +89,37 @@ def test_the_report_is_well_formed_and_shows_weights(finished):
     assert "<script" not in text
     if options.get("contrast__scores") != "online":
         assert "pair-" in text
+
+
+def test_a_number_under_one_name_is_one_number(finished):
+    """Metrics, evaluation.json, the page and the terminal: the policy is measured twice, and said four times."""
+    _, run_dir, _, output = finished
+    last = next(row for row in rows(run_dir)[::-1] if row["stage"] == "policy" and row["split"] == "eval")
+    found = json.loads((run_dir / "evaluation.json").read_text())
+    measures = {one["name"]: one["interval"]["value"] for one in found["evaluation"]["measures"]}
+    changes = {row["name"]: row for table in found["tables"] for row in table["rows"]}
+    text = (run_dir / "report.html").read_text(encoding="utf-8")
+    for metric, name in TITLES.items():
+        if metric == "objective" or metric not in last:
+            continue
+        assert measures[name] == pytest.approx(last[metric], rel=1e-3, abs=1e-5), name
+        assert changes[name]["after"] == pytest.approx(measures[name], rel=1e-3, abs=1e-5), name
+        # what holds by definition is said to, and nothing is better than it
+        assert changes[name]["by_definition"] and changes[name]["difference"] is None
+        assert f'<data value="{changes[name]["after"]!r}">' in text and name in output
+    assert "objective (weighted)" in text and "dpo_loss" not in text
+    assert "better by" not in output.split("likelihoods", 1)[0]
+    steps = [row for row in rows(run_dir) if row["stage"] == "policy" and row["split"] == "train"]
+    assert any(abs(row["objective"] - row["dpo_loss"]) > 1e-4 for row in steps), "weights and KL move the objective"
+
+
+def test_every_model_of_the_run_answers_the_held_out_prompts(finished):
+    _, run_dir, options, output = finished
+    models = ["pretrained", *(["after SFT"] if "sft__epochs" in options else []), "after TIS-DPO"]
+    samples = json.loads((run_dir / "samples.json").read_text(encoding="utf-8"))
+    assert [answer["model"] for answer in samples["shown"][0]["answers"]] == models
+    assert samples["scores"][0]["models"] == models and all(model in output for model in models)
+    assert len(list((run_dir / "samples").glob("*.jsonl"))) == len(models)
 
 
 def test_an_adapter_names_the_model_that_it_stands_on(finished):
@@ -114,10 +141,12 @@ def test_an_adapter_names_the_model_that_it_stands_on(finished):
 def test_the_same_command_again_trains_nothing(finished):
     _, run_dir, options, _ = finished
     before, metrics = exported(run_dir), rows(run_dir, timeless=False)
+    answers = {path: path.read_bytes() for path in (run_dir / "samples").iterdir()}
     code, output = command("run", **options)
     assert code == 0
     assert "the step was compiled" not in output and "already done" in output
     assert rows(run_dir, timeless=False) == metrics
+    assert {path: path.read_bytes() for path in (run_dir / "samples").iterdir()} == answers
     for name, value in exported(run_dir).items():
         np.testing.assert_array_equal(value, before[name])
 
@@ -133,7 +162,7 @@ def test_cached_and_online_scores_train_the_same_policy(tiny, tmp_path):
             "mesh__fsdp": 8,
         }
         assert command("train", **options)[0] == 0
-        runs[scores] = [row["loss"] for row in rows(tmp_path / scores) if row["split"] == "train"]
+        runs[scores] = [row["objective"] for row in rows(tmp_path / scores) if row["split"] == "train"]
     np.testing.assert_allclose(runs["cached"], runs["online"], rtol=1e-4)
 
 
@@ -168,7 +197,7 @@ def test_what_saves_memory_and_time_trains_the_same_policy(plainly, tmp_path, ho
     found = rows(tmp_path)
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
-        for name in ("loss", "margin", "chosen_kl", "chosen_logps", "chosen_weight"):
+        for name in ("objective", "rewards/margins", "kl/chosen", "logps/chosen", "weights/chosen"):
             np.testing.assert_allclose(one[name], other[name], rtol=2e-4, atol=2e-5, err_msg=name)
     held = next(line for line in output.splitlines() if "stage policy: resident" in line)
     # with its states on disk, of the reference the head alone is on the devices
@@ -293,7 +322,7 @@ def test_weights_that_records_bring_along(tiny, tmp_path):
     )
     assert code == 0, output
     for name in ("dpo", "own"):
-        losses[name] = [row["loss"] for row in rows(tmp_path / name)]
+        losses[name] = [row["objective"] for row in rows(tmp_path / name)]
     np.testing.assert_allclose(losses["dpo"], losses["own"], rtol=1e-6)
     code, output = command("train", **{**common, "run_dir": tmp_path / "none"})
     assert code == 2 and "chosen_weights" in output

@@ -29,9 +29,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A whole text file, UTF-8, in one step."""
+    """A whole text file, UTF-8, in one step; a lone surrogate, which a model can write, as its escape."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def clean(directory: Path) -> None:

@@ -301,7 +301,12 @@ class JudgeSection:
 @dataclasses.dataclass(frozen=True)
 class EvaluationSection:
     batch_size: int = field(8, "pairs a scoring step, over all devices; rounded up to a multiple of them")
-    generate: int = field(2, "held-out prompts that base and policy answer for the report")
+    generate: int = field(2, "held-out prompts that the models of a run answer for its report")
+    checks: str = field(
+        "",
+        "what these answers are checked for: a .jsonl of phrases by the ids of prompts (docs/evaluation.md), or "
+        "`demo:checks`",
+    )
     max_new_tokens: int = field(64, "tokens of each answer")
     heat_maps: int = field(8, "pairs whose token weights are drawn in the report")
     policy: str = field(

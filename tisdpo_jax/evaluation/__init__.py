@@ -3,6 +3,7 @@
 Arrays in, numbers and HTML out; nothing here needs more than numpy, and only `write` and `read_metrics` touch files.
 """
 
+from tisdpo_jax.evaluation.answers import Answer, Sample, Score, headlines, score_grid
 from tisdpo_jax.evaluation.bootstrap import Interval, bootstrap, mean_interval, share_interval
 from tisdpo_jax.evaluation.calibration import Calibration, calibrate
 from tisdpo_jax.evaluation.curves import histogram, line_chart
@@ -15,6 +16,7 @@ from tisdpo_jax.evaluation.metrics import (
     SideWeights,
     as_json,
     compare,
+    defined,
     paired_difference,
     preference_summary,
     weight_limits,
@@ -23,10 +25,11 @@ from tisdpo_jax.evaluation.metrics import (
 from tisdpo_jax.evaluation.pieces import decode_pieces
 from tisdpo_jax.evaluation.preference import Measure, PairEvaluation, PairScores, evaluate_pairs
 from tisdpo_jax.evaluation.preference_tables import preference_grids
-from tisdpo_jax.evaluation.report import DataCounts, Rejected, Report, Sample, WeightSection, render, write
+from tisdpo_jax.evaluation.report import DataCounts, Rejected, Report, WeightSection, render, write
 from tisdpo_jax.evaluation.tables import Comparison, table_text
 
 __all__ = [
+    "Answer",
     "Calibration",
     "Cell",
     "Change",
@@ -41,6 +44,7 @@ __all__ = [
     "Rejected",
     "Report",
     "Sample",
+    "Score",
     "SidePicture",
     "SideWeights",
     "TokenPicture",
@@ -51,9 +55,11 @@ __all__ = [
     "calibrate",
     "compare",
     "decode_pieces",
+    "defined",
     "evaluate_pairs",
     "grid_html",
     "grid_text",
+    "headlines",
     "histogram",
     "legend_html",
     "line_chart",
@@ -64,6 +70,7 @@ __all__ = [
     "preference_summary",
     "read_metrics",
     "render",
+    "score_grid",
     "share_interval",
     "style_sheet",
     "table_text",

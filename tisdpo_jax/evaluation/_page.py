@@ -38,7 +38,7 @@ _STYLE = """
 *{box-sizing:border-box}
 body{margin:0 auto;padding:2rem clamp(1rem,4vw,2.5rem) 4rem;max-width:76rem;background:var(--page);color:var(--ink);
 font:16px/1.55 system-ui,"Segoe UI",Roboto,"Noto Sans",sans-serif}
-h1{font-size:clamp(1.5rem,4vw,2rem);line-height:1.2;margin:0 0 1rem;overflow-wrap:anywhere}
+h1{font-size:clamp(1.4rem,4vw,1.8rem);line-height:1.2;margin:0 0 .8rem;overflow-wrap:anywhere}
 h2{font-size:1.3rem;margin:2.5rem 0 .9rem;padding-top:.9rem;border-top:1px solid var(--line)}
 h3{font-size:1rem;margin:0 0 .4rem}
 summary h3{display:inline}
@@ -48,7 +48,7 @@ summary{cursor:pointer;padding:.3rem 0}
 code,pre{font:.86em/1.5 ui-monospace,"Cascadia Mono",Menlo,Consolas,"DejaVu Sans Mono",monospace;overflow-wrap:anywhere}
 pre{margin:0;padding:1rem 1.25rem;background:var(--paper);border:1px solid var(--line);border-radius:10px;overflow:auto;
 max-height:32rem;overflow-wrap:normal}
-nav ul{display:flex;flex-wrap:wrap;gap:.3rem 1.3rem;list-style:none;margin:1.2rem 0 0;padding:0}
+nav ul{display:flex;flex-wrap:wrap;gap:.1rem 1rem;list-style:none;margin:.8rem 0 0;padding:0;font-size:.85rem}
 .facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,13rem),1fr));gap:.7rem 1.5rem;margin:0}
 .facts dt{font-size:.82rem;color:var(--quiet)}
 .facts dd{margin:0;overflow-wrap:anywhere}
@@ -72,6 +72,21 @@ vertical-align:top}
 .card{padding:1rem 1.25rem;margin:0 0 1.2rem}
 .text{white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:plaintext;text-align:start}
 .prompt{color:var(--quiet);margin-bottom:.9rem}
+.note{font-size:.82rem;margin-top:.25rem}.quiet{color:var(--quiet)}
+.headline{font-size:.95rem;margin:.5rem 0 0}
+.scores{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));
+gap:.4rem 2.5rem;margin:0 0 .4rem}
+.score p{margin:0 0 .15rem;font-weight:600}
+.bar{display:grid;grid-template-columns:7.5rem 1fr 4.5rem;gap:.8rem;align-items:center;font-size:.9rem}
+.bar svg{display:block}.bar b{font-variant-numeric:tabular-nums}
+.track{stroke:var(--grid)}.fill{stroke:var(--c4,#6b6b6b)}.last{stroke:var(--c2,#007a5a)}
+.answers{table-layout:fixed;min-width:48rem}
+.answers th,.answers td{padding:.5rem .8rem;text-align:start;font-weight:400;
+vertical-align:top;border-top:1px solid var(--line);font-size:.9rem;line-height:1.42}
+.answers thead th{font-weight:600;color:var(--ink);font-size:.9rem;border-top:0;padding-block:.5rem .3rem}
+.answers th:first-child{width:17%}.answers tbody th{color:var(--quiet)}
+.answers caption{position:absolute;clip-path:inset(50%);height:1px;padding:0}
+#samples h2{margin-top:.4rem;padding-top:.6rem;font-size:1.1rem;margin-bottom:.5rem}
 .sides{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:.9rem 1.5rem}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,21rem),1fr));gap:1rem;margin:.5rem 0 1rem}
 .chart{margin:0;padding:.8rem .9rem .6rem;min-width:0}

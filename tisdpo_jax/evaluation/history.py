@@ -16,7 +16,17 @@ Row = Mapping[str, Any]
 Series = dict[str, tuple[list[float], list[float]]]
 
 _KEYS = ("stage", "step", "split")
-_FIRST = ("loss", "reward_accuracy", "margin", "kl", "grad_norm", "weight_mean", "tokens_per_second")
+TITLES = {
+    "rewards/accuracies": "reward accuracy",
+    "rewards/margins": "margin",
+    "dpo_loss": "DPO loss",
+    "objective": "objective",
+    "kl": "KL(policy || reference), a token",
+    "forward_kl": "KL(reference || policy), a token",
+}
+"""Metrics under the names that tables have for the same numbers; those that are not here keep their own."""
+
+_FIRST = (*TITLES, "grad_norm", "tokens_per_second")
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -38,13 +48,20 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def charts(rows: Sequence[Row]) -> str:
-    """Charts of every numeric metric, stage by stage in the order in which they ran; only the last is unfolded."""
+def charts(rows: Sequence[Row], *, weighted: Sequence[str] = ()) -> str:
+    """Charts of every numeric metric, stage by stage in the order in which they ran; only the last is unfolded.
+
+    `weighted` are the stages whose objective is weighted token by token; their charts say so.
+    """
     stages = list(dict.fromkeys(str(row["stage"]) for row in rows))
     parts = []
     for stage in stages:
         own = [row for row in rows if str(row["stage"]) == stage]
-        figures = [line_chart(metric.replace("_", " "), "step", "", series(own, metric)) for metric in metrics(own)]
+        titles = TITLES | ({"objective": "objective (weighted)"} if stage in weighted else {})
+        figures = [
+            line_chart(titles.get(metric, metric.replace("_", " ")), "step", "", series(own, metric))
+            for metric in metrics(own)
+        ]
         if figures:
             parts.append(
                 f"<details{' open' if stage == stages[-1] else ''}><summary><h3>Stage <bdi>{escape(stage)}</bdi></h3>"

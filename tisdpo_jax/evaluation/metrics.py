@@ -36,7 +36,11 @@ class PreferenceSummary:
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """One line of a before/after table; `difference` is paired, so its error is not that of two samples."""
+    """One line of a before/after table; `difference` is paired, so its error is not that of two samples.
+
+    Where `before` holds by definition (a model is its own reference: every margin is 0), nothing was measured that
+    `after` could be better than: there is no difference then, and no error.
+    """
 
     name: str
     before: float
@@ -46,6 +50,7 @@ class Change:
     difference: float
     difference_se: float
     higher_is_better: bool | None  # None: neither is better, as of a distance travelled
+    by_definition: bool = False  # of `before`
 
     @property
     def standard_errors(self) -> float:
@@ -86,6 +91,12 @@ def paired_difference(before: ArrayLike, after: ArrayLike) -> tuple[float, float
     return _mean_se(second - first)
 
 
+def defined(change: Change) -> Change:
+    """The same line where `before` is what it is by definition: compared with nothing."""
+    nothing = math.nan
+    return dataclasses.replace(change, before_se=nothing, difference=nothing, difference_se=nothing, by_definition=True)
+
+
 def compare(
     before_margins: ArrayLike, before_losses: ArrayLike, after_margins: ArrayLike, after_losses: ArrayLike
 ) -> tuple[Change, ...]:
@@ -108,7 +119,7 @@ def compare(
             True,
         ),
         Change(
-            "loss",
+            "DPO loss",
             *(before.loss, before.loss_se),
             *(after.loss, after.loss_se),
             *paired_difference(before_losses, after_losses),

@@ -85,7 +85,7 @@ def evaluate_pairs(scores: PairScores, *, beta: float, resamples: int = 2000, se
     measures = (
         share("reward accuracy"),
         average("margin", margins),
-        average("loss (DPO)", np.logaddexp(0.0, -margins)),
+        average("DPO loss", np.logaddexp(0.0, -margins)),
         average("KL(policy || reference), a token", (scores.kl / tokens).mean(-1)),
         average("KL(policy || reference), a response", scores.kl.mean(-1)),
         *(

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from tisdpo_jax.evaluation import _page, heatmap
 from tisdpo_jax.evaluation._html import data, escape, number, table
+from tisdpo_jax.evaluation.answers import Sample, Score, samples_html, score_grid, scores_html
 from tisdpo_jax.evaluation.curves import histogram
 from tisdpo_jax.evaluation.grids import Grid, grid_html
 from tisdpo_jax.evaluation.heatmap import TokenPicture
@@ -63,26 +64,20 @@ class WeightSection:
     rejected_log_ratios: ArrayLike | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """What base and policy answer to one held-out prompt."""
-
-    prompt: str
-    before: str
-    after: str
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Report:
     """Everything that the page shows. A section whose field is empty is left out."""
 
     title: str
     facts: tuple[tuple[str, str], ...] = ()
+    headline: tuple[str, ...] = ()  # sentences on what came of the run
     comparisons: tuple[Comparison, ...] = ()
     measures: tuple[Grid, ...] = ()
     judging: tuple[Grid, ...] = ()
     samples: tuple[Sample, ...] = ()
+    scores: tuple[Score, ...] = ()  # of the answers; those that are wanted stand at the top
     history: Sequence[Mapping[str, Any]] = ()  # rows of metrics.jsonl
+    weighted_stages: tuple[str, ...] = ()  # stages whose objective is weighted token by token
     rewards: str = ""  # a chart of the self-reward of DLMA's pairs, as `histogram` draws it
     weights: WeightSection | None = None
     weighted: str = "training"  # which pairs these are the weights of
@@ -96,11 +91,13 @@ class Report:
 
 def render(report: Report) -> str:
     """The page. Equal reports give equal text: no clock, no random names."""
+    lead = _lead(report)
     sections = (
+        ("samples", "Answers to held-out prompts", samples_html(report.samples)),
+        ("scores", "Answers by their words", grid_html(score_grid(report.scores)) if report.scores else ""),
         ("result", "Result", "\n".join(comparison_html(comparison) for comparison in report.comparisons)),
         ("measures", "Measures on pairs", "\n".join(map(grid_html, report.measures))),
         ("judging", "Answers compared", "\n".join(map(grid_html, report.judging))),
-        ("samples", "Answers before and after", "\n".join(map(_sample, report.samples))),
         (
             "rewards",
             "Self-reward of the pairs",
@@ -113,12 +110,13 @@ def render(report: Report) -> str:
             _weights(report.weights) if report.weights else "",
         ),
         ("tokens", "Tokens that weigh most and least", "\n".join(map(grid_html, report.tokens))),
-        ("training", "Training", charts(report.history)),
+        ("training", "Training", charts(report.history, weighted=report.weighted_stages)),
+        ("run", "Run", "" if lead == _facts(report.facts) else _facts(report.facts)),
         ("data", "Data", _data(report.data)),
         ("files", "Files", _pairs(report.files, "What the run wrote", ("file", "what it is")) if report.files else ""),
         ("config", "Configuration", f'<pre tabindex="0">{escape(report.config)}</pre>' if report.config else ""),
     )
-    return _page.page(report.title, _facts(report.facts), [section for section in sections if section[2]])
+    return _page.page(report.title, lead, [section for section in sections if section[2]])
 
 
 def write(path: str | Path, report: Report) -> None:
@@ -139,18 +137,15 @@ def write(path: str | Path, report: Report) -> None:
         raise
 
 
+def _lead(report: Report) -> str:
+    """What a reader sees first: what came of the run where something is known of it, else what was run."""
+    lines = "".join(f'<p class="headline"><bdi>{escape(line)}</bdi></p>' for line in report.headline)
+    return scores_html(report.scores) + lines or _facts(report.facts)
+
+
 def _facts(facts: Sequence[tuple[str, str]]) -> str:
     items = "".join(f"<div><dt>{escape(name)}</dt><dd><bdi>{escape(value)}</bdi></dd></div>" for name, value in facts)
     return f'<dl class="facts">{items}</dl>' if facts else ""
-
-
-def _sample(sample: Sample) -> str:
-    answers = "".join(
-        f'<div><h4>{name}</h4><div class="text" dir="auto">{escape(text) or "<em>empty answer</em>"}</div></div>'
-        for name, text in (("Before", sample.before), ("After", sample.after))
-    )
-    prompt = f'<div class="text prompt" dir="auto">{escape(sample.prompt)}</div>'
-    return f'<article class="card"><h3>Prompt</h3>{prompt}<div class="sides">{answers}</div></article>'
 
 
 def _pictures(report: Report) -> str:

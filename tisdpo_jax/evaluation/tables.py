@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from tisdpo_jax.evaluation._html import data, escape, number, table
 from tisdpo_jax.evaluation.metrics import Change
 
-COLUMNS = ("before", "after", "change", "")
-
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
@@ -19,11 +17,12 @@ class Comparison:
     title: str
     pairs: int
     rows: tuple[Change, ...]
+    models: tuple[str, str] = ("before", "after")  # the heads of their columns
 
 
 def table_text(comparison: Comparison) -> str:
     """The table as aligned plain text, no line wider than its widest cells ask for."""
-    cells = [["", *COLUMNS]] + [[row.name, *_cells(row)] for row in comparison.rows]
+    cells = [["", *comparison.models, "change", ""]] + [[row.name, *_cells(row)] for row in comparison.rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = [
         "  ".join(
@@ -46,11 +45,13 @@ def comparison_html(comparison: Comparison) -> str:
                 escape(row.name),
                 data(float(row.before), _typeset(before)),
                 data(float(row.after), _typeset(after)),
-                data(float(row.difference), _typeset(change)),
+                data(None if row.by_definition else float(row.difference), _typeset(change)),
                 f'<span class="{css}">{escape(verdict)}</span>',
             ]
         )
-    return table(_caption(comparison), ["measure", *COLUMNS[:-1], "by how much"], rows, css="numbers compare")
+    return table(
+        _caption(comparison), ["measure", *comparison.models, "change", "by how much"], rows, css="numbers compare"
+    )
 
 
 def with_error(value: float, error: float, *, signed: bool = False) -> str:
@@ -67,6 +68,8 @@ def with_error(value: float, error: float, *, signed: bool = False) -> str:
 
 
 def _cells(row: Change) -> list[str]:
+    if row.by_definition:
+        return [f"{number(row.before)} by definition", with_error(row.after, row.after_se), "–", "not compared"]
     return [
         with_error(row.before, row.before_se),
         with_error(row.after, row.after_se),

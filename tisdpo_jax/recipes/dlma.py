@@ -26,6 +26,7 @@ from tisdpo_jax.data.records import Pair, as_record
 from tisdpo_jax.errors import DataError
 from tisdpo_jax.evaluation import histogram
 from tisdpo_jax.recipes import models, run_dir, self_reward
+from tisdpo_jax.recipes.checks import open_checks
 from tisdpo_jax.recipes.export import export
 from tisdpo_jax.recipes.generate import RESPONSES, Voice, answers, open_prompts, questions, summary
 from tisdpo_jax.recipes.held_out import compare_answers
@@ -70,6 +71,7 @@ def _perform(verb: str, session: Session) -> None:
     prompts, held_out = _prompts(config)
     if config.evaluation.judge.by and verb in ("run", "evaluate"):
         open_scorer(session)  # what it lacks is said now, not after training
+    open_checks(config.evaluation.checks)
     first = base = Base(functools.partial(models.load_pretrained, session), models.freeze_of(session), pretrained=True)
     done: Round | None = None
     for number in range(1, config.dlma.rounds + 1):

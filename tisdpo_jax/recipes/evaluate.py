@@ -29,9 +29,9 @@ from tisdpo_jax.evaluation import (
     Grid,
     PairEvaluation,
     PairScores,
-    Sample,
     as_plain,
     compare,
+    defined,
     evaluate_pairs,
     paired_difference,
     preference_grids,
@@ -41,7 +41,6 @@ from tisdpo_jax.recipes.positions import warn_of_limit, warn_of_pairs
 from tisdpo_jax.recipes.scores import check_finite
 from tisdpo_jax.recipes.session import Session, compute_config, named_path, open_data, open_mesh
 from tisdpo_jax.recipes.subjects import Subject, adapter_base, check_alike, is_adapter
-from tisdpo_jax.sampling import generate
 from tisdpo_jax.scoring import score_pair_of_models
 from tisdpo_jax.training.interrupt import Interrupt
 from tisdpo_jax.training.metrics import MetricsLog
@@ -215,26 +214,32 @@ def _measurer(model: Model, reference_model: Model, chunk: int) -> Any:
     return jax.jit(run)
 
 
-def comparisons(scores: PairScores, beta: float) -> tuple[Comparison, ...]:
+def comparisons(
+    scores: PairScores, beta: float, models: tuple[str, str] = ("before", "after")
+) -> tuple[Comparison, ...]:
     """Two tables of before and after training: implicit rewards, and plain likelihoods.
 
-    The model before training is its own reference: its margin is 0, its loss log 2, and every pair a tie.
+    The model before training is its own reference: its margin is 0, its loss log 2, and every pair a tie, whatever it
+    is worth. So rewards are compared with nothing; likelihoods are what both models can be better or worse at.
     """
     count = len(scores.reference)
     margins, loss = _rewards(scores.policy, scores.reference, beta)
     no_margins, no_loss = _rewards(scores.reference, scores.reference, beta)
-    rewards = compare(no_margins, no_loss, margins, loss)
+    rewards = tuple(defined(row) for row in compare(no_margins, no_loss, margins, loss))
     tokens = np.maximum(scores.tokens, 1)
     means = [total / tokens for total in (scores.reference, scores.policy)]
     likelihoods = (
         _change("likelihood accuracy", *((mean[:, 0] > mean[:, 1]).astype(float) for mean in means), better=True),
+        _change("log-likelihood margin a token", *(mean[:, 0] - mean[:, 1] for mean in means), better=True),
         _change("chosen log-likelihood a token", *(mean[:, 0] for mean in means), better=None),
         _change("rejected log-likelihood a token", *(mean[:, 1] for mean in means), better=None),
-        _change("KL from before, a token", np.zeros(count), (scores.kl / tokens).mean(-1), better=None),
+        defined(
+            _change("KL(policy || reference), a token", np.zeros(count), (scores.kl / tokens).mean(-1), better=None)
+        ),
     )
     return (
-        Comparison(f"Held-out pairs, implicit reward (beta {beta:g})", count, rewards),
-        Comparison("Held-out pairs, likelihoods", count, likelihoods),
+        Comparison(f"Held-out pairs, implicit reward (beta {beta:g}), tokens unweighted", count, rewards, models),
+        Comparison("Held-out pairs, likelihoods", count, likelihoods, models),
     )
 
 
@@ -297,31 +302,9 @@ def _pair_lines(session: Session, done: Evaluation) -> list[str]:
     return lines
 
 
-def samples(session: Session, before: Variables, after: Variables) -> tuple[Sample, ...]:
-    """Greedy answers of both models to the first held-out prompts."""
-    section = session.config.evaluation
-    pairs = (session.eval or session.train).pairs[: section.generate]
-    if not pairs:
-        return ()
-    prompts = [pair.prompt.tolist() for pair in pairs]
-    ends = end_tokens(session.tokenizer, session.config.data.template, session.model_path)
-    options: dict[str, Any] = {"max_new_tokens": section.max_new_tokens, "eos_ids": ends}
-    options |= {"on_batch": lambda: session.interrupt.poll("answering prompts for the report")}
-    answers = [generate(session.model, variables, prompts, **options) for variables in (before, after)]
-    decode = functools.partial(session.tokenizer.decode, skip_special_tokens=True)
-    return tuple(
-        Sample(prompt_text(session, pair.prompt), decode(first), decode(second))
-        for pair, first, second in zip(pairs, *answers, strict=True)
-    )
-
-
 def end_tokens(tokenizer: Any, template: str, model: str | Path) -> list[int]:
     """Tokens that end an answer: all that the files of `model` say, the tokenizer's EOS, and what ends a turn."""
     opened = open_template(template, tokenizer)
     messages = [Message("user", "a")]
     written = render(opened, frame(opened, messages), messages, "b").text
     return sorted({*interchange.stop_ids(model, tokenizer), tokenizer(written, add_special_tokens=False).input_ids[-1]})
-
-
-def prompt_text(session: Session, ids: Any) -> str:
-    return str(session.tokenizer.decode(ids, skip_special_tokens=False))

@@ -14,14 +14,17 @@ import numpy as np
 
 from tisdpo_jax import partitioning
 from tisdpo_jax.data import EncodedSet, Pair, PairSet, Prompt, balanced_batches, encode_pairs, open_template
-from tisdpo_jax.evaluation import Change, Comparison, Sample, as_json, paired_difference, table_text
+from tisdpo_jax.evaluation import Change, Comparison, as_json, paired_difference, table_text
 from tisdpo_jax.judging import Store
 from tisdpo_jax.recipes import models
 from tisdpo_jax.recipes.answers import Asked
+from tisdpo_jax.recipes.checks import open_checks
 from tisdpo_jax.recipes.generate import Voice, answers, questions, summary
 from tisdpo_jax.recipes.judges import open_scorer
+from tisdpo_jax.recipes.samples import Samples, side_by_side
 from tisdpo_jax.recipes.scores import scorer
 from tisdpo_jax.recipes.session import Session
+from tisdpo_jax.sampling.responses import Response
 from tisdpo_jax.scoring import contrast_scores
 from tisdpo_jax.training.loop import Pairs
 from tisdpo_jax.types import Variables
@@ -31,33 +34,31 @@ OTHER_SIDE = ("-", "+")  # stands where the pair of a single answer has its seco
 
 def compare_answers(
     session: Session, prompts: Sequence[Prompt], before: Variables, after: Variables
-) -> tuple[tuple[Comparison, ...], tuple[Sample, ...]]:
+) -> tuple[tuple[Comparison, ...], Samples]:
     """Both models answer with the same noise, and the same is measured of both: tables, also in evaluation.json."""
     config = session.config
     asked, _ = questions(session, prompts, ("main",), 1)
     by_id = {prompt.id: prompt for prompt in prompts}
     shown = [by_id[question.id.removesuffix("/main/0")] for question in asked]
-    texts: dict[str, list[str]] = {}
+    found: dict[str, list[Response]] = {}
     for name, variables in (("before", before), ("after", after)):
         local = dataclasses.replace(
             session, config=dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, engine="local"))
         )
         voice = _voice(session, variables)
-        found = answers(local, voice, asked, session.run_dir / f"held_out-{name}.jsonl", f"held-out answers {name}")
-        texts[name] = [found[question.id].response for question in asked]
-        _say(f"{name:<8} {summary(list(found.values()))}")
+        path = session.run_dir / f"held_out-{name}.jsonl"
+        responses = answers(local, voice, asked, path, f"held-out answers {name}")
+        found[name] = [responses[question.id] for question in asked]
+        _say(f"{name:<8} {summary(found[name])}")
+    texts = {name: [response.response for response in responses] for name, responses in found.items()}
     tables = _tables(session, shown, texts, before, after)
     for table in tables:
         _say(table_text(table) + "\n")
     _save(session, tables)
-    samples = tuple(
-        Sample(prompt.text, one, other)
-        for prompt, one, other in list(zip(shown, texts["before"], texts["after"], strict=True))[
-            : config.evaluation.generate
-        ]
-    )
-    for sample in samples:
-        _say(f"prompt   {sample.prompt!r}\nbefore   {sample.before!r}\nafter    {sample.after!r}\n")
+    rows = [(prompt, [found[name][number] for name in found]) for number, prompt in enumerate(shown)]
+    samples = side_by_side(tuple(found), rows[: config.evaluation.generate], open_checks(config.evaluation.checks))
+    for line in samples.lines():
+        _say(line)
     return tables, samples
 
 

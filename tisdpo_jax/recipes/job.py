@@ -17,10 +17,12 @@ from tisdpo_jax.config import Experiment, JudgeSection, resolved, with_prompts
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.evaluation import Comparison, Grid, grid_text, table_text
 from tisdpo_jax.recipes import dlma, evaluate, judge, run_dir
+from tisdpo_jax.recipes.checks import open_checks
 from tisdpo_jax.recipes.evaluate import Evaluation, evaluation_dir, open_evaluation
 from tisdpo_jax.recipes.export import export
 from tisdpo_jax.recipes.models import Base
 from tisdpo_jax.recipes.report import write_evaluation, write_report
+from tisdpo_jax.recipes.samples import model_names, take_samples
 from tisdpo_jax.recipes.session import Session, open_session
 from tisdpo_jax.recipes.subjects import Subject, open_subject
 from tisdpo_jax.recipes.tisdpo import (
@@ -98,6 +100,7 @@ def _perform(verb: str, session: Session) -> None:
         return
     config = session.config
     check_unchanged(session)
+    open_checks(config.evaluation.checks)  # what is wrong with them is said now, not after training
     contrast = verb == "score" or takes_contrast(config)
     if not contrast and config.contrast.construction in ("sft", "dpo"):
         log.info("loss.name %s takes nothing of pi+ and pi-: they are not trained", config.loss.name)
@@ -118,12 +121,13 @@ def _perform(verb: str, session: Session) -> None:
     if config.evaluation.reference:
         reference = open_subject(measured, "reference", config.evaluation.reference, frozen=True)
     looked = _look(measured, directory, policy, reference)
-    before, after = _own_subjects(session, base, trained)[::-1]
-    samples = evaluate.samples(session, before.variables, after.variables)
-    for sample in samples:
-        _say(f"prompt   {sample.prompt!r}\nbefore   {sample.before!r}\nafter    {sample.after!r}\n")
     written = export(session, base, trained)
+    del policy, reference  # the base is given up for the pretrained model, where they are two
+    looked = dataclasses.replace(looked, done=None)  # which holds them too
+    samples = take_samples(session, base, trained)
     report = write_report(session, looked.tables, samples, columns, measures=looked.measures, judging=looked.judging)
+    for line in samples.lines():
+        _say(line)
     _say_paths(written)
     _say(f"report   {report}")
 
@@ -176,7 +180,9 @@ def _look(session: Session, directory: Path, policy: Subject, reference: Subject
         if session.eval.rejections:
             _say(f"{evaluate.listed(session.eval)}\n")
         done = evaluate.evaluate(session, policy, reference)
-        tables, measures = evaluate.comparisons(done.scores, done.found.beta), done.grids()
+        before, after = model_names(session)[-2:]
+        models = (before, after) if not session.config.evaluation.reference else ("reference", "policy")
+        tables, measures = evaluate.comparisons(done.scores, done.found.beta, models), done.grids()
         # "before" and "after" are words for a run, not for any two models
         shown = tables if not session.config.evaluation.policy else ()
         for text in [*map(table_text, shown), *map(grid_text, measures)]:

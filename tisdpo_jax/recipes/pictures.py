@@ -18,7 +18,9 @@ from tisdpo_jax.data import EncodedSet, recorded_columns
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.evaluation import Grid, Report, SidePicture, TokenPicture, WeightSection
 from tisdpo_jax.evaluation.extremes import TokenMean, extreme_grid, token_means
+from tisdpo_jax.interchange import load_tokenizer
 from tisdpo_jax.recipes.scores import peek
+from tisdpo_jax.recipes.session import model_path, open_data
 from tisdpo_jax.training.objective import make_weights
 
 log = logging.getLogger(__name__)
@@ -34,12 +36,7 @@ def write_pictures(
 
     Raises: ConfigError when the run has no weights for these pairs.
     """
-    columns = cached_columns(config, encoded, split)
-    if "weights" not in columns:
-        raise ConfigError(
-            f"{Path(config.run_dir) / 'scores'}: no scores of pi+ and pi- for these pairs; `tisdpo score` "
-            "makes them, with this configuration (contrast.construction not none, contrast.scores cached)"
-        )
+    columns = _weighted_columns(config, encoded, split)
     section = weight_section(config.weights, encoded, columns)
     assert section is not None
     drawn = pictures(tokenizer, encoded, columns, indices)
@@ -77,6 +74,35 @@ def write_pictures(
             written.append(directory / f"{name}.png")
             distribution_png("", label, dict(zip(SIDES, values, strict=True)), written[-1])
     return written
+
+
+def pictures_of_run(config: Experiment, split: str, indices: Iterable[int]) -> tuple[TokenPicture, ...]:
+    """Heat maps of pairs of a run that has its scores on disk; a notebook shows each as it is.
+
+    Args:
+      split: "train" or "eval".
+      indices: numbers of pairs; those that there are not are left out.
+
+    Raises: ConfigError when the run has no weights for these pairs.
+    """
+    tokenizer = load_tokenizer(
+        Path(config.model.tokenizer).expanduser() if config.model.tokenizer else model_path(config)
+    )
+    train, held_out = open_data(config, tokenizer)
+    encoded = train if split == "train" else held_out
+    if encoded is None:
+        raise ConfigError("there are no held-out pairs; set data.eval or data.eval_fraction")
+    return pictures(tokenizer, encoded, _weighted_columns(config, encoded, split), indices)
+
+
+def _weighted_columns(config: Experiment, encoded: EncodedSet, split: str) -> Columns:
+    columns = cached_columns(config, encoded, split)
+    if "weights" not in columns:
+        raise ConfigError(
+            f"{Path(config.run_dir) / 'scores'}: no scores of pi+ and pi- for these pairs; `tisdpo score` "
+            "makes them, with this configuration (contrast.construction not none, contrast.scores cached)"
+        )
+    return columns
 
 
 def cached_columns(config: Experiment, encoded: EncodedSet, split: str) -> Columns:

@@ -10,12 +10,14 @@ import yaml
 from tisdpo_jax import evaluation
 from tisdpo_jax._version import __version__
 from tisdpo_jax.config import resolved
-from tisdpo_jax.evaluation import Comparison, DataCounts, Grid, Report, Sample
+from tisdpo_jax.evaluation import Comparison, DataCounts, Grid, Report
 from tisdpo_jax.recipes import pictures
 from tisdpo_jax.recipes.evaluate import Evaluation, counts
+from tisdpo_jax.recipes.samples import NAMES, Samples
 from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.recipes.subjects import Subject
 from tisdpo_jax.recipes.tisdpo import Columns
+from tisdpo_jax.training.objective import WEIGHTED
 
 FILES = (
     ("config.yaml", "the configuration, defaults included"),
@@ -24,6 +26,8 @@ FILES = (
     ("evaluation_pairs.jsonl", "log-likelihoods, KL and margin of every held-out pair"),
     ("answers.jsonl", "what models answered to be judged"),
     ("judgements.jsonl", "what the judge said"),
+    ("samples.json", "answers of the models to held-out prompts, and what was checked in them"),
+    ("samples", "the same answers as they were made, with the log-likelihoods of their tokens"),
     ("held_out-before.jsonl", "answers to held-out prompts before training"),
     ("held_out-after.jsonl", "the same after it"),
     ("round-1", "answers, scores, pairs and policy of the first round of DLMA"),
@@ -37,7 +41,7 @@ FILES = (
 def write_report(
     session: Session,
     tables: tuple[Comparison, ...],
-    samples: tuple[Sample, ...],
+    samples: Samples,
     columns: dict[str, Columns],
     *,
     measures: tuple[Grid, ...] = (),
@@ -50,13 +54,16 @@ def write_report(
     split = "eval" if session.eval is not None else "train"
     encoded, found = session.split(split), columns[split]
     report = Report(
-        title=f"{config.loss.name} with construction {config.contrast.construction}: {session.run_dir.name}",
+        title=f"{NAMES[config.loss.name]} of {_model(session)}: {session.run_dir.name}",
         facts=_facts(session),
         comparisons=tables,
         measures=measures,
         judging=judging,
-        samples=samples,
+        headline=_headline(tables),
+        samples=samples.shown,
+        scores=samples.scores,
         history=evaluation.read_metrics(metrics or session.run_dir / "metrics.jsonl"),
+        weighted_stages=("policy",) if config.loss.name in WEIGHTED else (),
         rewards=rewards,
         weights=pictures.weight_section(config.weights, session.train, columns["train"]),
         tokens=pictures.token_grids(session.tokenizer, session.train, columns["train"]),
@@ -69,6 +76,21 @@ def write_report(
     if jax.process_index() == 0:
         evaluation.write(path, report)
     return path
+
+
+HEADLINES = {
+    "reward accuracy": "the policy's implicit reward is higher for the chosen response in {} (chance: 50 %)",
+    "likelihood accuracy": "the chosen response is the likelier one, a token, in {}",
+}
+
+
+def _headline(tables: tuple[Comparison, ...]) -> tuple[str, ...]:
+    """A sentence on held-out pairs: what says most, before and after."""
+    parts = []
+    for row in (row for table in tables for row in table.rows if row.name in HEADLINES):
+        before = "" if row.by_definition else f"{100 * row.before:.0f} → "
+        parts.append(HEADLINES[row.name].format(f"{before}{100 * row.after:.0f} %"))
+    return (f"Of {tables[0].pairs} held-out pairs: {'; '.join(parts)}.",) if parts else ()
 
 
 def write_evaluation(
@@ -103,12 +125,18 @@ def _facts(session: Session) -> tuple[tuple[str, str], ...]:
     mesh = ", ".join(f"{name} {size}" for name, size in session.mesh.shape.items())
     lora = f"LoRA rank {session.config.lora.rank}" if session.lora else "all parameters"
     return (
-        ("model", str(session.model_path.name)),
+        ("model", _model(session)),
         ("trained", lora),
+        ("token weights", f"construction {session.config.contrast.construction}, {session.config.weights.method}"),
         ("training pairs", f"{len(session.train.pairs)} from {session.config.data.train}"),
         ("devices", f"{jax.device_count()} {jax.devices()[0].device_kind} ({mesh}), {jax.process_count()} process(es)"),
         ("software", f"tisdpo_jax {__version__}, jax {jax.__version__}"),
     )
+
+
+def _model(session: Session) -> str:
+    """The name of the model's directory, or of its file."""
+    return session.model_path.stem if session.model_path.is_file() else session.model_path.name
 
 
 def _counts(session: Session, split: str) -> DataCounts:

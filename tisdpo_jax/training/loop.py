@@ -32,6 +32,8 @@ from tisdpo_jax.types import Params, TrainState
 
 log = logging.getLogger(__name__)
 
+SHOWN = ("objective", "rewards/margins", "rewards/accuracies")  # of the metrics, beside the progress bar
+
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
@@ -125,7 +127,7 @@ def train(
             last = done == total
             if done % job.log_every == 0 or last:
                 metrics.write(job.stage, done, "train", values)
-            metrics.advance({name: values[name] for name in ("loss", "margin", "reward_accuracy") if name in values})
+            metrics.advance({name: values[name] for name in SHOWN if name in values})
             if values["skipped"] >= job.max_skipped or (last and values["skipped"]):
                 raise UserError(_not_finite(job, indices, int(values["skipped"]), done))
             if evaluate is not None and (last or (job.eval_every and done % job.eval_every == 0)):

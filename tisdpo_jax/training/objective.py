@@ -62,7 +62,7 @@ def objective(plan: Plan, trained: Params, frozen: Frozen, batch: Batch) -> Obje
         policy = bind(plan.casting.policy, trained, frozen)
         logps = score(plan.model, policy, batch, chunk=plan.head_chunk).logps
         total, count = losses.sft_loss(logps, batch.mask)
-        return Objective(total, count, {"loss": (total, count)})
+        return Objective(total, count, {"objective": (total, count)})
     return _pair_objective(plan, trained, frozen, batch)
 
 
@@ -75,8 +75,8 @@ def _pair_objective(plan: Plan, trained: Params, frozen: Frozen, batch: Batch) -
         result = pair_loss(plan.loss, logps, reference_logps, batch, token_weights=token_weights, kl=kl)
     real = (batch.mask > 0).any((-1, -2)).astype(jnp.float32)  # filler rows count nowhere
     total, pairs = (result.loss * real).sum(), real.sum()
-    sums = _metric_sums(result, logps, reference_logps, token_weights, kl, batch.mask, real)
-    return Objective(total, pairs, {"loss": (total, pairs)} | sums)
+    sums = _metric_sums(plan, logps, reference_logps, token_weights, kl, batch.mask, real)
+    return Objective(total, pairs, {"objective": (total, pairs)} | sums)
 
 
 def _scores(plan: Plan, trained: Params, frozen: Frozen, batch: Batch) -> tuple[Array, Array, Array | None]:
@@ -188,31 +188,40 @@ def pair_loss(
 
 
 def _metric_sums(
-    result: losses.PairLoss, logps: Array, reference_logps: Array, w: Array, kl: Array | None, mask: Array, real: Array
+    plan: Plan, logps: Array, reference_logps: Array, w: Array, kl: Array | None, mask: Array, real: Array
 ) -> Sums:
-    """Per-pair means (rewards, log-likelihoods summed over tokens) and per-token means (KL, weights)."""
+    """Means over pairs, and of token weights over tokens.
+
+    Rewards, margins, accuracies and the DPO loss are those of plain sums over tokens, whatever the loss: weights are
+    made with the label, so a weighted reward would tell which response is the chosen one. `evaluation.preference`
+    has the same.
+    """
     pairs = real.sum()
-    margin = result.chosen_reward - result.rejected_reward
-    accuracy = (margin > 0) + 0.5 * (margin == 0)
+    rewards = plan.loss.beta * (logps - reference_logps).sum(-1)
+    margins = rewards[:, 0] - rewards[:, 1]
     tokens = (mask > 0).astype(jnp.float32)
+    lengths = jnp.maximum(tokens.sum(-1), 1.0)
     weighted = (w * logps).sum(-1)
     per_pair = {
-        "chosen_reward": result.chosen_reward,
-        "rejected_reward": result.rejected_reward,
-        "reward_accuracy": accuracy,
-        "margin": margin,
-        "chosen_logps": logps[:, 0].sum(-1),
-        "rejected_logps": logps[:, 1].sum(-1),
-        "chosen_reference_logps": reference_logps[:, 0].sum(-1),
-        "rejected_reference_logps": reference_logps[:, 1].sum(-1),
-        "weighted_chosen_logps": weighted[:, 0],
-        "weighted_rejected_logps": weighted[:, 1],
+        "rewards/chosen": rewards[:, 0],
+        "rewards/rejected": rewards[:, 1],
+        "rewards/accuracies": (margins > 0) + 0.5 * (margins == 0),
+        "rewards/margins": margins,
+        "dpo_loss": jax.nn.softplus(-margins),
+        "logps/chosen": logps[:, 0].sum(-1),
+        "logps/rejected": logps[:, 1].sum(-1),
+        "logps/reference_chosen": reference_logps[:, 0].sum(-1),
+        "logps/reference_rejected": reference_logps[:, 1].sum(-1),
+        "logps/weighted_chosen": weighted[:, 0],
+        "logps/weighted_rejected": weighted[:, 1],
     }
+    if kl is not None:
+        name = "kl" if wants_kl(plan.loss) == "policy||reference" else "forward_kl"
+        by_side = (kl * tokens).sum(-1) / lengths
+        per_pair |= {name: by_side.mean(-1), f"{name}/chosen": by_side[:, 0], f"{name}/rejected": by_side[:, 1]}
     sums = {name: ((value * real).sum(), pairs) for name, value in per_pair.items()}
     for side, name in enumerate(("chosen", "rejected")):
         count = tokens[:, side].sum()
-        per_token = {f"{name}_weight": w, f"{name}_weight_squared": jnp.square(w)} | (
-            {f"{name}_kl": kl} if kl is not None else {}
-        )
+        per_token = {f"weights/{name}": w, f"weights/{name}_squared": jnp.square(w)}
         sums |= {key: ((value[:, side] * tokens[:, side]).sum(), count) for key, value in per_token.items()}
     return jax.lax.stop_gradient(sums)

@@ -1,0 +1,187 @@
+"""What the models of a run answer to held-out prompts: as loaded, after SFT where there was any, and at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+
+import jax
+
+from tisdpo_jax.artifacts import digest, write_text
+from tisdpo_jax.data import Prompt
+from tisdpo_jax.evaluation import Answer, Sample, Score, as_plain, grid_text, headlines, score_grid
+from tisdpo_jax.evaluation.answers import UNFOLDED
+from tisdpo_jax.judging import is_refusal
+from tisdpo_jax.recipes import models
+from tisdpo_jax.recipes.checks import Check, check_of, open_checks
+from tisdpo_jax.recipes.generate import Voice, answers, questions
+from tisdpo_jax.recipes.models import Base
+from tisdpo_jax.recipes.session import Session
+from tisdpo_jax.roles import Frozen, bind, policy_role
+from tisdpo_jax.sampling.responses import Response
+from tisdpo_jax.types import Params, Variables
+
+NAMES = {
+    "tisdpo": "TIS-DPO",
+    "dpo": "DPO",
+    "ipo": "IPO",
+    "tdpo": "TDPO",
+    "kto": "KTO",
+    "dlma": "DLMA",
+    "dlma+tisdpo": "DLMA + TIS-DPO",
+    "sft": "SFT of the policy",
+}
+"""Of the losses, for people."""
+
+DIRECTORY, RESULT = "samples", "samples.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Answers of the models in the order in which they came to be, and what checks found in them."""
+
+    shown: tuple[Sample, ...] = ()
+    scores: tuple[Score, ...] = ()
+
+    def lines(self) -> list[str]:
+        """For a terminal: the first prompts with their answers, then the table of all."""
+        found = []
+        for sample in self.shown[:UNFOLDED]:
+            width = max(len(answer.model) for answer in sample.answers)
+            found.append(f"{'prompt':<{width}}  {sample.prompt!r}")
+            for answer in sample.answers:
+                found.append(f"{answer.model:<{width}}  {answer.text!r}{' (cut off)' if answer.unfinished else ''}")
+                found.append(f"{'':<{width}}  {answer.note}")
+            found.append("")
+        if self.scores:
+            found.append(grid_text(score_grid(self.scores)) + "\n")
+        return [*found, *headlines(self.scores)]
+
+
+def model_names(session: Session) -> tuple[str, ...]:
+    """What the models of the run are called, from the first to the last."""
+    last = f"after {NAMES[session.config.loss.name]}"
+    return ("pretrained", *(("after SFT",) if session.config.sft.epochs else ()), last)
+
+
+def take_samples(session: Session, base: Base, trained: Params) -> Samples:
+    """Greedy answers to the first `evaluation.generate` held-out prompts (training prompts where none are held out).
+
+    They are kept in the run directory as they are made, and are not made again. Base and pretrained model are not on
+    the devices at one time.
+
+    Raises: Interrupted between two batches.
+    """
+    section = session.config.evaluation
+    prompts = _prompts(session, section.generate)
+    asked, _ = questions(session, prompts, ("main",), 1)
+    if not asked:
+        return Samples()
+    checks = open_checks(section.checks)
+    greedy = dataclasses.replace(
+        session.config.sampling,
+        engine="local",
+        temperature=0.0,
+        batch_size=section.batch_size,
+        max_new_tokens=section.max_new_tokens,
+        max_prompt=session.config.data.max_length,
+    )
+    quiet = dataclasses.replace(session, config=dataclasses.replace(session.config, sampling=greedy))
+    found: dict[str, dict[str, Response]] = {}
+    for name, make in _models(session, base, trained):
+        variables = make()
+        identity = {kind: models.identify(tree) for kind, tree in variables.items()}
+        same = digest([[(q.id, repr(q.messages)) for q in asked], identity, section.max_new_tokens])[:8]
+        path = session.run_dir / DIRECTORY / f"{name.replace(' ', '-').lower()}-{same}.jsonl"
+        found[name] = answers(quiet, Voice(session.model, _of(variables), identity), asked, path, f"answers {name}")
+        del variables
+    by_id = {prompt.id: prompt for prompt in prompts}
+    rows = [(by_id[q.id.removesuffix("/main/0")], [found[name][q.id] for name in found]) for q in asked]
+    samples = side_by_side(tuple(found), rows, checks)
+    if jax.process_index() == 0:
+        write_text(session.run_dir / RESULT, json.dumps(as_plain(samples), indent=1, ensure_ascii=False) + "\n")
+    return samples
+
+
+def side_by_side(
+    names: tuple[str, ...], rows: Sequence[tuple[Prompt, list[Response]]], checks: tuple[Check, ...]
+) -> Samples:
+    """Prompts with the answers of the models `names`, and what `checks` find in them."""
+    shown = []
+    for prompt, responses in rows:
+        check = check_of(checks, prompt.id)
+        both = zip(names, responses, strict=True)
+        shown.append(Sample(prompt.text, tuple(_answer(name, response, check) for name, response in both)))
+    return Samples(tuple(shown), _scores(names, rows, checks))
+
+
+def _prompts(session: Session, count: int) -> list[Prompt]:
+    """The first different prompts."""
+    once: dict[str, Prompt] = {}
+    for pair in (session.eval or session.train).pairs:
+        if len(once) == count:
+            break
+        once.setdefault(repr(pair.messages), Prompt(pair.id, pair.messages, pair.origin))
+    return list(once.values())
+
+
+def _models(session: Session, base: Base, trained: Params) -> list[tuple[str, Callable[[], Variables]]]:
+    """How each model of the run is had, by its name; the pretrained one takes the place of the base for its time."""
+
+    def pretrained() -> Variables:
+        base.drop()
+        params, freeze = models.load_pretrained(session), models.freeze_of(session)
+        return {"params": freeze(params) if freeze else params}
+
+    def start() -> Variables:
+        return {"params": base.frozen()}
+
+    def policy() -> Variables:
+        frozen: Frozen = {"params": {"base": base.frozen()}, "lora": {}}
+        return bind(policy_role(lora=session.lora), trained, frozen)
+
+    names = model_names(session)
+    made = [pretrained, start, policy] if len(names) > 2 else [start, policy]
+    return list(zip(names, made, strict=True))
+
+
+def _of(variables: Variables) -> Callable[[], Variables]:
+    return lambda: variables
+
+
+def _answer(name: str, response: Response, check: Check | None) -> Answer:
+    """An answer, with a line that says what was looked for and whether it was there."""
+    text, unfinished = response.response, response.finish == "length"
+    if response.finish == "too long":
+        return Answer(name, "", False, "not asked: the prompt is longer than data.max_length", None)
+    if check is None:
+        return Answer(name, text, unfinished, f"refuses: {'yes' if is_refusal(text) else 'no'}", None)
+    hit = check.hit(text)
+    note = f"{check.name}: " + (f"yes (“{hit}”)" if hit else "no")
+    return Answer(name, text, unfinished, note, hit is not None)
+
+
+def _scores(
+    names: tuple[str, ...], rows: Sequence[tuple[Prompt, list[Response]]], checks: tuple[Check, ...]
+) -> tuple[Score, ...]:
+    """How many answers of each model pass, by group of prompts; then how many refuse, which is read by a rule alone."""
+    groups: dict[tuple[str, str], list[list[bool]]] = {}
+    refused: dict[str, list[list[bool]]] = {}
+    for prompt, responses in rows:
+        check = check_of(checks, prompt.id)
+        if check is not None:
+            passed = [check.hit(response.response) is not None for response in responses]
+            groups.setdefault((check.group, check.name), []).append(passed)
+        group = check.group if check is not None else "prompts"
+        refused.setdefault(group, []).append([is_refusal(response.response) for response in responses])
+    found = [Score(group, name, names, _sums(passed), len(passed), True) for (group, name), passed in groups.items()]
+    found += [
+        Score(group, "refuses (“I can't help with that”)", names, _sums(passed), len(passed), None)
+        for group, passed in refused.items()
+    ]
+    return tuple(found)
+
+
+def _sums(passed: list[list[bool]]) -> tuple[int, ...]:
+    return tuple(sum(column) for column in zip(*passed, strict=True))
