@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import json
+import shutil
 import threading
 import typing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -99,6 +100,28 @@ def test_a_run_leaves_what_it_promises_and_does_nothing_twice(finished):
     assert all((policy[name] == value).all() for name, value in exported(run).items())
     code, output = command("run", **{**options, "sampling__seed": 5})
     assert code == 2 and "was made with other sampling" in output
+
+
+def test_evaluate_and_export_take_what_is_there_and_make_nothing(finished, tmp_path):
+    """Also where all that the policies were made from is gone; and without a policy it is one line, and no directory."""
+    options, _ = finished
+    run = tmp_path / "run"
+    shutil.copytree(options["run_dir"], run)
+    for name in ("responses.jsonl", "pairs.jsonl", "scores", "checkpoints"):
+        path = run / "round-1" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    left = sorted(path.name for path in (run / "round-1").iterdir())
+    policy = exported(run)
+    shutil.rmtree(run / "export")
+    for verb in ("export", "evaluate"):
+        code, output = command(verb, **{**options, "run_dir": run})
+        assert code == 0 and "stage policy" not in output, output
+    assert sorted(path.name for path in (run / "round-1").iterdir()) == left
+    assert all((policy[name] == value).all() for name, value in exported(run).items())
+    code, output = command("export", **{**options, "run_dir": run, "loss__beta": 0.3})
+    assert code == 2 and "loss.beta (was 0.1, now 0.3)" in output
+    code, output = command("evaluate", **{**options, "run_dir": tmp_path / "other"})
+    assert code == 2 and "no trained policy is there" in output and not (tmp_path / "other").exists()
 
 
 def test_the_margin_is_what_tisdpo_caches_for_the_same_pairs(finished, tmp_path):

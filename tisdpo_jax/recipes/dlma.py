@@ -35,7 +35,7 @@ from tisdpo_jax.recipes.models import Base
 from tisdpo_jax.recipes.report import write_report
 from tisdpo_jax.recipes.scores import cached_logps
 from tisdpo_jax.recipes.session import Session, open_session
-from tisdpo_jax.recipes.tisdpo import Columns, derive, policy_plan, policy_stage
+from tisdpo_jax.recipes.tisdpo import DERIVED, Columns, derive, finished_policy, policy_plan, policy_stage
 from tisdpo_jax.roles import Frozen, Role, bind, contrast_roles, policy_role
 from tisdpo_jax.scoring import contrast_scores
 from tisdpo_jax.training.interrupt import Interrupt, listening
@@ -73,6 +73,12 @@ def _perform(verb: str, session: Session) -> None:
         open_scorer(session)  # what it lacks is said now, not after training
     open_checks(config.evaluation.checks)
     first = base = Base(functools.partial(models.load_pretrained, session), models.freeze_of(session), pretrained=True)
+    if verb == "export":
+        _say_paths(export(session, *_finished(session, first)))
+        return
+    if verb == "evaluate":
+        _compare(session, held_out, first, *_finished(session, first))
+        return
     done: Round | None = None
     for number in range(1, config.dlma.rounds + 1):
         if done is not None:
@@ -86,15 +92,7 @@ def _perform(verb: str, session: Session) -> None:
     if verb == "train":
         _say(f"policy   {done.session.run_dir / 'models' / 'policy'}")
         return
-    if verb == "export":
-        _say_paths(export(_at(done.session, session.run_dir), done.base, done.trained))
-        return
-    before: Variables = {"params": first.frozen()}
-    frozen: Frozen = {"params": {"base": done.base.frozen()}, "lora": {}}
-    after = bind(policy_role(lora=session.lora), done.trained, frozen)
-    tables, samples = compare_answers(session, held_out, before, after)
-    if verb == "evaluate":
-        return
+    tables, samples = _compare(session, held_out, first, done.base, done.trained)
     written = export(_at(done.session, session.run_dir), done.base, done.trained)
     chart = histogram("Self-reward R", "nats; below 0 the label is turned round", {"candidates": done.rewards})
     report = write_report(
@@ -106,6 +104,27 @@ def _perform(verb: str, session: Session) -> None:
         metrics=done.session.run_dir / "metrics.jsonl",
     )
     _say_paths([*written, report])
+
+
+def _finished(session: Session, first: Base) -> tuple[Base, Params]:
+    """What the last round of a run that is there started from, and its policy. Nothing is sampled, scored or trained.
+
+    Raises: ConfigError when a round has not come so far; CheckpointError when it was another configuration's.
+    """
+    base = first
+    for number in range(1, session.config.dlma.rounds + 1):
+        at = _at(session, session.run_dir / f"round-{number}")
+        trained = finished_policy(at, base, derived=(*DERIVED, "data"))
+        if number < session.config.dlma.rounds:
+            base = Base(functools.partial(models.fold_in, at, base, trained), models.freeze_of(at))
+    return base, trained
+
+
+def _compare(session: Session, held_out: tuple[Prompt, ...], first: Base, base: Base, trained: Params) -> Any:
+    """Tables and answers of the first model and the last."""
+    before: Variables = {"params": first.frozen()}
+    frozen: Frozen = {"params": {"base": base.frozen()}, "lora": {}}
+    return compare_answers(session, held_out, before, bind(policy_role(lora=session.lora), trained, frozen))
 
 
 def _prompts(config: Experiment) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:

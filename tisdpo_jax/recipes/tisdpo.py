@@ -107,16 +107,28 @@ def finished(session: Session) -> tuple[Base, Params]:
 
     Raises: ConfigError when it has not come so far; CheckpointError when it was another configuration's.
     """
-    config = session.config
     base = base_stage(session, make=False)
-    return base, _there(session, "policy", config.loss, config.train, base, sides=_sides(config.loss))
+    return base, finished_policy(session, base)
+
+
+def finished_policy(session: Session, base: Base, *, derived: tuple[str, ...] = DERIVED) -> Params:
+    """The policy that was trained from `base`. `derived`: what of its identity is not known without making it."""
+    config = session.config
+    return _there(session, "policy", config.loss, config.train, base, sides=_sides(config.loss), derived=derived)
 
 
 def _there(
-    session: Session, stage: str, loss: LossSection, section: StageSection, base: Base, *, sides: tuple[int, ...]
+    session: Session,
+    stage: str,
+    loss: LossSection,
+    section: StageSection,
+    base: Base,
+    *,
+    sides: tuple[int, ...],
+    derived: tuple[str, ...] = DERIVED,
 ) -> Params:
     identity = _identity(session, loss, section, base.identity, {}, sides, {"params": {}, "lora": {}})
-    found = models.load_result(session, stage, identity, derived=DERIVED)
+    found = models.load_result(session, stage, identity, derived=derived)
     if found is None:
         raise ConfigError(
             f"{models.result_path(session, stage)}: is not there; `tisdpo run` with this configuration makes it"
