@@ -103,7 +103,7 @@ def test_a_run_leaves_what_it_promises_and_does_nothing_twice(finished):
 
 
 def test_evaluate_and_export_take_what_is_there_and_make_nothing(finished, tmp_path):
-    """Also where all that the policies were made from is gone; and without a policy it is one line, and no directory."""
+    """Also where all that the policies were made from is gone; without a policy it is one line, and no directory."""
     options, _ = finished
     run = tmp_path / "run"
     shutil.copytree(options["run_dir"], run)

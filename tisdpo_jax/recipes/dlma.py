@@ -24,7 +24,7 @@ from tisdpo_jax.config import Experiment, resolved
 from tisdpo_jax.data import EncodedSet, PairSet, Prompt, apply_policy, encode_pairs, open_template, split_by_prompt
 from tisdpo_jax.data.records import Pair, as_record
 from tisdpo_jax.errors import DataError
-from tisdpo_jax.evaluation import histogram
+from tisdpo_jax.evaluation import Comparison, Sample, histogram
 from tisdpo_jax.recipes import models, run_dir, self_reward
 from tisdpo_jax.recipes.checks import open_checks
 from tisdpo_jax.recipes.export import export
@@ -120,7 +120,9 @@ def _finished(session: Session, first: Base) -> tuple[Base, Params]:
     return base, trained
 
 
-def _compare(session: Session, held_out: tuple[Prompt, ...], first: Base, base: Base, trained: Params) -> Any:
+def _compare(
+    session: Session, held_out: tuple[Prompt, ...], first: Base, base: Base, trained: Params
+) -> tuple[tuple[Comparison, ...], tuple[Sample, ...]]:
     """Tables and answers of the first model and the last."""
     before: Variables = {"params": first.frozen()}
     frozen: Frozen = {"params": {"base": base.frozen()}, "lora": {}}
