@@ -24,7 +24,7 @@ from tisdpo_jax.config import Experiment, resolved
 from tisdpo_jax.data import EncodedSet, PairSet, Prompt, apply_policy, encode_pairs, open_template, split_by_prompt
 from tisdpo_jax.data.records import Pair, as_record
 from tisdpo_jax.errors import DataError
-from tisdpo_jax.evaluation import Comparison, Sample, histogram
+from tisdpo_jax.evaluation import Comparison, histogram
 from tisdpo_jax.recipes import models, run_dir, self_reward
 from tisdpo_jax.recipes.checks import open_checks
 from tisdpo_jax.recipes.export import export
@@ -33,6 +33,7 @@ from tisdpo_jax.recipes.held_out import compare_answers
 from tisdpo_jax.recipes.judges import open_scorer
 from tisdpo_jax.recipes.models import Base
 from tisdpo_jax.recipes.report import write_report
+from tisdpo_jax.recipes.samples import Samples
 from tisdpo_jax.recipes.scores import cached_logps
 from tisdpo_jax.recipes.session import Session, open_session
 from tisdpo_jax.recipes.tisdpo import DERIVED, Columns, derive, finished_policy, policy_plan, policy_stage
@@ -122,7 +123,7 @@ def _finished(session: Session, first: Base) -> tuple[Base, Params]:
 
 def _compare(
     session: Session, held_out: tuple[Prompt, ...], first: Base, base: Base, trained: Params
-) -> tuple[tuple[Comparison, ...], tuple[Sample, ...]]:
+) -> tuple[tuple[Comparison, ...], Samples]:
     """Tables and answers of the first model and the last."""
     before: Variables = {"params": first.frozen()}
     frozen: Frozen = {"params": {"base": base.frozen()}, "lora": {}}
