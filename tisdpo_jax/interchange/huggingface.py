@@ -27,7 +27,7 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{file.parent}: no {file.name}; it belongs beside the weights: fetch it too") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error}); fetch it again") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: holds no JSON object; fetch it again")
