@@ -185,7 +185,7 @@ def test_index_that_promises_a_tensor_in_another_file(checkpoint: Checkpoint) ->
     assert raised() is MissingKeyError
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}', "[" * 100_000])
 def test_index_that_is_none(checkpoint: Checkpoint, content: str) -> None:
     directory, _ = checkpoint(max_shard_bytes=20_000)
     (directory / INDEX).write_text(content)
@@ -233,9 +233,10 @@ def test_paths_that_are_no_model(tmp_path: Path) -> None:
         read_config(tmp_path / "notes.txt")
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         read_config(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"config\.json"):
-        read_config(tmp_path)
+    for content in ("{", "[]", "[" * 100_000, '{"vocab_size": ' + "9" * 5000 + "}"):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"config\.json"):
+            read_config(tmp_path)
 
 
 def test_tokenizer_that_is_missing_or_broken(checkpoint: Checkpoint) -> None:

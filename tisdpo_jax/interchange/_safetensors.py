@@ -137,7 +137,7 @@ def _read_index(index: Path) -> dict[str, Path]:
     try:
         entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = {str(key): str(value) for key, value in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index}: not an index of safetensors shards ({error!r}); fetch it again") from None
     for key, name in names.items():
         parts = PurePosixPath(name.replace("\\", "/"))

@@ -27,7 +27,7 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{file.parent}: no {file.name}; it belongs beside the weights: fetch it too") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error}); fetch it again") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: holds no JSON object; fetch it again")
@@ -42,27 +42,23 @@ def read_huggingface_config(directory: Path) -> TransformerConfig:
     file = directory / CONFIG
     raw = read_json(file)
     family = raw.get("model_type")
-    if family not in ARCHITECTURES:
+    if not isinstance(family, str) or family not in ARCHITECTURES:
         raise _refuse(file, "model_type", family, f"known: {', '.join(ARCHITECTURES)}")
     if raw.get("hidden_act", "silu") not in ("silu", "swish"):
         raise _refuse(file, "hidden_act", raw["hidden_act"], "the decoder has silu only")
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unnamed")
+    if quantised := raw.get("quantization_config"):
+        method = quantised.get("quant_method", "unnamed") if isinstance(quantised, dict) else quantised
         raise _refuse(file, "quantization_config", method, "use the model's unquantised release")
 
-    def size(field: str) -> int:
-        value = raw.get(field)
-        if not isinstance(value, int) or value < 1:
-            raise CheckpointError(
-                f"{file}: field {field} is {value!r}, but must be a whole number above 0; mend or fetch it"
-            )
-        return value
+    def size(field: str, default: int | None = None) -> int:
+        """A field that may be left out, or null, where there is a default."""
+        return _whole(file, field, default if raw.get(field) is None else raw[field])
 
     hidden, heads, layers = size("hidden_size"), size("num_attention_heads"), size("num_hidden_layers")
-    head_dim = raw.get("head_dim") or (128 if family == "qwen3" else hidden // heads)
-    kv_heads = raw["num_key_value_heads"] if "num_key_value_heads" in raw else _KV_HEADS.get(family)
-    attention_bias = bool(raw.get("attention_bias", False)) and family in ("llama", "qwen3")
-    max_positions = raw.get("max_position_embeddings") or _MAX_POSITIONS[family]
+    head_dim = size("head_dim", 128 if family == "qwen3" else max(hidden // heads, 1))
+    kv_heads = size("num_key_value_heads", heads if "num_key_value_heads" in raw else _KV_HEADS.get(family, heads))
+    attention_bias = _flag(file, raw, "attention_bias") and family in ("llama", "qwen3")
+    max_positions = size("max_position_embeddings", _MAX_POSITIONS[family])
     try:
         return TransformerConfig(
             vocab_size=size("vocab_size"),
@@ -70,17 +66,17 @@ def read_huggingface_config(directory: Path) -> TransformerConfig:
             intermediate_size=size("intermediate_size"),
             num_layers=layers,
             num_heads=heads,
-            num_kv_heads=kv_heads or heads,
+            num_kv_heads=kv_heads,
             head_dim=head_dim,
             max_positions=max_positions,
-            norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            norm_eps=_number(file, "rms_norm_eps", raw.get("rms_norm_eps", 1e-6)),
             rope=_read_rope(file, raw, max_positions),
             sliding_window=_read_window(file, raw, family, layers),
             qkv_bias=attention_bias or family == "qwen2",
             output_bias=attention_bias,
-            mlp_bias=bool(raw.get("mlp_bias", False)) and family == "llama",
+            mlp_bias=_flag(file, raw, "mlp_bias") and family == "llama",
             qk_norm=family == "qwen3",
-            tied_head=bool(raw.get("tie_word_embeddings", False)),
+            tied_head=_flag(file, raw, "tie_word_embeddings"),
         )
     except (ValueError, TypeError) as error:
         if isinstance(error, CheckpointError):
@@ -160,58 +156,80 @@ def _family(config: TransformerConfig) -> str:
 
 def _read_rope(file: Path, raw: dict[str, Any], max_positions: int) -> RopeConfig:
     """Both spellings: `rope_scaling` wins where both hold something, as it does in transformers 5."""
-    if raw.get("partial_rotary_factor", 1.0) != 1.0:
+    if raw.get("partial_rotary_factor") not in (None, 1.0):
         raise _refuse(file, "partial_rotary_factor", raw["partial_rotary_factor"], "the decoder rotates whole heads")
     modern = raw.get("rope_parameters") or {}
     rope = raw.get("rope_scaling") or modern
     field = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
-    if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+    if not (isinstance(rope, dict) and isinstance(modern, dict)) or any(isinstance(one, dict) for one in rope.values()):
         raise _refuse(file, field, "one a layer type", "the decoder has one rotary embedding for all layers")
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+    if rope.get("partial_rotary_factor") not in (None, 1.0):
         raise _refuse(
             file, f"{field}.partial_rotary_factor", rope["partial_rotary_factor"], "the decoder rotates whole heads"
         )
-    theta = rope.get("rope_theta") or raw.get("rope_theta") or modern.get("rope_theta") or 10_000.0
+    places = ((f"{field}.rope_theta", rope), ("rope_theta", raw), ("rope_parameters.rope_theta", modern))
+    thetas = [(name, of["rope_theta"]) for name, of in places if of.get("rope_theta") is not None]
+    theta = _number(file, *(thetas or [("rope_theta", 10_000.0)])[0])
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
-        return RopeConfig(theta=float(theta))
+        return RopeConfig(theta=theta)
     if kind not in ("linear", "llama3"):
         raise _refuse(file, f"{field}.rope_type", kind, "known: default, linear, llama3")
-    needed = ("factor",) if kind == "linear" else ("factor", "low_freq_factor", "high_freq_factor")
-    for name in needed:
-        if not isinstance(rope.get(name), int | float):
-            raise CheckpointError(
-                f"{file}: field {field}.{name} is {rope.get(name)!r}, but must be a number; mend or fetch it"
-            )
+    factor = _number(file, f"{field}.factor", rope.get("factor"))
     if kind == "linear":
-        return RopeConfig(theta=float(theta), kind="linear", factor=float(rope["factor"]))
+        return RopeConfig(theta=theta, kind="linear", factor=factor)
+    low, high = (_number(file, f"{field}.{name}", rope.get(name)) for name in ("low_freq_factor", "high_freq_factor"))
+    if low >= high:
+        raise CheckpointError(
+            f"{file}: field {field}.low_freq_factor is {low:g}, but must be below high_freq_factor, {high:g}; mend or "
+            f"fetch it"
+        )
     original = raw.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
-    return RopeConfig(
-        theta=float(theta),
-        kind="llama3",
-        factor=float(rope["factor"]),
-        low_freq_factor=float(rope["low_freq_factor"]),
-        high_freq_factor=float(rope["high_freq_factor"]),
-        original_max_positions=int(original or max_positions),
-    )
+    original = _whole(file, f"{field}.original_max_position_embeddings", original or max_positions)
+    return RopeConfig(theta, "llama3", factor, low, high, original)
 
 
 def _read_window(file: Path, raw: dict[str, Any], family: str, layers: int) -> int | None:
     """Sliding window of all layers. Llama has none, Qwen only where `use_sliding_window` says so."""
     if family == "llama":
         return None
-    window = raw.get("sliding_window", 4096)
-    if family == "mistral":
-        return int(window) if window else None
-    if not raw.get("use_sliding_window", False) or not window:
+    if (window := raw.get("sliding_window", 4096)) is None or (
+        family != "mistral" and not _flag(file, raw, "use_sliding_window")
+    ):
         return None
-    first = raw.get("max_window_layers", 28)
+    window = _whole(file, "sliding_window", window)
+    if family == "mistral":
+        return window
+    first = _whole(file, "max_window_layers", raw.get("max_window_layers", 28), least=0)
     kinds = raw.get("layer_types") or ["full_attention" if n < first else "sliding_attention" for n in range(layers)]
+    if not isinstance(kinds, list) or not all(kind in ("full_attention", "sliding_attention") for kind in kinds):
+        raise _refuse(file, "layer_types", kinds, "known: full_attention, sliding_attention")
     if len(set(kinds)) > 1:
         raise _refuse(
             file, "layer_types", "full and sliding attention mixed", "the decoder has one window for all layers"
         )
-    return int(window) if kinds[0] == "sliding_attention" else None
+    return window if kinds[0] == "sliding_attention" else None
+
+
+def _whole(file: Path, field: str, value: Any, *, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+        raise CheckpointError(
+            f"{file}: field {field} is {value!r}, but must be a whole number from {least} on; mend or fetch it"
+        )
+    return value
+
+
+def _number(file: Path, field: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise CheckpointError(f"{file}: field {field} is {value!r}, but must be a number above 0; mend or fetch it")
+    return float(value)
+
+
+def _flag(file: Path, raw: dict[str, Any], field: str) -> bool:
+    value = raw.get(field)
+    if value not in (None, False, True):
+        raise CheckpointError(f"{file}: field {field} is {value!r}, but must be true or false; mend or fetch it")
+    return bool(value)
 
 
 def _refuse(file: Path, field: str, value: Any, why: str) -> CheckpointError:

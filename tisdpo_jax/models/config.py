@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, get_args, get_type_hints
 
+# above all that there are: shapes and names are made of these numbers before any file is compared with them
+MAX_LAYERS = 10_000
+MAX_SIZE = 100_000_000
+
 
 def _check_names(config: Any) -> None:
     """A field of a closed set of names holds one of them; another name would be taken for one in silence."""
@@ -67,6 +71,13 @@ class TransformerConfig:
             value = getattr(self, field.name)
             if field.default is dataclasses.MISSING and value < 1:  # the sizes
                 raise ValueError(f"TransformerConfig.{field.name} is {value}; it must be at least 1")
+            most = MAX_LAYERS if field.name == "num_layers" else MAX_SIZE
+            if field.default is dataclasses.MISSING and value > most:
+                raise ValueError(f"TransformerConfig.{field.name} is {value}; it must be at most {most}")
+        if self.num_heads * self.head_dim > MAX_SIZE:
+            raise ValueError(
+                f"TransformerConfig: num_heads {self.num_heads} times head_dim {self.head_dim} is above {MAX_SIZE}"
+            )
         if self.sliding_window is not None and self.sliding_window < 1:
             window = self.sliding_window
             raise ValueError(f"TransformerConfig.sliding_window is {window}; it must be at least 1, or None for none")
