@@ -66,11 +66,19 @@ def cache_key(session: Session, role: Role, frozen: Frozen, split: str) -> dict[
         else "none",
         "architecture": digest(repr(session.model.config)),
         "dtype": config.model.dtype,
-        "tokenizer": tokenizer_identity(session.tokenizer),
-        "template": digest([config.data.system, open_template(config.data.template, session.tokenizer).identity]),
+        **text_identity(session),
         "prompt": role.view,
         "lengths": f"{config.data.max_length}/{config.data.max_response}",
         "data": session.split(split).fingerprint(),
+    }
+
+
+def text_identity(session: Session) -> dict[str, str]:
+    """What turns records into tokens, by its content: a difference in the data is told by these first."""
+    data = session.config.data
+    return {
+        "tokenizer": tokenizer_identity(session.tokenizer)[:16],
+        "template": digest([data.system, open_template(data.template, session.tokenizer).identity]),
     }
 
 

@@ -27,7 +27,7 @@ from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.models import Model, head_only
 from tisdpo_jax.recipes import models
 from tisdpo_jax.recipes.models import Base
-from tisdpo_jax.recipes.scores import cached_logps, cached_states
+from tisdpo_jax.recipes.scores import cached_logps, cached_states, text_identity
 from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.roles import Casting, Frozen, Role, contrast_roles, policy_role, resident_bytes
 from tisdpo_jax.scoring import contrast_scores
@@ -412,7 +412,8 @@ def _identity(
         # another arithmetic for the same numbers: the last bits differ
         "data.packing": config.data.packing,
         "lora": dataclasses.asdict(config.lora) if config.lora.rank else {"rank": 0},
-        "data": session.train.fingerprint(),
+        **text_identity(session),
+        "data": session.train.fingerprint()[:16],
         "data.seed": config.data.seed,
         "seed": config.seed,
         field: _results_of(section),
