@@ -90,7 +90,7 @@ def _decode(line: bytes) -> Any:
     except RecursionError:
         return Unusable("not JSON", "nested too deeply")
     except ValueError as error:  # a number of thousands of digits
-        return Unusable("not JSON", str(error))
+        return Unusable("not JSON", str(error).partition(":")[0])
 
 
 def _list(file: BinaryIO, name: str) -> Iterator[Row]:
@@ -110,7 +110,8 @@ def _list(file: BinaryIO, name: str) -> Iterator[Row]:
     except RecursionError:
         raise DataError(f"{name}: not JSON: nested too deeply") from None
     except ValueError as error:  # a number of thousands of digits
-        raise DataError(f"{name}: not JSON: {error}") from None
+        reason = str(error).partition(":")[0]
+        raise DataError(f"{name}: not JSON: {reason}") from None
     if not isinstance(value, list):
         raise DataError(f"{name}: a .json file must hold a list of records; this one holds a {type(value).__name__}")
     for number, record in enumerate(value, start=1):
