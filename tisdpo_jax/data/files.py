@@ -96,12 +96,13 @@ def _decode(line: bytes) -> Any:
 def _list(file: BinaryIO, name: str) -> Iterator[Row]:
     try:
         content = file.read(FILE_LIMIT + 1)
-        if len(content) > FILE_LIMIT:
-            raise DataError(f"{name}: holds more than {FILE_LIMIT >> 30} GiB; write one record a line (.jsonl)")
-        text = content.decode("utf-8-sig")
-        value = json.loads(text) if text.strip() else []
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{name}: the compressed file is cut off or damaged: {error}") from None
+    if len(content) > FILE_LIMIT:
+        raise DataError(f"{name}: holds more than {FILE_LIMIT >> 30} GiB; write one record a line (.jsonl)")
+    try:
+        text = content.decode("utf-8-sig")
+        value = json.loads(text) if text.strip() else []
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: not UTF-8 at byte {error.start + 1}") from None
     except json.JSONDecodeError as error:
