@@ -60,6 +60,7 @@ def test_every_record_is_a_pair_or_a_rejection(tmp_path: Path) -> None:
         b"[1, 2]",
         b"[" * 100_000,
         b'{"prompt": "p", "chosen": "\\ud800", "rejected": "b"}',
+        b'{"prompt": "p", "chosen": "a", "rejected": "b", "margin": %s}' % (b"9" * 5000),
     ]
     path = write(tmp_path / "a.jsonl", b"\n".join([lines[0], *bad, *lines[1:]]) + b"\n")
     found = read_pairs(path)
@@ -70,11 +71,12 @@ def test_every_record_is_a_pair_or_a_rejection(tmp_path: Path) -> None:
         (f"{path}:4", "not an object"),
         (f"{path}:5", "not JSON"),
         (f"{path}:6", "invalid text"),
+        (f"{path}:7", "not JSON"),
     ]
     assert "byte 13" in str(found.rejections[1])
     summary = found.summary()
-    assert "10 records, 5 usable, 5 rejected" in summary
-    assert "2  not JSON" in summary
+    assert "11 records, 5 usable, 6 rejected" in summary
+    assert "3  not JSON" in summary
 
 
 def test_ids_are_unique(tmp_path: Path) -> None:
@@ -114,6 +116,8 @@ def test_cut_off_gzip_is_an_error_and_not_a_short_file(tmp_path: Path) -> None:
         ("a.json", b'[{"a": 1},\n {"a" 1}]', r"a\.json:2: not JSON"),
         ("a.json", b'{"a": 1}\n{"a": 2}', r"one record a line is called \.jsonl"),
         ("a.json", b'["\xff"]', "not UTF-8 at byte 3"),
+        ("a.json", b"[%s]" % (b"9" * 5000), r"a\.json: not JSON: Exceeds"),
+        ("a.json", b"[" * 100_000, r"a\.json: not JSON: nested too deeply"),
         ("a.csv", b"a,b", r"must end in \.jsonl"),
         ("a.jsonl", b"3\n4\n", "no record from here on is an object with fields: they are bare values"),
         ("a.jsonl", b'{"x\n', r"a\.jsonl:1: no record from here on is .*: not JSON"),
@@ -130,6 +134,16 @@ def test_a_source_that_is_wrong_as_a_whole(tmp_path: Path, name: str, content: b
         read_pairs(path)
     assert str(caught.value).startswith(path)
     assert "\n" not in str(caught.value)
+
+
+def test_hostile_sizes_are_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tisdpo_jax.data.files.LINE_LIMIT", 200)
+    monkeypatch.setattr("tisdpo_jax.data.files.FILE_LIMIT", 200)
+    long = jsonl([*RECORDS, {"prompt": "a" * 10_000}])
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz:6: longer than"):
+        read_pairs(write(tmp_path / "a.jsonl.gz", long))
+    with pytest.raises(DataError, match=r"a\.json\.gz: holds more than"):
+        read_pairs(write(tmp_path / "a.json.gz", long))
 
 
 def test_detection_passes_over_broken_first_records(tmp_path: Path) -> None:

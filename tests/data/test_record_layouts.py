@@ -156,6 +156,7 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("pairs", {**BASE, "chosen_weights": [1]}, "missing field", "come together"),
     ("pairs", {**BASE, "chosen_weights": [1, None], "rejected_weights": [1]}, "wrong type", "'chosen_weights'"),
     ("pairs", {**BASE, "chosen_weights": "11", "rejected_weights": [1]}, "wrong type", "not a list"),
+    ("pairs", {**BASE, "chosen_weights": [0], "rejected_weights": [0.0]}, "nothing to train on", "are 0"),
     ("pairs", {"messages": [], "chosen": "a", "rejected": "b"}, "empty prompt", ""),
     ("pairs", {"messages": as_dicts((SYSTEM, "s")), "chosen": "a", "rejected": "b"}, "empty prompt", ""),
     ("pairs", {"messages": "hi", "chosen": "a", "rejected": "b"}, "wrong type", "not a list of messages"),

@@ -90,18 +90,19 @@ def _decode(line: bytes) -> Any:
     except RecursionError:
         return Unusable("not JSON", "nested too deeply")
     except ValueError as error:  # a number of thousands of digits
-        return Unusable("not JSON", str(error))
+        return Unusable("not JSON", str(error).partition(":")[0])
 
 
 def _list(file: BinaryIO, name: str) -> Iterator[Row]:
     try:
         content = file.read(FILE_LIMIT + 1)
-        if len(content) > FILE_LIMIT:
-            raise DataError(f"{name}: holds more than {FILE_LIMIT >> 30} GiB; write one record a line (.jsonl)")
-        text = content.decode("utf-8-sig")
-        value = json.loads(text) if text.strip() else []
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{name}: the compressed file is cut off or damaged: {error}") from None
+    if len(content) > FILE_LIMIT:
+        raise DataError(f"{name}: holds more than {FILE_LIMIT >> 30} GiB; write one record a line (.jsonl)")
+    try:
+        text = content.decode("utf-8-sig")
+        value = json.loads(text) if text.strip() else []
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: not UTF-8 at byte {error.start + 1}") from None
     except json.JSONDecodeError as error:
@@ -110,7 +111,8 @@ def _list(file: BinaryIO, name: str) -> Iterator[Row]:
     except RecursionError:
         raise DataError(f"{name}: not JSON: nested too deeply") from None
     except ValueError as error:  # a number of thousands of digits
-        raise DataError(f"{name}: not JSON: {error}") from None
+        reason = str(error).partition(":")[0]
+        raise DataError(f"{name}: not JSON: {reason}") from None
     if not isinstance(value, list):
         raise DataError(f"{name}: a .json file must hold a list of records; this one holds a {type(value).__name__}")
     for number, record in enumerate(value, start=1):

@@ -13,7 +13,7 @@ import numpy as np
 from tisdpo_jax import partitioning
 from tisdpo_jax.data import Message, Template
 from tisdpo_jax.data.records import Unusable
-from tisdpo_jax.data.template import frame, render
+from tisdpo_jax.data.template import check_message, frame, render
 from tisdpo_jax.models import Model, hidden_states
 from tisdpo_jax.types import Params
 
@@ -75,6 +75,8 @@ def _run(model: Model) -> Any:
 def _tokens(judge: RewardModel, messages: Sequence[Message], answer: str, max_length: int) -> list[int]:
     """The whole conversation, its end of turn included; nothing where it cannot be written."""
     try:
+        for message in (*messages, Message("assistant", answer)):
+            check_message(judge.template, message)
         text = render(judge.template, frame(judge.template, messages), messages, answer).text
     except Unusable:
         return []

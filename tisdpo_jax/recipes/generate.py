@@ -270,7 +270,8 @@ def _over_http(
     for question in left:
         if any(message.extra or message.role in SETTINGS for message in question.messages):
             raise DataError(
-                f"prompt {question.id}: sampling.engine http sends roles and text, no tools or other fields"
+                f"prompt {question.id}: sampling.engine http sends roles and text, and this one has tools or other "
+                "fields; take them out, or choose engine local or files"
             )
 
     def as_asked(question: Question) -> http.Question:

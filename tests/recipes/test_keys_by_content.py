@@ -1,0 +1,55 @@
+"""What scores and answers are kept under holds values, no names or paths, and all that a prompt says."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tisdpo_jax.config import Experiment
+from tisdpo_jax.data import Message
+from tisdpo_jax.errors import DataError
+from tisdpo_jax.recipes import generate, scores
+from tisdpo_jax.roles import Role
+from tisdpo_jax.testing.tokenizer import CHAT_TEMPLATE, tiny_tokenizer
+
+
+def session(template: str, name: str) -> Any:
+    config = Experiment()
+    tokenizer = tiny_tokenizer()
+    tokenizer.name_or_path = name
+    return types.SimpleNamespace(
+        config=dataclasses.replace(config, data=dataclasses.replace(config.data, template=template)),
+        tokenizer=tokenizer,
+        model=types.SimpleNamespace(
+            config="llama", compute=types.SimpleNamespace(lora_scale=1.0, dtype="float32", config=None)
+        ),
+        split=lambda name: types.SimpleNamespace(fingerprint=lambda: "ids"),
+    )
+
+
+def test_a_moved_model_or_template_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "bind", lambda *arguments: {"params": {}})
+    monkeypatch.setattr(scores, "identify", lambda tree: "values")
+    texts = {"a.jinja": CHAT_TEMPLATE, "b.jinja": CHAT_TEMPLATE, "c.jinja": CHAT_TEMPLATE + " "}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    sessions = [session(str(tmp_path / name), f"/models/{name}") for name in texts]
+    asked = [generate.Question("1/main/0", (Message("user", "hi"),))]
+    voice = generate.Voice(sessions[0].model, dict, {"params": "values"})
+    keys = [scores.cache_key(each, Role("base"), {}, "train") for each in sessions]
+    answers = [generate._key(each, voice, asked) for each in sessions]
+    for same, moved, other in (keys, answers):
+        assert same == moved
+        assert {name for name in same if same[name] != other[name]} == {"template"}
+    with_tools = [generate.Question("1/main/0", (Message("tools", '[{"name": "f"}]'), Message("user", "hi")))]
+    assert generate._key(sessions[0], voice, with_tools)["prompts"] != answers[0]["prompts"]
+
+
+def test_an_endpoint_is_not_asked_with_half_a_prompt() -> None:
+    left = [generate.Question("1/main/0", (Message("user", "hi", '{"name": "Bob"}'),))]
+    with pytest.raises(DataError, match=r"1/main/0: sampling\.engine http sends roles and text"):
+        generate._over_http(session("auto", ""), left, lambda found: None, "answers")
