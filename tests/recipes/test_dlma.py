@@ -5,7 +5,9 @@ from __future__ import annotations
 import html.parser
 import json
 import shutil
+import sys
 import threading
+import types
 import typing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -60,12 +62,33 @@ def made(tiny, prompts, run_dir) -> dict[str, object]:
     }
 
 
+class WandbRun:
+    """A W&B run that counts."""
+
+    def __init__(self, **options):
+        self.options, self.names, self.ends = options, set(), 0
+
+    def log(self, values):
+        self.names |= set(values)
+
+    def finish(self):
+        self.ends += 1
+
+
 @pytest.fixture(scope="module")
-def finished(tiny, prompts, tmp_path_factory):
+def wandb_runs():
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, prompts, tmp_path_factory, wandb_runs):
     """A whole run: (its options, what it printed)."""
     options = made(tiny, prompts, tmp_path_factory.mktemp("finished") / "run")
     options |= {"lora__rank": 2, "loss__name": "dlma+tisdpo", "sampling__samples": 2}
-    code, output = command("run", **options)
+    with pytest.MonkeyPatch.context() as patched:
+        client = types.SimpleNamespace(init=lambda **given: wandb_runs.append(WandbRun(**given)) or wandb_runs[-1])
+        patched.setitem(sys.modules, "wandb", client)
+        code, output = command("run", **options, logging__wandb="project")
     assert code == 0, output
     return options, output
 
@@ -122,6 +145,12 @@ def test_evaluate_and_export_take_what_is_there_and_make_nothing(finished, tmp_p
     assert code == 2 and "loss.beta (was 0.1, now 0.3)" in output
     code, output = command("evaluate", **{**options, "run_dir": tmp_path / "other"})
     assert code == 2 and "no trained policy is there" in output and not (tmp_path / "other").exists()
+
+
+def test_a_run_of_rounds_is_one_wandb_run(finished, wandb_runs):
+    (run,) = wandb_runs
+    assert run.ends == 1 and "round-1/policy/train/loss" in run.names
+    assert run.options["id"] == json.loads((finished[0]["run_dir"] / "wandb.json").read_text())["id"]
 
 
 def test_the_margin_is_what_tisdpo_caches_for_the_same_pairs(finished, tmp_path):

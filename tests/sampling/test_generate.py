@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from tisdpo_jax.config import EvaluationSection
 from tisdpo_jax.models import Model, logits
+from tisdpo_jax.recipes import evaluate
 from tisdpo_jax.sampling import generate
 from tisdpo_jax.testing import device_mesh, random_params, tiny_config
 
@@ -60,3 +65,25 @@ def test_rows_that_do_not_divide_the_mesh(variables):
 def test_an_empty_prompt_is_refused(variables):
     with pytest.raises(ValueError, match="at least one token"):
         generate(Model(CONFIG), variables, [[]], max_new_tokens=1, eos_ids=[])
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_request_to_stop_is_heard_before_each_batch(variables, monkeypatch):
+    """Here, and where a report is given its answers before and after."""
+
+    def stop(doing=""):
+        raise Stop(doing)
+
+    with pytest.raises(Stop):
+        generate(Model(CONFIG), variables, [[1]], max_new_tokens=1, eos_ids=[], on_batch=stop)
+    monkeypatch.setattr(evaluate, "end_tokens", lambda *_: [])
+    pairs = SimpleNamespace(pairs=[SimpleNamespace(prompt=np.asarray([1]))])
+    config = SimpleNamespace(evaluation=EvaluationSection(), data=SimpleNamespace(template="hh"))
+    session = SimpleNamespace(
+        eval=pairs, config=config, model=Model(CONFIG), tokenizer=None, interrupt=SimpleNamespace(poll=stop)
+    )
+    with pytest.raises(Stop, match="answering prompts for the report"):
+        evaluate.samples(session, variables, variables)
