@@ -88,8 +88,10 @@ def logits(moves: list[tuple[str, tuple[int, ...]]]) -> list[Any]:
     ("name", "kind"), [*((name, AxisType.Auto) for name in MESHES), ("rows over two", AxisType.Explicit)]
 )
 def test_told_what_lies_where_it_sends_no_logits(name: str, kind: AxisType) -> None:
-    """The mesh need not be set: it is that on which the arrays lie."""
+    """The mesh need not be set: it is that on which the arrays lie, be it one of them."""
     arrays = placed(name, mesh_of(name, kind))
+    if kind is AxisType.Explicit:
+        arrays = (*arrays[:2], np.asarray(arrays[2]))
     compiled = jax.jit(step(MESHES[name][2])).lower(*arrays).compile()
     check(compiled(*arrays))
     moves = over_the_vocabulary(compiled.as_text())
