@@ -75,8 +75,8 @@ def travels(text: str) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def over_the_vocabulary(text: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Of what travels, that which reaches over a part of the vocabulary."""
-    return [move for move in travels(text) if max(move[1], default=0) >= VOCABULARY // 8]
+    """Of what travels, that which reaches over a part of the vocabulary; a number for each token does not."""
+    return [move for move in travels(text) if max(move[1], default=0) >= VOCABULARY // 8 and move[1] != (TOKENS,)]
 
 
 def logits(moves: list[tuple[str, tuple[int, ...]]]) -> list[Any]:
