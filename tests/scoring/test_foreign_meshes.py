@@ -132,6 +132,9 @@ def test_policy_and_reference_on_a_foreign_mesh() -> None:
         np.testing.assert_allclose(one, other_one, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 8), reason="jax 0.7 cannot map the other axes inside a shard_map of some"
+)
 def test_inside_a_shard_map_of_some_axes_the_others_may_be_told() -> None:
     mesh, spec = mesh_of("dp, tp"), PartitionSpec("dp")
 

@@ -41,7 +41,8 @@ def parts_of(function: str, axes: Axes | None, arrays: Sequence[Array]) -> Parts
     """
     mesh = _mesh_of(arrays)
     free = _of_type(mesh, AxisType.Auto)
-    own = {name: name for name in PARTS if name in free}
+    # inside a shard_map of some axes nothing is guessed: jax 0.7 cannot map the others in there
+    own = {name: name for name in PARTS if name in free} if not _of_type(mesh, AxisType.Manual) else {}
     part = _told(function, own if axes is None else axes, mesh) if own or axes is not None else {}
     # what is still Explicit here has been mapped by a vmap over an axis that lies along it
     part = {name: tuple(axis for axis in names if axis in free) for name, names in part.items()}
