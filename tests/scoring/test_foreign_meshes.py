@@ -75,8 +75,8 @@ def travels(text: str) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def over_the_vocabulary(text: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Of what travels, that which reaches over a part of the vocabulary."""
-    return [move for move in travels(text) if max(move[1], default=0) >= VOCABULARY // 8]
+    """Of what travels, that which reaches over a part of the vocabulary; a number for each token does not."""
+    return [move for move in travels(text) if max(move[1], default=0) >= VOCABULARY // 8 and move[1] != (TOKENS,)]
 
 
 def logits(moves: list[tuple[str, tuple[int, ...]]]) -> list[Any]:
@@ -88,8 +88,10 @@ def logits(moves: list[tuple[str, tuple[int, ...]]]) -> list[Any]:
     ("name", "kind"), [*((name, AxisType.Auto) for name in MESHES), ("rows over two", AxisType.Explicit)]
 )
 def test_told_what_lies_where_it_sends_no_logits(name: str, kind: AxisType) -> None:
-    """The mesh need not be set: it is that on which the arrays lie."""
+    """The mesh need not be set: it is that on which the arrays lie, be it one of them."""
     arrays = placed(name, mesh_of(name, kind))
+    if kind is AxisType.Explicit:
+        arrays = (*arrays[:2], np.asarray(arrays[2]))
     compiled = jax.jit(step(MESHES[name][2])).lower(*arrays).compile()
     check(compiled(*arrays))
     moves = over_the_vocabulary(compiled.as_text())
@@ -130,6 +132,9 @@ def test_policy_and_reference_on_a_foreign_mesh() -> None:
         np.testing.assert_allclose(one, other_one, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 8), reason="jax 0.7 cannot map the other axes inside a shard_map of some"
+)
 def test_inside_a_shard_map_of_some_axes_the_others_may_be_told() -> None:
     mesh, spec = mesh_of("dp, tp"), PartitionSpec("dp")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 Array = jax.Array
 Axes = Mapping[str, str | Sequence[str]]
@@ -41,8 +41,11 @@ def parts_of(function: str, axes: Axes | None, arrays: Sequence[Array]) -> Parts
     """
     mesh = _mesh_of(arrays)
     free = _of_type(mesh, AxisType.Auto)
-    own = {name: name for name in PARTS if name in free}
+    # inside a shard_map of some axes nothing is guessed: jax 0.7 cannot map the others in there
+    own = {name: name for name in PARTS if name in free} if not _of_type(mesh, AxisType.Manual) else {}
     part = _told(function, own if axes is None else axes, mesh) if own or axes is not None else {}
+    # what is still Explicit here has been mapped by a vmap over an axis that lies along it
+    part = {name: tuple(axis for axis in names if axis in free) for name, names in part.items()}
     used = [axis for names in part.values() for axis in names]
     idle = [axis for axis in free if axis not in used and mesh.shape[axis] > 1]
     if idle:
@@ -60,11 +63,13 @@ def automatic(function: Callable[..., tuple[Array, ...]], outputs: int) -> Calla
     """`function(*arrays, targets)` with axes of type Explicit made Auto inside; outputs lie as the targets do."""
 
     def call(*arrays: Array) -> tuple[Array, ...]:
-        explicit = _of_type(_mesh_of(arrays), AxisType.Explicit)
+        mesh = _mesh_of(arrays)
+        explicit = _of_type(mesh, AxisType.Explicit)
         if not explicit:
             return function(*arrays)
-        like_targets = (jax.typeof(arrays[-1]).sharding,) * outputs
-        out: tuple[Array, ...] = jax.sharding.auto_axes(function, axes=explicit, out_sharding=like_targets)(*arrays)
+        placed = [_on(mesh, x) for x in arrays]
+        like_targets = (jax.typeof(placed[-1]).sharding,) * outputs
+        out: tuple[Array, ...] = jax.sharding.auto_axes(function, axes=explicit, out_sharding=like_targets)(*placed)
         return out
 
     return call
@@ -72,8 +77,8 @@ def automatic(function: Callable[..., tuple[Array, ...]], outputs: int) -> Calla
 
 def mapped_over(mesh: Any) -> dict[str, Any]:
     """What tells shard_map which axes are left, inside another that has mapped some."""
-    free = _of_type(mesh, AxisType.Auto)
-    return {} if len(free) == len(mesh.axis_names) else {"axis_names": set(free)}
+    mapped = _of_type(mesh, AxisType.Manual)
+    return {"axis_names": set(mesh.axis_names) - set(mapped)} if mapped else {}
 
 
 def _mesh_of(arrays: Sequence[Array]) -> Any:
@@ -83,6 +88,13 @@ def _mesh_of(arrays: Sequence[Array]) -> Any:
             break
         mesh = jax.typeof(x).sharding.mesh
     return mesh
+
+
+def _on(mesh: Any, x: Array) -> Array:
+    """An array that lies on no mesh, as one of numpy does, whole on each device of this one."""
+    if not jax.typeof(x).sharding.mesh.empty:
+        return x
+    return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*[None] * x.ndim)))
 
 
 def _of_type(mesh: Any, kind: AxisType) -> tuple[str, ...]:
