@@ -63,7 +63,7 @@ def score_grid(scores: Sequence[Score]) -> Grid:
         (f"{score.group}: {score.name}", score.of, *(f"{n} ({n / score.of:.0%})" for n in score.passed))
         for score in scores
     ]
-    return Grid("Answers to held-out prompts, by their words", ("answer", "prompts", *scores[0].models), tuple(rows))
+    return Grid("Answers by their words", ("answer", "prompts", *scores[0].models), tuple(rows))
 
 
 def scores_html(scores: Sequence[Score]) -> str:
@@ -113,7 +113,7 @@ def _table(samples: Sequence[Sample]) -> str:
         + "</tr>"
         for sample in samples
     )
-    caption = "Greedy answers to held-out prompts"
+    caption = "Answers side by side"
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}"><table class="answers">'
         f'<caption>{caption}</caption>\n<thead><tr><th scope="col">prompt</th>{head}</tr></thead>\n'

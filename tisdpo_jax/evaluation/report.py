@@ -75,6 +75,7 @@ class Report:
     measures: tuple[Grid, ...] = ()
     judging: tuple[Grid, ...] = ()
     samples: tuple[Sample, ...] = ()
+    prompts: str = "held-out"  # which prompts these answer
     scores: tuple[Score, ...] = ()  # of the answers; those that are wanted stand at the top
     history: Sequence[Mapping[str, Any]] = ()  # rows of metrics.jsonl
     weighted_stages: tuple[str, ...] = ()  # stages whose objective is weighted token by token
@@ -93,7 +94,7 @@ def render(report: Report) -> str:
     """The page. Equal reports give equal text: no clock, no random names."""
     lead = _lead(report)
     sections = (
-        ("samples", "Answers to held-out prompts", samples_html(report.samples)),
+        ("samples", f"Answers to {report.prompts} prompts", samples_html(report.samples)),
         ("scores", "Answers by their words", grid_html(score_grid(report.scores)) if report.scores else ""),
         ("result", "Result", "\n".join(comparison_html(comparison) for comparison in report.comparisons)),
         ("measures", "Measures on pairs", "\n".join(map(grid_html, report.measures))),

@@ -181,7 +181,8 @@ def _look(session: Session, directory: Path, policy: Subject, reference: Subject
             _say(f"{evaluate.listed(session.eval)}\n")
         done = evaluate.evaluate(session, policy, reference)
         before, after = model_names(session)[-2:]
-        models = (before, after) if not session.config.evaluation.reference else ("reference", "policy")
+        section = session.config.evaluation
+        models = ("reference", "policy") if section.policy or section.reference else (before, after)
         tables, measures = evaluate.comparisons(done.scores, done.found.beta, models), done.grids()
         # "before" and "after" are words for a run, not for any two models
         shown = tables if not session.config.evaluation.policy else ()

@@ -61,6 +61,7 @@ def write_report(
         judging=judging,
         headline=_headline(tables),
         samples=samples.shown,
+        prompts=samples.prompts,
         scores=samples.scores,
         history=evaluation.read_metrics(metrics or session.run_dir / "metrics.jsonl"),
         weighted_stages=("policy",) if config.loss.name in WEIGHTED else (),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Sequence
 
 import jax
@@ -22,6 +23,10 @@ from tisdpo_jax.roles import Frozen, bind, policy_role
 from tisdpo_jax.sampling.responses import Response
 from tisdpo_jax.types import Params, Variables
 
+log = logging.getLogger(__name__)
+
+DIRECTORY, RESULT = "samples", "samples.json"
+
 NAMES = {
     "tisdpo": "TIS-DPO",
     "dpo": "DPO",
@@ -34,8 +39,6 @@ NAMES = {
 }
 """Of the losses, for people."""
 
-DIRECTORY, RESULT = "samples", "samples.json"
-
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
@@ -43,6 +46,7 @@ class Samples:
 
     shown: tuple[Sample, ...] = ()
     scores: tuple[Score, ...] = ()
+    prompts: str = "held-out"  # or "training", where none are held out
 
     def lines(self) -> list[str]:
         """For a terminal: the first prompts with their answers, then the table of all."""
@@ -75,7 +79,9 @@ def take_samples(session: Session, base: Base, trained: Params) -> Samples:
     """
     section = session.config.evaluation
     prompts = _prompts(session, section.generate)
-    asked, _ = questions(session, prompts, ("main",), 1)
+    asked, unusable = questions(session, prompts, ("main",), 1)
+    for rejection in unusable if jax.process_index() == 0 else ():
+        log.warning("not answered: %s", rejection)
     if not asked:
         return Samples()
     checks = open_checks(section.checks)
@@ -99,6 +105,7 @@ def take_samples(session: Session, base: Base, trained: Params) -> Samples:
     by_id = {prompt.id: prompt for prompt in prompts}
     rows = [(by_id[q.id.removesuffix("/main/0")], [found[name][q.id] for name in found]) for q in asked]
     samples = side_by_side(tuple(found), rows, checks)
+    samples = dataclasses.replace(samples, prompts="training" if session.eval is None else "held-out")
     if jax.process_index() == 0:
         write_text(session.run_dir / RESULT, json.dumps(as_plain(samples), indent=1, ensure_ascii=False) + "\n")
     return samples
