@@ -10,7 +10,6 @@ import functools
 import importlib.resources
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from typing import Any
 import jax
 
 from tisdpo_jax import distributed
-from tisdpo_jax.artifacts import digest
+from tisdpo_jax.artifacts import differences, digest, write_text
 from tisdpo_jax.chat import Endpoint, key_from
 from tisdpo_jax.config import Experiment, with_prompts
-from tisdpo_jax.data import Message, Prompt, Rejection, open_template, prompt_ids, read_prompts, tokenizer_identity
+from tisdpo_jax.data import Message, Prompt, Rejection, open_template, prompt_ids, read_prompts
 from tisdpo_jax.data.records import SETTINGS, Unusable, as_record, count_reasons
 from tisdpo_jax.data.template import HH_MARKS, Template
 from tisdpo_jax.data.views import View, check_views, make_views, show
@@ -30,6 +29,7 @@ from tisdpo_jax.models import Model
 from tisdpo_jax.recipes import models, run_dir
 from tisdpo_jax.recipes.evaluate import end_tokens
 from tisdpo_jax.recipes.positions import warn_of_rows
+from tisdpo_jax.recipes.scores import text_identity
 from tisdpo_jax.recipes.session import Session, open_session
 from tisdpo_jax.recipes.subjects import model_files, open_subject
 from tisdpo_jax.sampling import Draw, Options, Request, http, sample
@@ -308,17 +308,17 @@ def _from_files(asked: Sequence[Question], path: Path) -> dict[str, Response]:
     return read_responses(path, [question.id for question in asked])
 
 
-def _key(session: Session, voice: Voice | None, asked: Sequence[Question]) -> dict[str, str]:
+def _key(session: Session, voice: Voice | None, asked: Sequence[Question]) -> dict[str, Any]:
     """Everything that the answers depend on, under the names that an error would use."""
     config, section = session.config, session.config.sampling
-    key = {
+    key: dict[str, Any] = {
         "prompts": digest([[q.id, as_record(q.messages)] for q in asked]),
         "sampling.engine": section.engine,
     }
     if section.engine == "files":
         return key
-    drawn = [section.max_new_tokens, dataclasses.asdict(_draw(config)), section.seed, list(stops(config))]
-    key |= {"sampling": digest(drawn)}
+    drawn = {"max_new_tokens": section.max_new_tokens, "seed": section.seed, "stop": list(stops(config))}
+    key |= {"sampling": {**dataclasses.asdict(_draw(config)), **drawn}}
     if voice is None:
         return key | {"sampling.endpoint_model": section.endpoint_model}
     return key | {
@@ -328,25 +328,22 @@ def _key(session: Session, voice: Voice | None, asked: Sequence[Question]) -> di
         "lora scale": str(voice.model.compute.lora_scale) if "lora" in voice.identity else "none",
         "sampling.max_prompt": str(section.max_prompt),
         "end of answers": str(options(session, voice.files).eos_ids),
-        "tokenizer": tokenizer_identity(session.tokenizer),
-        "template": digest([config.data.system, open_template(config.data.template, session.tokenizer).identity]),
+        **text_identity(session),
     }
 
 
-def _check_key(path: Path, key: dict[str, str]) -> None:
+def _check_key(path: Path, key: dict[str, Any]) -> None:
     """Leaves beside `path` what its answers are made of, or refuses what was made of something else."""
     label = path.with_name(path.stem + ".key.json")
     if label.exists():
         found: dict[str, Any] = json.loads(label.read_text(encoding="utf-8"))
-        changed = sorted(name for name in found.keys() | key.keys() if found.get(name) != key.get(name))
+        changed = differences(found, key)
         if changed:
             raise CheckpointError(
-                f"{path}: was made with other {', '.join(changed)}; use a new run_dir, or delete {path.name} and "
-                f"{label.name}"
+                f"{path}: was made with another configuration: {'; '.join(changed)}. Nothing was changed: go back to "
+                f"those values, use a new run_dir, or delete {path.name} and {label.name} to ask again"
             )
     elif jax.process_index() == 0:
         label.parent.mkdir(parents=True, exist_ok=True)
-        temporary = label.with_suffix(".tmp")
-        temporary.write_text(json.dumps(key, sort_keys=True, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, label)
+        write_text(label, json.dumps(key, sort_keys=True, indent=1) + "\n")
     distributed.wait_for_all(f"key of {path.name}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tisdpo_jax import interchange, judging, partitioning
 from tisdpo_jax.chat import key_from
-from tisdpo_jax.data import open_template
+from tisdpo_jax.data import open_template, tokenizer_identity
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.judging import Endpoint, Outcomes, Question, Reply, RewardModel, Score, Store, key_of
 from tisdpo_jax.models import Model
@@ -77,7 +77,8 @@ def _reward_model(session: Session, path: str) -> Scorer:
     tokenizer = interchange.load_tokenizer(path)
     template = open_template(config.data.template, tokenizer)
     judge = RewardModel(Model(transformer, session.model.compute), params, head, tokenizer, template)
-    identity = f"{path} {models.identify(params)} {models.identify({'head': head})} {config.model.dtype}"
+    values = [models.identify(tree) for tree in (params, {"head": head})]
+    identity = [*values, repr(transformer), config.model.dtype, tokenizer_identity(tokenizer), template.identity]
 
     def score(store: Store, name: str, prompts: Sequence[Asked], texts: Sequence[str | None]) -> list[float]:
         keys = [key_of(identity, prompt.text, text) for prompt, text in zip(prompts, texts, strict=True)]
