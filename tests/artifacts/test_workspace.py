@@ -53,7 +53,7 @@ def test_of_many_starts_at_one_moment_one_wins(tmp_path: Path) -> None:
     assert (len(wins), len(losses)) == (1, 7)
 
 
-@pytest.mark.parametrize("pid", [1, os.getpid(), 999_999_999])
+@pytest.mark.parametrize("pid", [1, os.getpid(), 999_999_999], ids=["init", "our own", "nobody's"])
 def test_a_lock_of_this_machine_without_a_holder_is_no_obstacle(tmp_path: Path, pid: int) -> None:
     """A container started again has the same host name and the same process numbers as the one that was killed."""
     left_behind(tmp_path, kernel=workspace._kernel(), pid=pid)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tisdpo_jax.config import Experiment, LossSection, WeightsSection, build, describe, nest, resolved
+from tisdpo_jax.config import Experiment, LossSection, WeightsSection, build, describe, nest, resolved, validate
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.testing import random_pairs
 from tisdpo_jax.training.objective import make_weights, pair_loss
@@ -144,3 +145,18 @@ def test_overrides_nest_and_a_resolved_configuration_builds_itself() -> None:
     config = build(Experiment, tree, where="command line")
     assert (config.loss.beta, config.loss.name, config.seed) == (0.2, "dpo", 3)
     assert build(Experiment, resolved(config), where="again") == config
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("name", [name for name, kind, *_ in describe(Experiment) if kind == "a number"])
+def test_numbers_are_finite(name: str, value: str) -> None:
+    given = {"model.path": "model", "data.train": "pairs.jsonl", name: value}
+    with pytest.raises(ConfigError, match=rf"^{re.escape(name)} is -?(nan|inf); it must be a finite number"):
+        validate(build(Experiment, nest(given, where="test"), where="test"))
+
+
+@pytest.mark.parametrize("name", ["kl_coef", "alpha", "margin_coef", "desirable_weight", "undesirable_weight"])
+def test_coefficients_of_losses_are_not_negative(name: str) -> None:
+    given = {"model.path": "model", "data.train": "pairs.jsonl", f"loss.{name}": "-0.1"}
+    with pytest.raises(ConfigError, match=rf"loss\.{name} is -0\.1; it must be at least 0"):
+        validate(build(Experiment, nest(given, where="test"), where="test"))

@@ -122,7 +122,7 @@ def test_a_run_leaves_what_it_promises_and_does_nothing_twice(finished):
     assert {path: path.read_bytes() for path in run.rglob("*.jsonl")} == before
     assert all((policy[name] == value).all() for name, value in exported(run).items())
     code, output = command("run", **{**options, "sampling__seed": 5})
-    assert code == 2 and "was made with other sampling" in output
+    assert code == 2 and "sampling.seed (was 0, now 5)" in output
 
 
 def test_evaluate_and_export_take_what_is_there_and_make_nothing(finished, tmp_path):
@@ -343,7 +343,9 @@ def test_rounds_start_from_the_policy_before(options):
     assert (scores_1 / "train-plus.safetensors").is_file() and (scores_2 / "train-plus.safetensors").is_file()
     moved = {**options, "dlma__rounds": 2, "dlma__reference": "previous"}
     code, output = command("train", **moved)
-    assert code == 2 and "was made with other" in output  # the reference's scores belong to another model
+    assert (
+        code == 2 and "was made with another configuration" in output
+    )  # the reference's scores belong to another model
 
 
 def test_answers_of_others_come_as_a_file(options):

@@ -211,9 +211,9 @@ def test_stale_states_are_refused_by_name(plainly, tmp_path):
     shutil.rmtree(tmp_path / "models")
     label = tmp_path / "scores" / "train-reference-states.json"
     key = json.loads(label.read_text())
-    label.write_text(json.dumps({**key, "model": "another"}))
+    label.write_text(json.dumps({**key, "key": {**key["key"], "model": "another"}}))
     code, output = command("train", **options)
-    assert code == 2 and "was made with other model" in output
+    assert code == 2 and 'another configuration: model (was "another"' in output
     label.write_text(json.dumps(key))
     (tmp_path / "scores" / "train-reference-states.npy").write_bytes(b"torn")
     code, output = command("train", **options)
@@ -260,7 +260,7 @@ def test_stale_scores_are_refused_by_name(scored, what):
     named, change = STALE[what]
     code, output = command("score", **{**scored, **change})
     assert code == 2
-    assert "was made with other" in output and named in output.split("was made with other")[1]
+    assert f"{named} (was " in output.split("was made with another configuration: ")[1]
 
 
 def test_scores_of_another_model_are_refused(scored, tmp_path):
@@ -268,7 +268,7 @@ def test_scores_of_another_model_are_refused(scored, tmp_path):
 
     other = write_tiny_model(tmp_path / "other", seed=9, max_positions=128)
     code, output = command("score", **{**scored, "model__path": other})
-    assert code == 2 and "model" in output.split("was made with other")[1]
+    assert code == 2 and "model (was " in output.split("was made with another configuration: ")[1]
     code, output = command("score", **scored)
     assert code == 0 and "scores read from" in output
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 from collections.abc import Collection
+from typing import Any
 
 from tisdpo_jax.config.idle import idle
 from tisdpo_jax.config.places import check_places, is_address
@@ -24,6 +27,7 @@ def validate(config: Experiment, *, trains: bool = True, verb: str = "", spared:
     """
     config = with_prompts(check_places(config))
     _required(config, trains)
+    _finite(config)
     _ranges(config)
     _combinations(config)
     for name, why in idle(config, verb).items():
@@ -49,6 +53,16 @@ def _required(config: Experiment, trains: bool) -> None:
         _fail("data.train is empty; name a file of pairs, `tfds:NAME`, `hf:NAME`, or `demo:train`")
 
 
+def _finite(section: Any, prefix: str = "") -> None:
+    """Every number of the configuration, at any depth."""
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            _finite(value, f"{prefix}{field.name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            _fail(f"{prefix}{field.name} is {value}; it must be a finite number")
+
+
 def _ranges(config: Experiment) -> None:
     at_least = {
         "model.head_chunk": (config.model.head_chunk, 1),
@@ -70,6 +84,11 @@ def _ranges(config: Experiment) -> None:
         "evaluation.judge.concurrency": (config.evaluation.judge.concurrency, 1),
         "evaluation.judge.retries": (config.evaluation.judge.retries, 0),
         "logging.every": (config.logging.every, 1),
+        "loss.kl_coef": (config.loss.kl_coef, 0),
+        "loss.alpha": (config.loss.alpha, 0),
+        "loss.margin_coef": (config.loss.margin_coef, 0),
+        "loss.desirable_weight": (config.loss.desirable_weight, 0),
+        "loss.undesirable_weight": (config.loss.undesirable_weight, 0),
         "sampling.limit": (config.sampling.limit, 0),
         "sampling.samples": (config.sampling.samples, 1),
         "sampling.batch_size": (config.sampling.batch_size, 1),
