@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import math
 from collections.abc import Collection
-from typing import Any
 
 from tisdpo_jax.config.idle import idle
 from tisdpo_jax.config.places import check_places, is_address
@@ -27,7 +24,6 @@ def validate(config: Experiment, *, trains: bool = True, verb: str = "", spared:
     """
     config = with_prompts(check_places(config))
     _required(config, trains)
-    _finite(config)
     _ranges(config)
     _combinations(config)
     for name, why in idle(config, verb).items():
@@ -51,16 +47,6 @@ def _required(config: Experiment, trains: bool) -> None:
             _fail("data.train and data.eval are files of pairs; DLMA makes its own (dlma.rounds), leave them empty")
     elif trains and not config.data.train:
         _fail("data.train is empty; name a file of pairs, `tfds:NAME`, `hf:NAME`, or `demo:train`")
-
-
-def _finite(section: Any, prefix: str = "") -> None:
-    """Every number of the configuration, at any depth."""
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
-            _finite(value, f"{prefix}{field.name}.")
-        elif isinstance(value, float) and not math.isfinite(value):
-            _fail(f"{prefix}{field.name} is {value}; it must be a finite number")
 
 
 def _ranges(config: Experiment) -> None:
