@@ -149,7 +149,7 @@ def test_evaluate_and_export_take_what_is_there_and_make_nothing(finished, tmp_p
 
 def test_a_run_of_rounds_is_one_wandb_run(finished, wandb_runs):
     (run,) = wandb_runs
-    assert run.ends == 1 and "round-1/policy/train/loss" in run.names
+    assert run.ends == 1 and "round-1/policy/train/objective" in run.names
     assert run.options["id"] == json.loads((finished[0]["run_dir"] / "wandb.json").read_text())["id"]
 
 

@@ -24,6 +24,7 @@ def session(template: str, name: str) -> Any:
     return types.SimpleNamespace(
         config=dataclasses.replace(config, data=dataclasses.replace(config.data, template=template)),
         tokenizer=tokenizer,
+        model_path=Path("no files"),
         model=types.SimpleNamespace(
             config="llama", compute=types.SimpleNamespace(lora_scale=1.0, dtype="float32", config=None)
         ),
@@ -52,4 +53,4 @@ def test_a_moved_model_or_template_is_the_same(tmp_path: Path, monkeypatch: pyte
 def test_an_endpoint_is_not_asked_with_half_a_prompt() -> None:
     left = [generate.Question("1/main/0", (Message("user", "hi", '{"name": "Bob"}'),))]
     with pytest.raises(DataError, match=r"1/main/0: sampling\.engine http sends roles and text"):
-        generate._over_http(session("auto", ""), left, lambda found: None, "answers")
+        generate._over_http(session("auto", ""), left, lambda found: None, "answers", None)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from tisdpo_jax.config import EvaluationSection
 from tisdpo_jax.models import Model, logits
-from tisdpo_jax.recipes import evaluate
 from tisdpo_jax.sampling import generate
 from tisdpo_jax.testing import device_mesh, random_params, tiny_config
 
@@ -71,19 +66,9 @@ class Stop(Exception):
     pass
 
 
-def test_a_request_to_stop_is_heard_before_each_batch(variables, monkeypatch):
-    """Here, and where a report is given its answers before and after."""
-
-    def stop(doing=""):
-        raise Stop(doing)
+def test_a_request_to_stop_is_heard_before_each_batch(variables):
+    def stop():
+        raise Stop
 
     with pytest.raises(Stop):
         generate(Model(CONFIG), variables, [[1]], max_new_tokens=1, eos_ids=[], on_batch=stop)
-    monkeypatch.setattr(evaluate, "end_tokens", lambda *_: [])
-    pairs = SimpleNamespace(pairs=[SimpleNamespace(prompt=np.asarray([1]))])
-    config = SimpleNamespace(evaluation=EvaluationSection(), data=SimpleNamespace(template="hh"))
-    session = SimpleNamespace(
-        eval=pairs, config=config, model=Model(CONFIG), tokenizer=None, interrupt=SimpleNamespace(poll=stop)
-    )
-    with pytest.raises(Stop, match="answering prompts for the report"):
-        evaluate.samples(session, variables, variables)

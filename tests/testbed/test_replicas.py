@@ -67,7 +67,11 @@ def test_replicas_are_what_they_are_alone(name):
                         jax.tree_util.tree_leaves_with_path(kept), jax.tree.leaves(state.trained), strict=True
                     ):
                         np.testing.assert_allclose(
-                            mine[seed, number], theirs, atol=1e-5, err_msg=jax.tree_util.keystr(path)
+                            mine[seed, number],
+                            theirs,
+                            # a thousandth of each step: Adam divides by gradients, the rounding of small ones too
+                            atol=1e-3 * rate * (k + 1),
+                            err_msg=jax.tree_util.keystr(path),
                         )
     assert np.abs(np.asarray(found["head"]["kernel"] - BASE["head"]["kernel"][:, None])).max() > 1e-3
 
