@@ -69,8 +69,8 @@ def test_replicas_are_what_they_are_alone(name):
                         np.testing.assert_allclose(
                             mine[seed, number],
                             theirs,
-                            # a thousandth of each step: Adam divides by gradients, the rounding of small ones too
-                            atol=1e-3 * rate * (k + 1),
+                            # half a percent of a step: Adam divides by gradients, so their rounding too
+                            atol=5e-3 * rate,
                             err_msg=jax.tree_util.keystr(path),
                         )
     assert np.abs(np.asarray(found["head"]["kernel"] - BASE["head"]["kernel"][:, None])).max() > 1e-3
