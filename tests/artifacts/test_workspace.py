@@ -24,9 +24,9 @@ def left_behind(directory: Path, **fields: Any) -> Path:
 
 def test_the_second_of_two_is_refused_and_the_first_leaves_nothing(tmp_path: Path) -> None:
     with lease(tmp_path):
-        with pytest.raises(ConfigError, match=rf"in use by process {os.getpid()} on .*use another run_dir"):  # noqa: SIM117
-            with lease(tmp_path):
-                pass
+        said = rf"in use by process {os.getpid()} on .*use another run_dir"
+        with pytest.raises(ConfigError, match=said), lease(tmp_path):
+            pass
         assert (tmp_path / ".lock").exists()
     assert list(tmp_path.iterdir()) == []
 

@@ -115,7 +115,7 @@ def test_what_cannot_be_read_is_asked_for_again(name: str) -> None:
 )
 def test_errors_are_of_the_question_of_the_job_or_pass(status: int, error: Any, kind: str) -> None:
     content = b"odd" if error is None else json.dumps(error).encode()
-    with pytest.raises({"job": EndpointFailed, "again": Again}.get(kind, Unanswered)) as caught:  # type: ignore[arg-type]
+    with pytest.raises({"job": EndpointFailed, "again": Again}.get(kind, Unanswered)) as caught:  # type: ignore[arg-type]  # of one of three types
         read_error(status, content)
     if kind in ("reply", "status"):
         assert isinstance(caught.value, Unanswered) and caught.value.kind == kind

@@ -39,7 +39,7 @@ def config_of(fields: dict[str, Any]) -> Experiment:
 
 @pytest.mark.parametrize("method", WEIGHTS)
 def test_a_kind_of_weights_knows_what_changes_it_and_nothing_else(method: str) -> None:
-    pairs, section = random_pairs(0, (3, 2, 7)), WeightsSection(method=method)  # type: ignore[arg-type]
+    pairs, section = random_pairs(0, (3, 2, 7)), WeightsSection(method=method)  # type: ignore[arg-type]  # one of the names
 
     def made(section: WeightsSection) -> np.ndarray:
         found = make_weights(section, pairs.positive_logps, pairs.negative_logps, pairs.mask, record=np.arange(3))
@@ -61,7 +61,7 @@ def test_a_loss_knows_what_changes_it_and_nothing_else(loss: str) -> None:
         arrays = (pairs.policy_logps, pairs.reference_logps, batch)
         return np.asarray(pair_loss(section, *arrays, token_weights=weights, kl=pairs.token_kl).loss)
 
-    section = LossSection(name=loss)  # type: ignore[arg-type]
+    section = LossSection(name=loss)  # type: ignore[arg-type]  # one of the names
     before = value_of(section)
     for name, (_, value) in LOSS_FLIPS.items():
         if name != "name":

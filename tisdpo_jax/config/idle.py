@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from tisdpo_jax.config.fields import get, replaced
 from tisdpo_jax.config.places import is_address
 from tisdpo_jax.config.schema import Experiment, OptimizerSection, StageSection
 
@@ -59,7 +60,7 @@ def idle(config: Experiment, verb: str = "") -> dict[str, str]:
     for used, why, names in _rules(config, verb):
         for name in () if used else names:
             for leaf in _leaves(name, default):
-                if _get(config, leaf) != _get(default, leaf):
+                if get(config, leaf) != get(default, leaf):
                     found.setdefault(leaf, why)
     return found
 
@@ -68,7 +69,7 @@ def without(config: Experiment, names: Iterable[str]) -> Experiment:
     """The configuration with the defaults of these fields."""
     default = Experiment()
     for name in names:
-        config = _set(config, name, _get(default, name))
+        config = replaced(config, name, get(default, name))
     return config
 
 
@@ -186,20 +187,9 @@ def _judge(config: Experiment) -> Iterator[Rule]:
 
 
 def _leaves(name: str, config: Any) -> Iterator[str]:
-    value = _get(config, name)
+    value = get(config, name)
     if not dataclasses.is_dataclass(value):
         yield name
         return
     for field in dataclasses.fields(value):
         yield from _leaves(f"{name}.{field.name}", config)
-
-
-def _get(config: Any, name: str) -> Any:
-    for part in name.split("."):
-        config = getattr(config, part)
-    return config
-
-
-def _set(config: Any, name: str, value: Any) -> Any:
-    first, _, rest = name.partition(".")
-    return dataclasses.replace(config, **{first: _set(getattr(config, first), rest, value) if rest else value})

@@ -6,12 +6,11 @@ name, so that `gs://bucket/run` never becomes a directory called `gs:`.
 
 from __future__ import annotations
 
-import dataclasses
 import os.path
 import re
 import urllib.parse
-from typing import Any
 
+from tisdpo_jax.config.fields import get, replaced
 from tisdpo_jax.config.schema import Experiment
 from tisdpo_jax.errors import ConfigError
 
@@ -48,7 +47,7 @@ def check_places(config: Experiment) -> Experiment:
     """
     changed: dict[str, str] = {}
     for name, kinds in PATHS.items():
-        value = str(_get(config, name))
+        value = str(get(config, name))
         changed[name] = check_path(name, value, kinds)
     judge = config.evaluation.judge
     for part in judge.models.split(","):
@@ -60,8 +59,8 @@ def check_places(config: Experiment) -> Experiment:
     else:
         changed["evaluation.judge.by"] = check_path("evaluation.judge.by", judge.by)
     for name, value in changed.items():
-        if value != _get(config, name):
-            config = _set(config, name, value)
+        if value != get(config, name):
+            config = replaced(config, name, value)
     return config
 
 
@@ -141,14 +140,3 @@ def _shown(value: str) -> str:
     """A value for messages: user names, passwords and queries left out."""
     hidden = re.sub(r"(?<=://)[^/\s]*@", "", value.strip())
     return re.sub(r"[?#].*", "", hidden) if "://" in hidden else hidden
-
-
-def _get(config: Any, name: str) -> Any:
-    for part in name.split("."):
-        config = getattr(config, part)
-    return config
-
-
-def _set(config: Any, name: str, value: Any) -> Any:
-    first, _, rest = name.partition(".")
-    return dataclasses.replace(config, **{first: _set(getattr(config, first), rest, value) if rest else value})

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection
 
+from tisdpo_jax.config.fields import get
 from tisdpo_jax.config.idle import idle
 from tisdpo_jax.config.places import check_places, is_address
 from tisdpo_jax.config.prompt_pairs import with_prompts
@@ -28,7 +28,7 @@ def validate(config: Experiment, *, trains: bool = True, verb: str = "", spared:
     _combinations(config)
     for name, why in idle(config, verb).items():
         if name not in spared:
-            value = functools.reduce(getattr, name.split("."), config)
+            value = get(config, name)
             _fail(f"{name} is {value!r} and does nothing: {why}; take it out")
     return config
 
