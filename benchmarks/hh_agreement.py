@@ -36,9 +36,10 @@ def main() -> None:
 
     from tisdpo_jax.config import PROMPT_PAIRS, Experiment, build, with_prompts
     from tisdpo_jax.data import read_pairs
+    from tisdpo_jax.estimators import CONTRAST
     from tisdpo_jax.recipes import models
     from tisdpo_jax.recipes.dlma import with_pairs
-    from tisdpo_jax.recipes.scores import compute_logps
+    from tisdpo_jax.recipes.scores import compute_scores
     from tisdpo_jax.recipes.session import open_session
     from tisdpo_jax.roles import contrast_roles
     from tisdpo_jax.scoring import contrast_scores
@@ -65,7 +66,8 @@ def main() -> None:
                 roles = contrast_roles("prompts", lora=False)
                 assert roles is not None
                 plus, minus = (
-                    compute_logps(here, role, frozen, "train", label=f"{name} {role.view}") for role in roles
+                    compute_scores(here, read, role, frozen, "train", label=f"{name} {role.view}")
+                    for read, role in zip(CONTRAST, roles, strict=True)
                 )
                 mask = here.train.mask(here.elements)
                 for how in ("sum", "mean"):

@@ -63,7 +63,7 @@ class Steps:
             shardings = state_shardings(jax.eval_shape(begin, trained), self.mesh)
             self.state: Any = jax.jit(begin, out_shardings=shardings, donate_argnums=0)(trained)
         mask = self.encoded.mask(session.elements)
-        columns = {"weights": mask, "reference_logps": -mask}
+        columns = {"token_weights": mask, "reference_logps": -mask}
         blank = blank_states(self.encoded, session.model.config.hidden_size, session.config.model.dtype)
         self.ready = {}
         for name, (plan, taken) in plans.items():

@@ -41,6 +41,8 @@ GOOD: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         losses.dlma_loss,
         {**POLICY, "self_reward": floats(B), "weights": floats(B, 2, N), "token_kl": floats(B, 2, N)},
     ),
+    "simpo_loss": (losses.simpo_loss, {"policy_logps": floats(B, 2, N), "mask": MASK}),
+    "orpo_loss": (losses.orpo_loss, {"policy_logps": floats(B, 2, N), "mask": MASK}),
     "sft_loss": (losses.sft_loss, {"policy_logps": floats(B, N), "mask": MASK[:, 0]}),
     "importance_weights": (weights.importance_weights, SIGNS),
     "token_rewards": (weights.token_rewards, SIGNS),
@@ -79,12 +81,14 @@ BAD_VALUES: dict[str, tuple[Any, ...]] = {
     "mu": (NAN, INF, -INF),
     "lower": (NAN, -INF, 1e6),  # the last is above upper
     "upper": (NAN, INF, "1.5"),
-    "gamma": (0.0, -0.5, NAN, INF),
+    "gamma": (-0.5, NAN, INF),
+    "coef": (-0.1, NAN, INF),
     "top_percent": (-1.0, 100.5, NAN),
     "zero_last": (1, "yes", None),
     "direction": ("forward", None),
     "chunk": (0, -1, 2.5, True, None),
 }
+OF_ONE = {("position", "gamma"): (0.0,)}
 ELSEWHERE = {"key", "axes"}  # jax looks at keys; axes: tests/scoring/test_foreign_meshes.py
 OF_MODELS = {"contrast", "read", "score", "score_pair_of_models"}  # they take models and batches
 
@@ -144,7 +148,7 @@ def wrong_values() -> Iterator[Any]:
 @pytest.mark.parametrize(("name", "key"), list(wrong_values()))
 def test_values_out_of_range(name: str, key: str) -> None:
     good = GOOD[name][1]
-    for value in BAD_VALUES[key]:
+    for value in (*BAD_VALUES[key], *OF_ONE.get((name, key), ())):
         refuses(name, key, {**good, key: value})
 
 

@@ -81,13 +81,13 @@ def _batch(config, plan, columns, mesh) -> Batch:
         elements=elements,
         shards=partitioning.batch_shards(mesh),
         parts=section.micro_batches,
-        sides=(0,) if config.loss.name == "sft" else (0, 1),
+        sides=config.loss.needs.sides,
         views=plan.casting.views(),
         packed=config.data.packing == "shared",
         copies=splash and config.data.packing == "shared",
         multiple=128 if splash else 8,
     )
-    width = {"margin": ()}
+    width = {"self_reward": ()}
     values = {name: np.zeros((len(indices), *width.get(name, (2, elements))), np.float32) for name in columns}
     batch = make_batch(pairs, indices, layout=layout, columns=values)
     for x in jax.tree.leaves((batch.views, batch.mask)):

@@ -14,8 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A room imports rooms of its own floor and of lower ones.
 FLOORS = [
-    {"types", "arguments", "errors", "config", "_version"},
+    {"types", "arguments", "errors", "options", "_version"},
     {"losses", "weights"},
+    {"objectives", "estimators"},
+    {"config"},
     {"roles", "scoring", "partitioning", "models", "routing"},
     {
         "training",
@@ -42,7 +44,7 @@ ARITHMETIC = {"arguments", "losses", "weights"}
 ARITHMETIC_IMPORTS = {"jax", "__future__", "typing", "collections", "dataclasses", "functools", "math"}
 ARITHMETIC_ROOMS = {"types", "arguments"}
 
-MEANING = {"scoring", "models", "roles", "partitioning", "routing"}
+MEANING = {"objectives", "estimators", "scoring", "models", "roles", "partitioning", "routing"}
 # Whatever reads, writes or talks: files, formats, processes, networks.
 WORLD = {
     *("os", "io", "pathlib", "shutil", "tempfile", "glob", "json", "csv", "pickle", "gzip", "zipfile", "tarfile"),
@@ -102,7 +104,7 @@ def test_imports_respect_the_floors() -> None:
     [
         ("losses/_dpo.py", "import numpy as np", "arithmetic and imports numpy"),
         ("losses/_dpo.py", "from tisdpo_jax.weights import TRANSFORMS", "arithmetic and imports tisdpo_jax.weights"),
-        ("losses/_dpo.py", "from ..config import LossSection", "arithmetic and imports tisdpo_jax.config"),
+        ("losses/_dpo.py", "from ..config import Experiment", "a floor above it"),
         ("weights/_importance.py", "import jax, flax", "arithmetic and imports flax"),
         ("scoring/text.py", "import os.path", "does no I/O and imports os"),
         ("models/zoo.py", "def f():\n    import json", "does no I/O and imports json"),
@@ -118,7 +120,7 @@ def test_a_broken_rule_is_found(tmp_path: Path, file: str, line: str, why: str) 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(line + "\n", encoding="utf-8")
     found = violations(tmp_path / "tisdpo_jax")
-    assert len(found) == 1 and why in found[0], found
+    assert found and why in found[0], found
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ class Batch(NamedTuple):
     views: dict[str, View]  # "main" always; "plus" and "minus" where prompts make the contrast
     mask: Array  # [B, S, N] float32, 1 on real response tokens (the end-of-turn token too)
     record: Array  # [B] int32, index of the pair in its data set; -1 in a filler row
-    columns: dict[str, Array]  # precomputed values by pair, [B, ...]: "weights", "reference_logps", "margin"
+    columns: dict[str, Array]  # precomputed values by pair, [B, ...]: "token_weights", "reference_logps", "self_reward"
     states: Array | None = None  # [R, M, D], last hidden states of the reference by slot of "main"
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import re
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
-from tisdpo_jax.config import Experiment, LossSection, WeightsSection, build, describe, nest, resolved, validate
+from tisdpo_jax.config import Experiment, build, describe, let_go, nest, resolved, validate
+from tisdpo_jax.config.build import discriminator
+from tisdpo_jax.config.fields import get, replaced
 from tisdpo_jax.errors import ConfigError
-from tisdpo_jax.testing import random_pairs
-from tisdpo_jax.training.objective import make_weights, pair_loss
-from tisdpo_jax.types import Batch
+from tisdpo_jax.objectives import Dpo, SimPo
 
 PACKAGE = Path(__file__).resolve().parents[2] / "tisdpo_jax"
 
@@ -37,85 +38,11 @@ def test_every_field_is_read_somewhere(name: str) -> None:
     assert name.rpartition(".")[2] in attributes_read()
 
 
-@pytest.fixture(scope="module")
-def pairs():
-    return random_pairs(0, (6, 2, 9))
-
-
-WEIGHT_FLIPS = {
-    "method": ("importance", "uniform"),
-    "scale": ("importance", 2.0),
-    "mu": ("importance", 0.5),
-    "lower": ("importance", -0.1),
-    "upper": ("importance", 0.2),
-    "gamma": ("position", 0.5),
-    "top_percent": ("binary", 20.0),
-    "seed": ("log_uniform", 7),
-}
-
-
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(WeightsSection)])
-def test_every_field_of_weights_changes_them(pairs, field: str) -> None:
-    method, value = WEIGHT_FLIPS[field]
-    section = WeightsSection(method=method)
-    make = functools.partial(
-        make_weights, positive=pairs.positive_logps, negative=pairs.negative_logps, mask=pairs.mask, record=np.arange(6)
-    )
-    assert (make(section) != make(dataclasses.replace(section, **{field: value}))).any()
-
-
-METHODS = {
-    *("importance", "uniform", "log_uniform", "shuffled", "rank", "position"),
-    *("binary", "rank_based", "threshold_and_scale", "threshold", "origin", "random"),
-}
-
-
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_method_gives_weights_on_real_tokens_only(pairs, method: str) -> None:
-    found = make_weights(
-        WeightsSection(method=method), pairs.positive_logps, pairs.negative_logps, pairs.mask, record=np.arange(6)
-    )
-    assert found.shape == pairs.mask.shape and np.isfinite(found).all()
-    assert (np.asarray(found)[np.asarray(pairs.mask) == 0] == 0).all()
-
-
-LOSS_FLIPS = {
-    "name": ("dpo", "ipo"),
-    "beta": ("dpo", 0.3),
-    "label_smoothing": ("dpo", 0.2),
-    "kl_coef": ("tisdpo", 0.5),
-    "average": ("ipo", True),
-    "alpha": ("tdpo", 0.9),
-    "variant": ("tdpo", 1),
-    "margin_coef": ("dlma", 0.7),
-    "margin_lower": ("dlma", -0.1),
-    "margin_upper": ("dlma", 0.1),
-    "desirable_weight": ("kto", 2.0),
-    "undesirable_weight": ("kto", 2.0),
-}
-
-
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(LossSection)])
-def test_every_field_of_the_loss_changes_it(pairs, field: str) -> None:
-    name, value = LOSS_FLIPS[field]
-    batch = Batch({}, pairs.mask, np.arange(6), {"margin": np.linspace(-3, 3, 6, dtype=np.float32)})
-
-    def value_of(section: LossSection) -> np.ndarray:
-        weights = np.asarray(pairs.mask) * 1.5
-        result = pair_loss(
-            section, pairs.policy_logps, pairs.reference_logps, batch, token_weights=weights, kl=pairs.token_kl
-        )
-        return np.asarray(result.loss)
-
-    section = LossSection(name=name)
-    assert (value_of(section) != value_of(dataclasses.replace(section, **{field: value}))).any()
-
-
 def test_yaml_numbers_are_cast_by_field_type() -> None:
     values = {
         "train": {"optimizer": {"learning_rate": "5e-7"}, "epochs": 1},
         "model": {"path": 7},
-        "loss": {"variant": "1"},
+        "loss": {"name": "tdpo", "variant": "1"},
     }
     config = build(Experiment, values, where="x.yaml")
     assert config.train.optimizer.learning_rate == 5e-7 and config.model.path == "7" and config.loss.variant == 1
@@ -129,7 +56,7 @@ def test_yaml_numbers_are_cast_by_field_type() -> None:
         ({"train": {"batch_size": 2.5}}, "train.batch_size is 2.5; it must be a whole number"),
         ({"train": {"batch_size": True}}, "train.batch_size is True"),
         ({"loss": {"beta": "nan"}}, "loss.beta is 'nan'; it must be a number"),
-        ({"loss": {"average": "perhaps"}}, "loss.average is 'perhaps'; it must be true or false"),
+        ({"loss": {"name": "ipo", "average": "perhaps"}}, "loss.average is 'perhaps'; it must be true or false"),
         ({"losss": {}}, "unknown field losss; did you mean loss?"),
     ],
 )
@@ -146,8 +73,43 @@ def test_overrides_nest_and_a_resolved_configuration_builds_itself() -> None:
     assert build(Experiment, resolved(config), where="again") == config
 
 
-@pytest.mark.parametrize("name", ["kl_coef", "alpha", "margin_coef", "desirable_weight", "undesirable_weight"])
-def test_coefficients_of_losses_are_not_negative(name: str) -> None:
-    given = {"model.path": "model", "data.train": "pairs.jsonl", f"loss.{name}": "-0.1"}
-    with pytest.raises(ConfigError, match=rf"loss\.{name} is -0\.1; it must be at least 0"):
-        validate(build(Experiment, nest(given, where="test"), where="test"))
+def limited() -> list[tuple[str, dict[str, str], float]]:
+    """(field, what has to be chosen for it to be there, a number that is too small or too large) of every range."""
+    cases = []
+
+    def walk(section: Any, prefix: str, chosen: dict[str, str]) -> None:
+        for field in dataclasses.fields(section):
+            name, variants = f"{prefix}{field.name}", field.metadata.get("variants")
+            if variants:
+                for kind_name, kind in variants.items():
+                    walk(kind(), f"{name}.", {f"{name}.{discriminator(variants)}": kind_name})
+            elif dataclasses.is_dataclass(getattr(section, field.name)):
+                walk(getattr(section, field.name), f"{name}.", chosen)
+            for limit, value in field.metadata.get("limits", {}).items():
+                if value is not None:
+                    side = -1 if limit in ("above", "at_least") else 1
+                    cases.append((name, chosen, value if limit in ("above", "below") else value + side))
+
+    walk(Experiment(), "", {})
+    return cases
+
+
+def test_a_number_outside_its_range_is_refused_by_name() -> None:
+    cases = limited()
+    assert len(cases) > 80
+    for name, chosen, value in cases:
+        config = build(Experiment, nest(chosen, where="test"), where="test")
+        value = int(value) if isinstance(get(config, name), int) else value
+        with pytest.raises(ConfigError, match=rf"^{re.escape(name)} is .*; it must be (at least|above|between|below)"):
+            validate(replaced(config, name, value))
+
+
+def test_a_section_of_several_kinds_is_that_of_its_name_and_keeps_what_both_kinds_have() -> None:
+    file = build(Experiment, {"loss": {"name": "tisdpo", "beta": 0.2, "kl_coef": 0.5}}, where="x.yaml")
+    tried = build(Experiment, nest({"loss.name": "dpo"}, where="command line"), where="command line", base=file)
+    assert tried.loss == Dpo(beta=0.2) and list(let_go(file, tried)) == ["loss.kl_coef"]
+    assert build(Experiment, {"loss": {"name": "simpo"}}, where="x").loss == SimPo()  # its own defaults
+    with pytest.raises(ConfigError, match=r"x: unknown field loss.kl_coef for loss.name dpo, which has: name, beta"):
+        build(Experiment, {"loss": {"name": "dpo", "kl_coef": 1}}, where="x")
+    with pytest.raises(ConfigError, match=r"x: loss.name is 'dop'; .*; did you mean dpo\?"):
+        build(Experiment, {"loss": {"name": "dop"}}, where="x")

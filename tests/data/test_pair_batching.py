@@ -129,7 +129,7 @@ def test_recorded_columns() -> None:
         "a", "f:1", array(5), array(7, 8, 9), array(8), margin=2.0, chosen_weights=weights, rejected_weights=weights[:1]
     )
     columns = recorded_columns(encoded(first), 4)
-    assert columns["margin"].tolist() == [2.0]
-    assert columns["weights"].tolist() == [[[1, 2, 3, 0], [1, 0, 0, 0]]]
+    assert columns["self_reward"].tolist() == [2.0]
+    assert columns["token_weights"].tolist() == [[[1, 2, 3, 0], [1, 0, 0, 0]]]
     assert recorded_columns(encoded(first, SECOND), 4) == {}
     assert recorded_columns(encoded(), 4) == {}

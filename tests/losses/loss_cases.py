@@ -55,6 +55,8 @@ LOSSES: dict[str, Case] = {
         kl_coef=0.5,
         label_smoothing=0.05,
     ),
+    "simpo": lambda p: losses.simpo_loss(p.policy_logps, p.mask, beta=2.0, gamma=0.6, label_smoothing=0.05),
+    "orpo": lambda p: losses.orpo_loss(p.policy_logps, p.mask, coef=0.3),
     "tisdpo": _tisdpo,
     "tisdpo with KL": lambda p: _tisdpo(p, token_kl=p.token_kl, kl_coef=0.5, label_smoothing=0.05),
 }

@@ -17,7 +17,7 @@ from tisdpo_jax.losses import PairLoss
 from tisdpo_jax.testing import Pairs, random_pairs
 
 INF = jnp.inf
-LOGISTIC = sorted(name for name in LOSSES if "kto" not in name and "ipo" not in name)
+LOGISTIC = sorted(name for name in LOSSES if not any(other in name for other in ("kto", "ipo", "simpo", "orpo")))
 
 
 @functools.cache

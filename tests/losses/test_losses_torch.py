@@ -88,6 +88,20 @@ def dlma_weighted(p: Pairs, kl_coef: float, smoothing: float) -> Tensor:
     return -(1 - smoothing) * logsigmoid(z) - smoothing * logsigmoid(-z)
 
 
+def means(p: Pairs) -> Tensor:
+    return (p.policy_logps * p.mask).sum(-1) / p.mask.sum(-1)
+
+
+def simpo(p: Pairs, beta: float, gamma: float, smoothing: float) -> Tensor:
+    z = beta * difference(means(p)) - gamma
+    return -(1 - smoothing) * logsigmoid(z) - smoothing * logsigmoid(-z)
+
+
+def orpo(p: Pairs, coef: float) -> Tensor:
+    log_odds = torch.logit(torch.exp(means(p)))
+    return -means(p)[..., 0] - coef * logsigmoid(difference(log_odds))
+
+
 TORCH: dict[str, Callable[[Pairs], Tensor]] = {
     "dpo": dpo,
     "dpo smoothed": lambda p: dpo(p, 0.1),
@@ -99,6 +113,8 @@ TORCH: dict[str, Callable[[Pairs], Tensor]] = {
     "kto of the batch": lambda p: kto(p, None, 1.0, 1.0),
     "dlma": dlma,
     "dlma with weights and KL": lambda p: dlma_weighted(p, 0.5, 0.05),
+    "simpo": lambda p: simpo(p, 2.0, 0.6, 0.05),
+    "orpo": lambda p: orpo(p, 0.3),
     "tisdpo": lambda p: tisdpo(p, 0.0, 0.0),
     "tisdpo with KL": lambda p: tisdpo(p, 0.5, 0.05),
 }

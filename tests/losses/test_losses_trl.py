@@ -200,3 +200,31 @@ def test_kto(pairs: Pairs) -> None:
         ).loss
 
     compare(pairs, ours, loss.item(), policy.grad)
+
+
+def test_simpo_of_cpo(pairs: Pairs) -> None:
+    cpo = pytest.importorskip("trl.experimental.cpo", reason="another TRL")
+    means = [torch.tensor(np.asarray(x), dtype=torch.float64) for x in _means(pairs)]
+    settings = SimpleNamespace(
+        beta=2.0, simpo_gamma=0.6, loss_type="simpo", label_smoothing=0.1, accelerator=SimpleNamespace(device="cpu")
+    )
+    settings.alpha = 0.0
+    expected, chosen, rejected = cpo.CPOTrainer.cpo_loss(settings, *means)
+    out = losses.simpo_loss(pairs.policy_logps, pairs.mask, beta=2.0, gamma=0.6, label_smoothing=0.1)
+    for ours, theirs in zip(out, (expected, chosen, rejected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_the_odds_ratio_of_orpo(pairs: Pairs) -> None:
+    orpo = pytest.importorskip("trl.experimental.orpo", reason="another TRL")
+    chosen, rejected = (torch.tensor(np.asarray(x), dtype=torch.float64) for x in _means(pairs))
+    settings = SimpleNamespace(beta=0.3, accelerator=SimpleNamespace(device="cpu"))
+    scaled, reward, *_ = orpo.ORPOTrainer.odds_ratio_loss(settings, chosen, rejected)
+    out = losses.orpo_loss(pairs.policy_logps, pairs.mask, coef=0.3)
+    np.testing.assert_allclose(out.loss, -chosen - scaled, rtol=1e-5)
+    np.testing.assert_allclose(out.chosen_reward, reward, rtol=1e-5)
+
+
+def _means(pairs: Pairs) -> tuple[jax.Array, jax.Array]:
+    totals = (pairs.policy_logps * pairs.mask).sum(-1) / pairs.mask.sum(-1)
+    return totals[:, 0], totals[:, 1]

@@ -9,10 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from tisdpo_jax.config import LossSection, OptimizerSection
+from tisdpo_jax.config import OptimizerSection
 from tisdpo_jax.data import Order
 from tisdpo_jax.models import Model, TransformerConfig, logits
+from tisdpo_jax.objectives import Sft
 from tisdpo_jax.roles import Casting, Role, policy_role
+from tisdpo_jax.scoring import Text
 from tisdpo_jax.testbed import replicas
 from tisdpo_jax.testbed.cells import methods
 from tisdpo_jax.testbed.world import BAD, GOOD, draw_corpus, draw_pairs, draw_prompts, make_world, steered
@@ -48,8 +50,10 @@ def batches(sides=(0, 1), columns=None):
 def test_replicas_are_what_they_are_alone(name):
     cell = methods(0.1)[name]
     reference = None if cell.loss.name == "sft" else Role("base")
-    plan = Plan(MODEL, Casting(policy_role(lora=False), reference), cell.loss)
-    columns = [{"weights": np.exp(pairs.rewards).astype(np.float32) * pairs.mask.astype(np.float32)} for pairs in PAIRS]
+    plan = Plan(Text(MODEL), Casting(policy_role(lora=False), reference), cell.loss)
+    columns = [
+        {"token_weights": np.exp(pairs.rewards).astype(np.float32) * pairs.mask.astype(np.float32)} for pairs in PAIRS
+    ]
     fed = batches(cell.sides, columns)
     frozen = {"params": {"base": BASE}, "lora": {}}
     halfway, found = replicas.train(plan, SECTION, RATES, BASE, frozen, fed, cuts=[1, 3])
@@ -143,4 +147,4 @@ def test_contrastive_prompts_are_in_the_pairs():
 
 def test_loss_sections_of_all_methods_are_known():
     assert {cell.loss.name for cell in methods(0.3).values()} == {"sft", "dpo", "ipo", "kto", "tdpo", "tisdpo"}
-    assert all(cell.loss == LossSection(name="sft") or cell.loss.beta == 0.3 for cell in methods(0.3).values())
+    assert all(cell.loss == Sft() or cell.loss.beta == 0.3 for cell in methods(0.3).values())

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tisdpo_jax.config import LossSection, StageSection
+from tisdpo_jax.config import StageSection
 from tisdpo_jax.data import Order, fit
 from tisdpo_jax.models import Model
+from tisdpo_jax.objectives import Dpo
 from tisdpo_jax.roles import Casting, Role, policy_role
+from tisdpo_jax.scoring import Text
 from tisdpo_jax.testing import random_encoded, tiny_config
 from tisdpo_jax.training.loop import Job, Pairs
 from tisdpo_jax.training.objective import Plan
@@ -25,7 +27,7 @@ def test_a_plan_and_a_layout_that_disagree_are_refused() -> None:
 
     def job(micro_batches: int) -> Job:
         casting = Casting(policy_role(lora=False), Role("base"))
-        plan = Plan(Model(tiny_config()), casting, LossSection(name="dpo"), micro_batches=micro_batches)
+        plan = Plan(Text(Model(tiny_config())), casting, Dpo(), micro_batches=micro_batches)
         return Job("policy", plan, StageSection(), pairs, ORDER, Path(), {})
 
     assert job(2).pairs is pairs

@@ -12,11 +12,13 @@ import pytest
 
 from tisdpo_jax import checkpoint, partitioning
 from tisdpo_jax.checkpoint import Checkpoints
-from tisdpo_jax.config import LoggingSection, LossSection, StageSection
+from tisdpo_jax.config import LoggingSection, StageSection
 from tisdpo_jax.data import Order, fit
 from tisdpo_jax.errors import CheckpointError, UserError
 from tisdpo_jax.models import Model
+from tisdpo_jax.objectives import Dpo
 from tisdpo_jax.roles import Casting, Role, policy_role
+from tisdpo_jax.scoring import Text
 from tisdpo_jax.testing import random_encoded, tiny_config
 from tisdpo_jax.training import loop
 from tisdpo_jax.training.interrupt import Interrupt, Interrupted
@@ -50,7 +52,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Trains with a fake step; `finite` has a + or a - for each update."""
     job = Job(
         "policy",
-        Plan(Model(tiny_config()), Casting(policy_role(lora=False), Role("base")), LossSection(name="dpo")),
+        Plan(Text(Model(tiny_config())), Casting(policy_role(lora=False), Role("base")), Dpo()),
         StageSection(),
         Pairs(ENCODED, fit(ENCODED, ORDER.batches(), elements=6)),
         ORDER,

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from tisdpo_jax import partitioning
-from tisdpo_jax.config import LossSection
 from tisdpo_jax.models import ComputeConfig, Model
+from tisdpo_jax.objectives import OBJECTIVES, Sft
 from tisdpo_jax.roles import Casting, Role, contrast_roles, policy_role
+from tisdpo_jax.scoring import Text
 from tisdpo_jax.testing import (
     FAMILIES,
     batch_of,
@@ -37,11 +38,10 @@ WEIGHTS = np.random.default_rng(0).uniform(0.2, 2.0, (16, 2, 9)).astype(np.float
 def plan(config: Any, *, loss: str, construction: str, lora: bool, micro_batches: int, attention: Any) -> Plan:
     plus, minus = contrast_roles(construction, lora=lora) or (None, None)
     return Plan(
-        model=Model(config, ComputeConfig(attention=attention)),
+        scorer=Text(Model(config, ComputeConfig(attention=attention)), 24),
         casting=Casting(policy_role(lora=lora), None if loss == "sft" else Role("base"), plus, minus),
-        loss=LossSection(name=loss, beta=0.3),  # type: ignore[arg-type]
+        objective=Sft() if loss == "sft" else OBJECTIVES[loss](beta=0.3),
         micro_batches=micro_batches,
-        head_chunk=24,
     )
 
 
@@ -58,7 +58,9 @@ def run(
 ) -> tuple[Any, Any]:
     """Mean gradients, and the sums of loss and metrics."""
     if construction == "none":
-        batch = batch._replace(columns={"weights": WEIGHTS[: len(batch.mask), :, : batch.mask.shape[2]] * batch.mask})
+        batch = batch._replace(
+            columns={"token_weights": WEIGHTS[: len(batch.mask), :, : batch.mask.shape[2]] * batch.mask}
+        )
     made = plan(
         config, loss=loss, construction=construction, lora=lora, micro_batches=micro_batches, attention=attention
     )

@@ -12,12 +12,14 @@ import optax
 import pytest
 
 from tisdpo_jax import partitioning
-from tisdpo_jax.config import LossSection, WeightsSection
 from tisdpo_jax.data import fit, make_batch
+from tisdpo_jax.estimators import LogUniform
 from tisdpo_jax.models import ComputeConfig, Model, init_adapters
+from tisdpo_jax.objectives import OBJECTIVES, Sft
 from tisdpo_jax.roles import Casting, Role, contrast_roles, policy_role
+from tisdpo_jax.scoring import Text
 from tisdpo_jax.testing import batch_of, device_mesh, random_adapters, random_encoded, random_params, tiny_config
-from tisdpo_jax.training.objective import Plan
+from tisdpo_jax.training.objective import Plan, step_key, token_weights
 from tisdpo_jax.training.objective import objective as eager_objective
 from tisdpo_jax.training.step import accumulate, global_norm, init_state, train_step, working_copy
 
@@ -47,11 +49,10 @@ def trees():
 def plan(loss="tisdpo", *, lora=False, micro_batches=1, construction="dpo", **compute):
     plus, minus = contrast_roles(construction, lora=lora) or (None, None)
     return Plan(
-        model=Model(CONFIG, ComputeConfig(**compute)),
+        scorer=Text(Model(CONFIG, ComputeConfig(**compute)), 4),
         casting=Casting(policy_role(lora=lora), Role("base"), plus, minus),
-        loss=LossSection(name=loss, beta=0.3),
+        objective=Sft() if loss == "sft" else OBJECTIVES[loss](beta=0.3),
         micro_batches=micro_batches,
-        head_chunk=4,
     )
 
 
@@ -174,13 +175,13 @@ def test_adapters_that_are_zero_give_the_loss_of_full_fine_tuning(trees, sizes, 
 @pytest.mark.parametrize("name", ["tisdpo", "dpo", "ipo", "tdpo", "kto"])
 def test_every_loss_runs_and_cached_reference_equals_live(trees, batch, name):
     live = plan(name, construction="none")
-    batch = batch._replace(columns={"weights": np.asarray(batch.mask) * 1.3})
+    batch = batch._replace(columns={"token_weights": np.asarray(batch.mask) * 1.3})
     total = objective(live, trees["policy"], frozen_of(trees), batch)
     assert np.isfinite(total.total)
     if name in ("dpo", "ipo", "kto"):
         from tisdpo_jax.scoring import score
 
-        logps = score(live.model, {"params": trees["base"]}, batch).logps
+        logps = score(live.scorer.model, {"params": trees["base"]}, batch).logps
         without = dataclasses.replace(live, casting=Casting(policy_role(lora=False), None))
         cached = objective(
             without, trees["policy"], {"params": {}, "lora": {}}, batch._replace(columns={"reference_logps": logps})
@@ -191,7 +192,7 @@ def test_every_loss_runs_and_cached_reference_equals_live(trees, batch, name):
 def test_metrics_do_not_know_the_weights(trees, batch):
     """Weights that tell chosen from rejected move the objective; what measures the policy is of plain sums."""
     telling = np.asarray(batch.mask) * np.array([[4.0], [0.25]], np.float32)
-    rows = {"weights": telling}
+    rows = {"token_weights": telling}
     weighted = plan("tisdpo", construction="none")
     result = objective(weighted, trees["policy"], frozen_of(trees), batch._replace(columns=rows))
     plain = objective(plan("dpo", construction="none"), trees["policy"], frozen_of(trees), batch)
@@ -203,24 +204,24 @@ def test_metrics_do_not_know_the_weights(trees, batch):
 
 
 def test_dlma_takes_the_margin_column(trees, batch):
-    rows = {"margin": np.linspace(-60, 60, PAIRS).astype(np.float32)}
+    rows = {"self_reward": np.linspace(-60, 60, PAIRS).astype(np.float32)}
     with_margin = objective(
         plan("dlma", construction="none"), trees["base"], frozen_of(trees), batch._replace(columns=rows)
     )
     # policy = reference: what is left is the clamped margin
-    expected = np.log1p(np.exp(0.3 * 0.2 * np.clip(rows["margin"], -40, 40))).sum()
+    expected = np.log1p(np.exp(0.3 * 0.2 * np.clip(rows["self_reward"], -40, 40))).sum()
     np.testing.assert_allclose(with_margin.total, expected, rtol=1e-5)
 
 
 def test_dlma_and_tisdpo_together_take_margin_and_weights(trees, batch):
     """Without a margin TIS-DPO; with it, every pair's logit is lower by beta1 R."""
     weights = np.asarray(batch.mask) * 1.3
-    rows = {"margin": np.linspace(-60, 60, PAIRS).astype(np.float32), "weights": weights}
+    rows = {"self_reward": np.linspace(-60, 60, PAIRS).astype(np.float32), "token_weights": weights}
     batch = batch._replace(columns=rows)
 
     def total(name, **loss):
         made = plan(name, construction="none")
-        made = dataclasses.replace(made, loss=dataclasses.replace(made.loss, **loss))
+        made = dataclasses.replace(made, objective=dataclasses.replace(made.objective, **loss))
         return objective(made, trees["policy"], frozen_of(trees), batch)
 
     without = total("dlma+tisdpo", margin_coef=0.0)
@@ -231,14 +232,12 @@ def test_dlma_and_tisdpo_together_take_margin_and_weights(trees, batch):
 
 
 def test_weights_online_equal_weights_from_a_column(trees, batch):
-    from tisdpo_jax.training.objective import token_weights_of
-
     online = plan(construction="dpo")
-    weights = token_weights_of(online, frozen_of(trees), batch)
-    assert weights is not None and float(weights.std()) > 0.1
+    weights = token_weights(online, frozen_of(trees), batch, step_key(online, 0))
+    assert float(weights.std()) > 0.1
     mine = objective(online, trees["policy"], frozen_of(trees), batch).total
     column = objective(
-        plan(construction="none"), trees["policy"], frozen_of(trees), batch._replace(columns={"weights": weights})
+        plan(construction="none"), trees["policy"], frozen_of(trees), batch._replace(columns={"token_weights": weights})
     ).total
     np.testing.assert_allclose(mine, column, rtol=1e-6)
 
@@ -283,15 +282,11 @@ def test_an_update_that_is_not_finite_is_not_applied(trees, batch):
     )
 
 
-def test_weights_section_reaches_the_weights(trees, batch):
+def test_random_weights_belong_to_the_pair(batch):
     """Random controls draw by (seed, record): the same pair weighs the same in another batch."""
-    from tisdpo_jax.training.objective import make_weights
-
-    positive, negative = jax.random.normal(jax.random.key(0), (2, *batch.mask.shape))
-    section = WeightsSection(method="log_uniform", seed=3)
-    all_of_them = make_weights(section, positive, negative, batch.mask, record=batch.record)
+    estimator, mask, record = LogUniform(seed=3), jnp.asarray(batch.mask), jnp.asarray(batch.record)
+    all_of_them = estimator.weights({}, mask, record)
     some = np.asarray([5, 2])
-    few = make_weights(section, positive[some], negative[some], batch.mask[some], record=batch.record[some])
-    np.testing.assert_array_equal(all_of_them[some], few)
-    other = make_weights(dataclasses.replace(section, seed=4), positive, negative, batch.mask, record=batch.record)
+    np.testing.assert_array_equal(all_of_them[some], estimator.weights({}, mask[some], record[some]))
+    other = LogUniform(seed=4).weights({}, mask, record)
     assert (np.asarray(other) != np.asarray(all_of_them)).any()

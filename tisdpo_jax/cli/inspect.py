@@ -85,4 +85,4 @@ def _weights(config: Experiment, split: str, encoded: Any, index: int) -> np.nda
     from tisdpo_jax.recipes.pictures import cached_columns
 
     columns = cached_columns(config, encoded, split)
-    return columns["weights"][index] if "plus_logps" in columns else None
+    return columns["token_weights"][index] if {"plus_logps", "token_weights"} <= set(columns) else None

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 
 from tisdpo_jax.cli.missing import configuration_file
-from tisdpo_jax.config import Experiment, build, check_places, describe, idle, nest, validate, without
+from tisdpo_jax.config import Experiment, build, check_places, describe, idle, let_go, nest, validate, without
 from tisdpo_jax.config.places import check_path
 from tisdpo_jax.errors import ConfigError
 
@@ -88,7 +88,9 @@ def load_as(kind: type[C], file: Path | None, overrides: dict[str, str]) -> C:
     if file is not None:
         config = build(kind, read_yaml(file), where=str(file))
     if overrides:
-        config = build(kind, nest(overrides, where=COMMAND_LINE), where=COMMAND_LINE, base=config)
+        before, config = config, build(kind, nest(overrides, where=COMMAND_LINE), where=COMMAND_LINE, base=config)
+        for name in let_go(before, config):
+            log.info("%s: %s does nothing here: the command line chooses a kind without it", file, name)
     if not config.run_dir:  # type: ignore[attr-defined]
         name = file.stem if file is not None else "default"
         config = build(kind, {"run_dir": f"runs/{name}"}, where=COMMAND_LINE, base=config)

@@ -1,6 +1,6 @@
 """Everything an experiment is. Nothing here reads a file."""
 
-from tisdpo_jax.config.build import build, describe, nest, resolved
+from tisdpo_jax.config.build import build, describe, let_go, nest, resolved
 from tisdpo_jax.config.idle import idle, without
 from tisdpo_jax.config.places import check_places
 from tisdpo_jax.config.prompt_pairs import PROMPT_PAIRS, with_prompts
@@ -13,14 +13,12 @@ from tisdpo_jax.config.schema import (
     JudgeSection,
     LoggingSection,
     LoraSection,
-    LossSection,
     MeshSection,
     ModelSection,
     OptimizerSection,
     SamplingSection,
     StageSection,
     TrainSection,
-    WeightsSection,
 )
 from tisdpo_jax.config.validate import validate
 
@@ -34,18 +32,17 @@ __all__ = [
     "JudgeSection",
     "LoggingSection",
     "LoraSection",
-    "LossSection",
     "MeshSection",
     "ModelSection",
     "OptimizerSection",
     "SamplingSection",
     "StageSection",
     "TrainSection",
-    "WeightsSection",
     "build",
     "check_places",
     "describe",
     "idle",
+    "let_go",
     "nest",
     "resolved",
     "validate",

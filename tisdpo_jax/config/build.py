@@ -55,10 +55,70 @@ def _describe(instance: Any, prefix: str) -> Iterator[tuple[str, str, Any, str]]
     hints = typing.get_type_hints(type(instance))
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
-        if dataclasses.is_dataclass(value):
+        if field.metadata.get("variants"):
+            yield from _describe_variants(field.metadata["variants"], value, f"{prefix}{field.name}.")
+        elif dataclasses.is_dataclass(value):
             yield from _describe(value, f"{prefix}{field.name}.")
         else:
             yield f"{prefix}{field.name}", _type_name(hints[field.name]), value, field.metadata.get("doc", "")
+
+
+def _describe_variants(variants: Mapping[str, type], default: Any, prefix: str) -> Iterator[tuple[str, str, Any, str]]:
+    """Every field of every kind once, with the kinds that have it where not all do."""
+    key = discriminator(variants)
+    docs = {name: _fields(kind)[key].metadata["doc"] for name, kind in variants.items()}
+    kinds = "; ".join(f"{name}: {doc}" for name, doc in docs.items())
+    yield f"{prefix}{key}", "|".join(variants), getattr(default, key), kinds
+    fields: dict[str, list[tuple[str, tuple[str, str, Any, str]]]] = {}
+    for kind_name, kind in variants.items():
+        for line in _describe(kind(), prefix):
+            fields.setdefault(line[0], []).append((kind_name, line))
+    for name, lines in fields.items():
+        if name == f"{prefix}{key}":
+            continue
+        owners = "" if len(lines) == len(variants) else f"{', '.join(owner for owner, _ in lines)}: "
+        _, kind_name, usual, doc = lines[0][1]
+        others = ", ".join(f"{owner}: {line[2]!r}" for owner, line in lines if line[2] != usual)
+        yield name, kind_name, usual, owners + doc + (f" ({others})" if others else "")
+
+
+def discriminator(variants: Mapping[str, type]) -> str:
+    """The field by which the kinds of a section are told apart."""
+    return "name" if all("name" in _fields(kind) for kind in variants.values()) else "method"
+
+
+def _fields(kind: Any) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(kind)}
+
+
+def let_go(before: Any, after: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of values that were chosen for another kind of a section, and that the new kind does not have."""
+    for field in dataclasses.fields(before):
+        old, new = getattr(before, field.name), getattr(after, field.name)
+        if field.metadata.get("variants") and type(old) is not type(new):
+            chosen = _chosen(old)
+            yield from (f"{prefix}{field.name}.{name}" for name in chosen if name not in new.__dataclass_fields__)
+        elif dataclasses.is_dataclass(old):
+            yield from let_go(old, new, f"{prefix}{field.name}.")
+
+
+def _chosen(section: Any) -> dict[str, Any]:
+    """The fields of a section that are not its defaults."""
+    default = type(section)()
+    values = {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
+    return {name: value for name, value in values.items() if value != getattr(default, name)}
+
+
+def _variant(field: Any, current: Any, values: Any, where: str, prefix: str) -> Any:
+    """The section that `values` go over: of the kind that they name, with what was chosen for both kinds."""
+    variants = field.metadata["variants"]
+    key = discriminator(variants)
+    if not isinstance(values, Mapping) or key not in values:
+        return current
+    kind = variants[_cast(Literal[tuple(variants)], values[key], where, f"{prefix}{field.name}.{key}")]
+    if kind is type(current):
+        return current
+    return kind(**{name: value for name, value in _chosen(current).items() if name in kind.__dataclass_fields__})
 
 
 def _build(cls: type, values: Any, base: Any, where: str, prefix: str, root: type) -> Any:
@@ -72,8 +132,10 @@ def _build(cls: type, values: Any, base: Any, where: str, prefix: str, root: typ
     for key, value in values.items():
         name = str(key)
         if name not in fields:
-            raise ConfigError(f"{where}: unknown field {prefix}{name}{_suggestion(name, cls, prefix, root)}")
+            raise ConfigError(f"{where}: unknown field {prefix}{name}{_suggestion(name, base, prefix, root)}")
         current = getattr(base, name)
+        if fields[name].metadata.get("variants"):
+            current = _variant(fields[name], current, value, where, prefix)
         if dataclasses.is_dataclass(current):
             changed[name] = _build(
                 type(current), {} if value is None else value, current, where, f"{prefix}{name}.", root
@@ -83,8 +145,11 @@ def _build(cls: type, values: Any, base: Any, where: str, prefix: str, root: typ
     return dataclasses.replace(base, **changed)
 
 
-def _suggestion(name: str, cls: type, prefix: str, root: type) -> str:
-    here = [field.name for field in dataclasses.fields(cls)]
+def _suggestion(name: str, section: Any, prefix: str, root: type) -> str:
+    here = [field.name for field in dataclasses.fields(section)]
+    if any(prefix + name == dotted for dotted, *_ in describe(root)):  # of another kind of this section
+        key = "method" if "method" in here else "name"
+        return f" for {prefix}{key} {getattr(section, key)}, which has: {', '.join(here)}"
     near = difflib.get_close_matches(name, here, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {prefix}{near[0]}?"

@@ -1,4 +1,4 @@
-"""Values that do nothing beside the others: what each loss, kind of weights and construction knows. Pure.
+"""Values that do nothing beside the others: what each objective, optimizer and construction reads. Pure.
 
 A value that is ignored in silence is a result that is reported under a wrong name, so it is refused by name instead.
 """
@@ -12,42 +12,10 @@ from typing import Any
 from tisdpo_jax.config.fields import get, replaced
 from tisdpo_jax.config.places import is_address
 from tisdpo_jax.config.schema import Experiment, OptimizerSection, StageSection
-
-_MARGIN = ("margin_coef", "margin_lower", "margin_upper")
-LOSSES: dict[str, tuple[str, ...]] = {
-    "tisdpo": ("beta", "label_smoothing", "kl_coef"),
-    "dpo": ("beta", "label_smoothing"),
-    "ipo": ("beta", "average"),
-    "tdpo": ("beta", "alpha", "variant"),
-    "kto": ("beta", "desirable_weight", "undesirable_weight"),
-    "dlma": ("beta", "label_smoothing", *_MARGIN),
-    "dlma+tisdpo": ("beta", "label_smoothing", "kl_coef", *_MARGIN),
-    "sft": ("beta",),  # of the implicit reward that evaluation measures
-}
-"""The fields of `loss` that each loss knows."""
-
-_PAPER = ("scale", "mu", "lower", "upper")
-WEIGHTS: dict[str, tuple[str, ...]] = {
-    "importance": _PAPER,
-    "uniform": (),
-    "log_uniform": (*_PAPER, "seed"),
-    "shuffled": (*_PAPER, "seed"),
-    "position": ("gamma",),
-    "rank": _PAPER,
-    "binary": ("top_percent",),
-    "rank_based": (),
-    "threshold_and_scale": (),
-    "threshold": (),
-    "origin": (),
-    "random": ("seed",),
-}
-"""The fields of `weights` that each kind of weights knows."""
+from tisdpo_jax.estimators import reads_of
 
 OPTIMIZERS: dict[str, tuple[str, ...]] = {"adamw": ("b1", "b2", "eps"), "rmsprop": ("b2", "eps"), "adafactor": ()}
 """The fields of an optimizer that are for some of them only."""
-
-CONTRASTED = ("tisdpo", "dlma", "dlma+tisdpo")
-"""Losses that read the contrast of pi+ and pi-."""
 
 
 def idle(config: Experiment, verb: str = "") -> dict[str, str]:
@@ -56,20 +24,23 @@ def idle(config: Experiment, verb: str = "") -> dict[str, str]:
     Args:
       verb: of the command; without it, what any verb reads counts.
     """
-    default, found = Experiment(), dict[str, str]()
+    default, reasons = Experiment(), dict[str, str]()
     for used, why, names in _rules(config, verb):
         for name in () if used else names:
-            for leaf in _leaves(name, default):
-                if get(config, leaf) != get(default, leaf):
-                    found.setdefault(leaf, why)
-    return found
+            for leaf in _changed(name, config, default):
+                reasons.setdefault(leaf, why)
+    return reasons
 
 
 def without(config: Experiment, names: Iterable[str]) -> Experiment:
     """The configuration with the defaults of these fields."""
     default = Experiment()
     for name in names:
-        config = replaced(config, name, get(default, name))
+        section, _, leaf = name.rpartition(".")
+        if leaf == "method":  # another kind of section
+            config = replaced(config, section, get(default, section))
+        else:
+            config = replaced(config, name, _usual(name, config))
     return config
 
 
@@ -86,34 +57,25 @@ def _rules(config: Experiment, verb: str) -> Iterator[Rule]:
 
 
 def _objective(config: Experiment, verb: str) -> Iterator[Rule]:
-    loss, method = config.loss.name, config.weights.method
-    for field in dataclasses.fields(config.loss):
-        used = field.name in ("name", *LOSSES[loss])
-        yield used, f"loss.name {loss} knows {_listed(LOSSES[loss], 'loss')}", (f"loss.{field.name}",)
-    yield loss != "tdpo" or config.loss.variant == 2, "loss.variant 1 has no alpha", ("loss.alpha",)
-    shown = loss == "dlma" or bool(config.dlma.rounds) or verb == "inspect"  # in pictures
-    weighs = loss in ("tisdpo", "dlma+tisdpo") or shown
+    loss = config.loss.name
+    yield getattr(config.loss, "variant", 2) == 2, "loss.variant 1 has no alpha", ("loss.alpha",)
+    shown = "self_reward" in config.loss.needs.columns or bool(config.dlma.rounds) or verb == "inspect"  # in pictures
+    weighs = "token_weights" in config.loss.needs.columns or shown
     yield weighs, f"loss.name {loss} takes no token weights", ("weights",)
     brought = config.contrast.construction == "none" and verb != "inspect"
     yield not brought, "with contrast.construction none the records bring their weights", ("weights",)
-    for field in dataclasses.fields(config.weights):
-        used = field.name in ("method", *WEIGHTS[method])
-        why = f"weights.method {method} knows {_listed(WEIGHTS[method], 'weights')}"
-        yield used, why, (f"weights.{field.name}",)
-
-
-def _listed(names: tuple[str, ...], section: str) -> str:
-    return ", ".join(f"{section}.{name}" for name in names) or f"none of the fields of {section}"
 
 
 def _contrast(config: Experiment, verb: str) -> Iterator[Rule]:
     loss, construction = config.loss.name, config.contrast.construction
     asks = verb == "generate" or (not verb and config.sampling.show != "main")
-    reads = loss in CONTRASTED or bool(config.dlma.rounds)
+    needs = config.loss.needs
+    reads = bool(reads_of(needs.columns, config.weights)) or bool(config.dlma.rounds)
     texts = ("contrast.pair", "contrast.positive_prompt", "contrast.negative_prompt")
     trained = ("contrast.training",)
     if not reads:
-        why = f"loss.name {loss} does not read pi+ and pi-"
+        weights = f" with weights.method {config.weights.method}" if "token_weights" in needs.columns else ""
+        why = f"loss.name {loss}{weights} does not read pi+ and pi-"
         yield construction == "none", why, ("contrast.construction",)
         yield False, why, ("contrast.beta", *trained)
         yield asks, why, texts
@@ -121,9 +83,13 @@ def _contrast(config: Experiment, verb: str) -> Iterator[Rule]:
     yield construction == "prompts" or asks, why, texts
     yield construction == "dpo", why, ("contrast.beta",)
     yield construction in ("sft", "dpo"), why, trained
-    yield loss != "sft", "loss.name sft has no reference", ("contrast.scores",)
-    kl = loss == "tdpo" or (loss in ("tisdpo", "dlma+tisdpo") and config.loss.kl_coef != 0)
-    yield kl, "only a loss with the KL reads the reference's hidden states", ("contrast.reference_states",)
+    scored = needs.reference != "none" or reads
+    yield scored, f"loss.name {loss} reads no other model", ("contrast.scores",)
+    yield (
+        needs.direction is not None,
+        "only a loss with the KL reads the reference's hidden states",
+        ("contrast.reference_states",),
+    )
 
 
 def _stages(config: Experiment) -> Iterator[Rule]:
@@ -186,10 +152,25 @@ def _judge(config: Experiment) -> Iterator[Rule]:
     yield not config.dlma.rounds, "DLMA compares the model before with the model after", alone
 
 
-def _leaves(name: str, config: Any) -> Iterator[str]:
+def _changed(name: str, config: Experiment, default: Experiment) -> Iterator[str]:
+    """Leaves of a field or section that are not its defaults; of another kind of section, that it is one."""
+    section, _, leaf = name.rpartition(".")
+    if section and leaf not in type(get(config, section)).__dataclass_fields__:
+        return  # of another kind than this section is
     value = get(config, name)
     if not dataclasses.is_dataclass(value):
-        yield name
-        return
-    for field in dataclasses.fields(value):
-        yield from _leaves(f"{name}.{field.name}", config)
+        if value != _usual(name, config):
+            yield name
+    elif type(value) is not type(get(default, name)):
+        yield f"{name}.method"
+    else:
+        for field in dataclasses.fields(value):
+            yield from _changed(f"{name}.{field.name}", config, default)
+
+
+def _usual(name: str, config: Experiment) -> Any:
+    """The default of a field; of a section of several kinds, that of the kind that it is."""
+    section, _, leaf = name.rpartition(".")
+    whole = get(Experiment(), section) if section else Experiment()
+    here = get(config, section) if section else config
+    return getattr(whole if type(whole) is type(here) else type(here)(), leaf)

@@ -7,47 +7,48 @@ import difflib
 from typing import Literal
 
 from tisdpo_jax.config.places import check_path
-from tisdpo_jax.config.schema import OptimizerSection, field
+from tisdpo_jax.config.schema import OptimizerSection
 from tisdpo_jax.errors import ConfigError
+from tisdpo_jax.options import option
 
 
 @dataclasses.dataclass(frozen=True)
 class WorldSection:
-    topics: int = field(8, "topics; which words are good or bad depends on the topic of the prompt")
-    words: int = field(32, "words of the language")
-    key_share: float = field(0.3, "share of a topic's words with a reward: half of them good, half bad")
-    reward: float = field(1.0, "mean size of the reward of a key word")
-    persistence: float = field(
+    topics: int = option(8, "topics; which words are good or bad depends on the topic of the prompt")
+    words: int = option(32, "words of the language")
+    key_share: float = option(0.3, "share of a topic's words with a reward: half of them good, half bad")
+    reward: float = option(1.0, "mean size of the reward of a key word")
+    persistence: float = option(
         0.0, "probability that a token is as good or bad as the one before; near 1 rewards hardly differ in a response"
     )
-    correlation: float = field(0.0, "of likelihood and reward: log of what the odds of good words are multiplied by")
-    steer: float = field(1.0, "the same behind a steering token; what (P) builds on")
-    shortest: int = field(6, "words of the shortest response")
-    longest: int = field(12, "words of the longest response")
-    context: int = field(2, "words of a prompt besides its topic")
-    label_noise: float = field(0.0, "share of labels that are turned round")
+    correlation: float = option(0.0, "of likelihood and reward: log of what the odds of good words are multiplied by")
+    steer: float = option(1.0, "the same behind a steering token; what (P) builds on")
+    shortest: int = option(6, "words of the shortest response")
+    longest: int = option(12, "words of the longest response")
+    context: int = option(2, "words of a prompt besides its topic")
+    label_noise: float = option(0.0, "share of labels that are turned round")
 
 
 @dataclasses.dataclass(frozen=True)
 class TinyModelSection:
-    width: int = field(32, "hidden size")
-    layers: int = field(2, "layers")
-    heads: int = field(4, "attention heads")
-    corpus: int = field(8192, "texts to pretrain on")
-    steps: int = field(400, "pretraining steps")
-    batch_size: int = field(128, "texts a pretraining step")
+    width: int = option(32, "hidden size")
+    layers: int = option(2, "layers")
+    heads: int = option(4, "attention heads")
+    corpus: int = option(8192, "texts to pretrain on")
+    steps: int = option(400, "pretraining steps")
+    batch_size: int = option(128, "texts a pretraining step")
 
 
 @dataclasses.dataclass(frozen=True)
 class TestbedTraining:
     __test__ = False  # pytest takes what is called Test for a test
 
-    pairs: int = field(512, "training pairs of a seed")
-    batch_size: int = field(16, "pairs an optimizer step")
-    epochs: float = field(1.0, "passes over the pairs")
-    rates: str = field("1e-4,3e-4,1e-3,3e-3,1e-2", "learning rates that every method is tried at, commas between")
-    beta: float = field(0.1, "beta of every loss, of the contrastive DPO runs too")
-    optimizer: OptimizerSection = field(
+    pairs: int = option(512, "training pairs of a seed")
+    batch_size: int = option(16, "pairs an optimizer step")
+    epochs: float = option(1.0, "passes over the pairs")
+    rates: str = option("1e-4,3e-4,1e-3,3e-3,1e-2", "learning rates that every method is tried at, commas between")
+    beta: float = option(0.1, "beta of every loss, of the contrastive DPO runs too")
+    optimizer: OptimizerSection = option(
         OptimizerSection(learning_rate=1.0, warmup_steps=4), "optimizer; its learning rate multiplies those of `rates`"
     )
 
@@ -56,21 +57,21 @@ class TestbedTraining:
 class Testbed:
     __test__ = False
 
-    recipe: Literal["testbed"] = field("testbed", "what the file is a configuration of")
-    run_dir: str = field("", "directory that results are written to; what is there is not computed again")
-    seeds: int = field(8, "seeds that are reported")
-    tuning_seeds: int = field(4, "further seeds, on which learning rates are chosen")
-    first_seed: int = field(0, "the first of them")
-    prompts: int = field(256, "held-out prompts that every policy answers")
-    cuts: int = field(4, "points of the learning curve")
-    tables: str = field(
+    recipe: Literal["testbed"] = option("testbed", "what the file is a configuration of")
+    run_dir: str = option("", "directory that results are written to; what is there is not computed again")
+    seeds: int = option(8, "seeds that are reported")
+    tuning_seeds: int = option(4, "further seeds, on which learning rates are chosen")
+    first_seed: int = option(0, "the first of them")
+    prompts: int = option(256, "held-out prompts that every policy answers")
+    cuts: int = option(4, "points of the learning curve")
+    tables: str = option(
         "all", "what is compared, commas between: methods, ablations, data, noise, spread, likelihood; or all"
     )
-    methods: str = field("all", "rows of the table of methods, commas between, or all; DPO is always among them")
-    workers: int = field(2, "settings or methods that are computed at the same time; one keeps about one core busy")
-    world: WorldSection = field(WorldSection(), "the language")
-    model: TinyModelSection = field(TinyModelSection(), "the model, and its pretraining")
-    training: TestbedTraining = field(TestbedTraining(), "training of policies and contrastive models")
+    methods: str = option("all", "rows of the table of methods, commas between, or all; DPO is always among them")
+    workers: int = option(2, "settings or methods that are computed at the same time; one keeps about one core busy")
+    world: WorldSection = option(WorldSection(), "the language")
+    model: TinyModelSection = option(TinyModelSection(), "the model, and its pretraining")
+    training: TestbedTraining = option(TestbedTraining(), "training of policies and contrastive models")
 
 
 TABLES = ("methods", "ablations", "data", "noise", "spread", "likelihood")

@@ -77,7 +77,7 @@ def _take_columns(columns: Mapping[str, npt.NDArray[Any]], rows: Indices, count:
 
 
 def recorded_columns(encoded: EncodedSet, elements: int) -> dict[str, npt.NDArray[np.float32]]:
-    """Columns that the records brought along: "weights" [n, 2, N] and "margin" [n], each if every pair has it.
+    """Columns that the records bring: "token_weights" [n, 2, N] and "self_reward" [n], each if every pair has it.
 
     Args:
         encoded: the pairs.
@@ -86,14 +86,14 @@ def recorded_columns(encoded: EncodedSet, elements: int) -> dict[str, npt.NDArra
     columns: dict[str, npt.NDArray[np.float32]] = {}
     pairs = encoded.pairs
     if pairs and all(pair.margin is not None for pair in pairs):
-        columns["margin"] = np.asarray([pair.margin for pair in pairs], np.float32)
+        columns["self_reward"] = np.asarray([pair.margin for pair in pairs], np.float32)
     if pairs and all(pair.chosen_weights is not None for pair in pairs):
         weights = np.zeros((len(pairs), 2, elements), np.float32)
         for b, pair in enumerate(pairs):
             for s, values in enumerate((pair.chosen_weights, pair.rejected_weights)):
                 if values is not None:
                     weights[b, s, : len(values)] = values
-        columns["weights"] = weights
+        columns["token_weights"] = weights
     return columns
 
 

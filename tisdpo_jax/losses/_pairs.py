@@ -29,6 +29,12 @@ def log_ratios(policy_logps: Array, reference_logps: Array, mask: Array) -> Arra
     return jnp.where(mask > 0, policy - reference, 0.0)
 
 
+def mean_logps(logps: Array, mask: Array) -> Array:
+    """`[..., N]` -> `[...]`: mean log-likelihood over the real tokens, float32; 0 where there is none."""
+    values = jnp.where(mask > 0, jnp.maximum(logps.astype(jnp.float32), FLOOR), 0.0)
+    return values.sum(-1) / jnp.maximum((mask > 0).sum(-1), 1)
+
+
 def masked(values: Array, mask: Array) -> Array:
     """float32 values, 0 where the mask is 0, and finite: an infinite KL counts as -FLOOR."""
     return jnp.where(mask > 0, jnp.minimum(values.astype(jnp.float32), -FLOOR), 0.0)

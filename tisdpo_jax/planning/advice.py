@@ -8,7 +8,6 @@ import math
 from tisdpo_jax.config import Experiment, StageSection
 from tisdpo_jax.planning.report import StagePlan
 from tisdpo_jax.planning.topology import GIB
-from tisdpo_jax.training.objective import wants_kl
 
 SECTIONS = {"sft": "sft", "plus": "contrast.training", "minus": "contrast.training", "policy": "train"}
 
@@ -67,7 +66,7 @@ def changes(config: Experiment, plan: StagePlan) -> list[Change]:
         found.append(Change("model.frozen_dtype int8 (now bfloat16)", frozen / 2))
     for item in plan.resident:
         alone = item.name == "base" and item.used_by == ("reference",)
-        if alone and plan.stage == "policy" and wants_kl(config.loss):
+        if alone and plan.stage == "policy" and config.loss.needs.direction:
             found.append(Change("contrast.reference_states cached (now live)", item.chip))
     copies = plan.mesh.get("data", 1)
     if copies > 1:

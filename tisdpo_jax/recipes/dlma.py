@@ -24,6 +24,7 @@ from tisdpo_jax.config import Experiment, resolved
 from tisdpo_jax.data import EncodedSet, PairSet, Prompt, apply_policy, encode_pairs, open_template, split_by_prompt
 from tisdpo_jax.data.records import Pair, as_record
 from tisdpo_jax.errors import DataError
+from tisdpo_jax.estimators import CONTRAST, Read
 from tisdpo_jax.evaluation import Comparison, histogram
 from tisdpo_jax.recipes import models, run_dir, self_reward
 from tisdpo_jax.recipes.checks import open_checks
@@ -34,7 +35,7 @@ from tisdpo_jax.recipes.judges import open_scorer
 from tisdpo_jax.recipes.models import Base
 from tisdpo_jax.recipes.report import write_report
 from tisdpo_jax.recipes.samples import Samples
-from tisdpo_jax.recipes.scores import cached_logps
+from tisdpo_jax.recipes.scores import cached_scores
 from tisdpo_jax.recipes.session import Session, open_session
 from tisdpo_jax.recipes.tisdpo import DERIVED, Columns, derive, finished_policy, policy_plan, policy_stage
 from tisdpo_jax.roles import Frozen, Role, bind, contrast_roles, policy_role
@@ -193,8 +194,8 @@ def _stages(
     columns = self_reward.turned_columns(columns, selection)
     derive(session, session.train, columns)
     turned = np.where(selection.flipped, -1.0, 1.0)
-    columns["margin"] = (rewards[selection.indices] * turned).astype(np.float32)
-    _write_pairs(session, found, selection, columns["margin"])
+    columns["self_reward"] = (rewards[selection.indices] * turned).astype(np.float32)
+    _write_pairs(session, found, selection, columns["self_reward"])
     if score_only:
         _say(f"pairs    {session.run_dir / 'pairs.jsonl'}")
         return Round(session, base, {}, columns, rewards)
@@ -203,7 +204,7 @@ def _stages(
         reference, frozen["params"]["first"] = Role("first"), first.frozen()
     _, names = policy_plan(config, session.model, whole_reference=reference)
     if "reference_logps" in names:
-        columns["reference_logps"] = cached_logps(session, "reference", reference, frozen, "train")
+        columns["reference_logps"] = cached_scores(session, Read("reference"), reference, frozen, "train")
     trained = policy_stage(session, base, frozen, {"train": dict(columns)}, reference=reference)
     return Round(session, base, trained, columns, rewards)
 
@@ -229,8 +230,8 @@ def contrast_columns(session: Session, frozen: Frozen) -> Columns:
     roles = contrast_roles("prompts", lora=session.lora)
     assert roles is not None
     return {
-        f"{name}_logps": cached_logps(session, name, role, frozen, "train")
-        for name, role in zip(("plus", "minus"), roles, strict=True)
+        read.column: cached_scores(session, read, role, frozen, "train")
+        for read, role in zip(CONTRAST, roles, strict=True)
     }
 
 

@@ -37,6 +37,7 @@ from tisdpo_jax.evaluation import (
     preference_grids,
 )
 from tisdpo_jax.models import Model
+from tisdpo_jax.objectives import implicit_beta
 from tisdpo_jax.recipes.positions import warn_of_limit, warn_of_pairs
 from tisdpo_jax.recipes.scores import check_finite
 from tisdpo_jax.recipes.session import Session, compute_config, named_path, open_data, open_mesh
@@ -73,7 +74,9 @@ def evaluate(session: Session, policy: Subject, reference: Subject) -> Evaluatio
     encoded, section = session.split("eval"), session.config.evaluation
     check_alike(policy, reference)
     scores = measure(session, policy, reference)
-    found = evaluate_pairs(scores, beta=session.config.loss.beta, resamples=section.resamples, seed=section.seed)
+    found = evaluate_pairs(
+        scores, beta=implicit_beta(session.config.loss), resamples=section.resamples, seed=section.seed
+    )
     return Evaluation(policy, reference, scores, found, counts(encoded, "evaluated"))
 
 

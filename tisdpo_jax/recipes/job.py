@@ -15,6 +15,7 @@ import jax
 from tisdpo_jax import distributed
 from tisdpo_jax.config import Experiment, JudgeSection, resolved, with_prompts
 from tisdpo_jax.errors import ConfigError
+from tisdpo_jax.estimators import CONTRAST
 from tisdpo_jax.evaluation import Comparison, Grid, grid_text, table_text
 from tisdpo_jax.recipes import dlma, evaluate, judge, run_dir
 from tisdpo_jax.recipes.checks import open_checks
@@ -32,7 +33,8 @@ from tisdpo_jax.recipes.tisdpo import (
     finished,
     policy_stage,
     score_stage,
-    takes_contrast,
+    trained_contrast,
+    wanted_reads,
 )
 from tisdpo_jax.roles import Frozen, bind, policy_role
 from tisdpo_jax.training.interrupt import Interrupt, listening
@@ -101,14 +103,17 @@ def _perform(verb: str, session: Session) -> None:
     config = session.config
     check_unchanged(session)
     open_checks(config.evaluation.checks)  # what is wrong with them is said now, not after training
-    contrast = verb == "score" or takes_contrast(config)
-    if not contrast and config.contrast.construction in ("sft", "dpo"):
-        log.info("loss.name %s takes nothing of pi+ and pi-: they are not trained", config.loss.name)
+    reads = wanted_reads(config)
+    if verb == "score" and config.contrast.construction != "none":
+        reads = tuple(dict.fromkeys((*reads, *CONTRAST)))  # asked for, whatever the objective needs
+    trained_pair = trained_contrast(config, reads)
+    if not trained_pair and config.contrast.construction in ("sft", "dpo"):
+        log.info("loss.name %s reads nothing of pi+ and pi-: they are not trained", config.loss.name)
     base = base_stage(session)
     frozen: Frozen = {"params": {"base": base.frozen()}, "lora": {}}
-    if contrast:
+    if trained_pair:
         frozen = contrast_stage(session, base)
-    columns = score_stage(session, frozen, contrast=contrast)
+    columns = score_stage(session, frozen, reads)
     if verb == "score":
         _say(f"scores   {session.run_dir / 'scores'}")
         return

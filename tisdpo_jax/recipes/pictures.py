@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 
 from tisdpo_jax import evaluation
-from tisdpo_jax.config import Experiment, WeightsSection
+from tisdpo_jax.config import Experiment
 from tisdpo_jax.data import EncodedSet, recorded_columns
 from tisdpo_jax.errors import ConfigError
+from tisdpo_jax.estimators import Estimator, Formula
 from tisdpo_jax.evaluation import Grid, Report, SidePicture, TokenPicture, WeightSection
 from tisdpo_jax.evaluation.extremes import TokenMean, extreme_grid, token_means
 from tisdpo_jax.interchange import load_tokenizer
 from tisdpo_jax.recipes.scores import peek
 from tisdpo_jax.recipes.session import model_path, open_data
-from tisdpo_jax.training.objective import make_weights
+from tisdpo_jax.recipes.tisdpo import token_weights
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def write_pictures(
         facts=(
             ("run", config.run_dir),
             ("construction", config.contrast.construction),
-            ("weights", f"{config.weights.method}, clamped to [{config.weights.lower:g}, {config.weights.upper:g}]"),
+            ("weights", _in_words(config.weights)),
             ("pairs", f"{len(encoded.pairs):,}"),
         ),
         pictures=drawn,
@@ -97,7 +98,7 @@ def pictures_of_run(config: Experiment, split: str, indices: Iterable[int]) -> t
 
 def _weighted_columns(config: Experiment, encoded: EncodedSet, split: str) -> Columns:
     columns = cached_columns(config, encoded, split)
-    if "weights" not in columns:
+    if "token_weights" not in columns:
         raise ConfigError(
             f"{Path(config.run_dir) / 'scores'}: no scores of pi+ and pi- for these pairs; `tisdpo score` "
             "makes them, with this configuration (contrast.construction not none, contrast.scores cached)"
@@ -116,21 +117,25 @@ def cached_columns(config: Experiment, encoded: EncodedSet, split: str) -> Colum
     if plus is None or minus is None:
         return dict(recorded_columns(encoded, encoded.elements()))
     mask, rows = encoded.mask(plus.shape[-1]), np.arange(len(encoded.pairs))
-    parts = [
-        np.asarray(make_weights(config.weights, plus[part], minus[part], mask[part], record=part))
-        for part in np.array_split(rows, max(1, -(-len(rows) // 256)))
-    ]
-    return {"plus_logps": plus, "minus_logps": minus, "weights": np.concatenate(parts)}
+    columns = {"plus_logps": plus, "minus_logps": minus}
+    if not {read.column for read in config.weights.reads} <= set(columns):
+        return columns
+    return columns | {"token_weights": token_weights(config.weights, columns, mask, rows)}
 
 
-def weight_section(section: WeightsSection, encoded: EncodedSet, columns: Columns) -> WeightSection | None:
+def _in_words(estimator: Any) -> str:
+    options = {name: value for name, value in dataclasses.asdict(estimator).items() if name != "method"}
+    return ", ".join([estimator.method, *(f"{name} {value:g}" for name, value in options.items())])
+
+
+def weight_section(estimator: Estimator, encoded: EncodedSet, columns: Columns) -> WeightSection | None:
     """Statistics and distributions; None where there are no weights."""
-    if "weights" not in columns:
+    if "token_weights" not in columns:
         return None
     limits = None
-    if section.method in ("importance", "log_uniform", "shuffled", "rank"):
-        limits = evaluation.weight_limits(scale=section.scale, mu=section.mu, lower=section.lower, upper=section.upper)
-    weights = columns["weights"]
+    if isinstance(estimator, Formula):
+        limits = evaluation.weight_limits(**estimator.formula)
+    weights = columns["token_weights"]
     mask = encoded.mask(weights.shape[-1]) > 0
     statistics = evaluation.weight_statistics(weights, mask, limits=limits)
     logs = [_logs(weights[:, side][mask[:, side]]) for side in (0, 1)]
@@ -143,7 +148,7 @@ def weight_section(section: WeightsSection, encoded: EncodedSet, columns: Column
 
 def token_grids(tokenizer: Any, encoded: EncodedSet, columns: Columns) -> tuple[Grid, ...]:
     """For each side the tokens with the most extreme mean log-weights; none where there are no weights."""
-    if "weights" not in columns:
+    if "token_weights" not in columns:
         return ()
     found = []
     for side, means in _means(encoded, columns).items():
@@ -155,7 +160,7 @@ def token_grids(tokenizer: Any, encoded: EncodedSet, columns: Columns) -> tuple[
 
 def pictures(tokenizer: Any, encoded: EncodedSet, columns: Columns, indices: Iterable[int]) -> tuple[TokenPicture, ...]:
     """Heat maps of the pairs with these numbers, of those that there are; none where there are no weights."""
-    if "weights" not in columns:
+    if "token_weights" not in columns:
         return ()
     return tuple(picture(tokenizer, encoded, columns, index) for index in indices if index < len(encoded.pairs))
 
@@ -169,7 +174,7 @@ def picture(tokenizer: Any, encoded: EncodedSet, columns: Columns, index: int) -
             return columns[name][index, number, : len(ids)].tolist() if name in columns else None
 
         pieces = evaluation.decode_pieces(tokenizer, ids.tolist())
-        return SidePicture(pieces, row("weights") or [], row("plus_logps"), row("minus_logps"))
+        return SidePicture(pieces, row("token_weights") or [], row("plus_logps"), row("minus_logps"))
 
     prompt = str(tokenizer.decode(pair.prompt, skip_special_tokens=False))
     return TokenPicture(pair.id, prompt, (side(0, pair.chosen), side(1, pair.rejected)))
@@ -186,7 +191,7 @@ def token_text(tokenizer: Any, token: int) -> str:
 
 
 def _means(encoded: EncodedSet, columns: Columns, minimum: int = 5) -> dict[str, list[TokenMean]]:
-    weights = columns["weights"]
+    weights = columns["token_weights"]
     found = {}
     for number, side in enumerate(SIDES):
         responses = [getattr(pair, side) for pair in encoded.pairs]

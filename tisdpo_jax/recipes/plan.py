@@ -22,12 +22,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tisdpo_jax import partitioning
-from tisdpo_jax.config import Experiment, LossSection, StageSection
+from tisdpo_jax.config import Experiment, StageSection
 from tisdpo_jax.data import EncodedSet, Layout, States
 from tisdpo_jax.data.states import starts
 from tisdpo_jax.errors import ConfigError, UserError
 from tisdpo_jax.models import head_only
 from tisdpo_jax.models.config import TransformerConfig
+from tisdpo_jax.objectives import Sft
 from tisdpo_jax.planning import lengths as measured
 from tisdpo_jax.planning import useful
 from tisdpo_jax.planning.advice import advise
@@ -40,8 +41,19 @@ from tisdpo_jax.recipes.abstract import Lengths, LengthsFrom, abstract_session, 
 from tisdpo_jax.recipes.positions import warn_of_limit, warn_of_pairs
 from tisdpo_jax.recipes.scores import scorer
 from tisdpo_jax.recipes.session import Session
-from tisdpo_jax.recipes.tisdpo import HEAD, REFERENCE, SIDES, feed, policy_plan, stage_plan, takes_contrast
-from tisdpo_jax.roles import Casting, Frozen, Role, bind, contrast_roles, policy_role
+from tisdpo_jax.recipes.tisdpo import (
+    HEAD,
+    REFERENCE,
+    SIDES,
+    contrast_objective,
+    feed,
+    policy_plan,
+    roles_of,
+    stage_plan,
+    trained_contrast,
+    wanted_reads,
+)
+from tisdpo_jax.roles import Casting, Frozen, Role, bind, policy_role
 from tisdpo_jax.training import optim
 from tisdpo_jax.training.loop import Pairs, compile_step, state_shardings
 from tisdpo_jax.training.objective import Plan
@@ -113,20 +125,16 @@ def steps_of(session: Session) -> list[Step]:
     config, model = session.config, session.model
     steps = []
     if config.sft.epochs > 0:
-        loss = LossSection(name="sft")
-        steps.append(Step("sft", stage_plan(config, model, loss, config.sft, cached=False), config.sft, (0,), ()))
-    construction, section = config.contrast.construction, config.contrast.training
-    if construction in ("sft", "dpo") and takes_contrast(config):
-        cached = construction == "dpo" and config.contrast.scores == "cached"
-        loss = LossSection(name=construction, beta=config.contrast.beta)
-        contrast = stage_plan(config, model, loss, section, cached=cached)
-        taken = ("reference_logps",) if cached else ()
-        steps += [Step(name, contrast, section, SIDES[name][construction], taken) for name in ("plus", "minus")]
-    policy, columns = policy_plan(config, model)
-    if policy.casting.plus is not None:  # weights are made in the step, so nothing brings them as a column
-        columns = tuple(name for name in columns if name != "weights")
-    sides = (0,) if config.loss.name == "sft" else (0, 1)
-    return [*steps, Step("policy", policy, config.train, sides, columns)]
+        steps.append(Step("sft", stage_plan(config, model, Sft(), config.sft, cached=False), config.sft, (0,), ()))
+    if trained_contrast(config, wanted_reads(config)):
+        construction, section = config.contrast.construction, config.contrast.training
+        objective = contrast_objective(config)
+        cached = objective.needs.reference == "logps" and config.contrast.scores == "cached"
+        contrast = stage_plan(config, model, objective, section, cached=cached)
+        columns = ("reference_logps",) if cached else ()
+        steps += [Step(name, contrast, section, SIDES[name][construction], columns) for name in ("plus", "minus")]
+    policy, taken = policy_plan(config, model)
+    return [*steps, Step("policy", policy, config.train, config.loss.needs.sides, taken)]
 
 
 class Lowered(NamedTuple):
@@ -178,8 +186,8 @@ def lower_training(session: Session, step: Step) -> Lowered:
 def lower_scores(session: Session) -> Lowered:
     """The step that makes cached scores: one frozen model, forward; a contrastive one where there is one."""
     config = session.config
-    roles = contrast_roles(config.contrast.construction, lora=session.lora) if takes_contrast(config) else None
-    role = roles[0] if roles else REFERENCE
+    reads = wanted_reads(config)
+    role = roles_of(config)[reads[0].role] if reads else REFERENCE
     casting = Casting(policy_role(lora=False), None, plus=role)
     pairs, batches = session.passing("train", role.view)
     frozen = abstract_frozen(session, casting)
@@ -219,7 +227,7 @@ def _placed_batch(session: Session, host: Any) -> Any:
 
 def _blank_columns(session: Session, names: Sequence[str]) -> dict[str, np.ndarray]:
     count = len(session.train.pairs)
-    shapes = {"margin": (count,)}
+    shapes = {"self_reward": (count,)}
     return {name: np.zeros(shapes.get(name, (count, 2, session.elements)), np.float32) for name in names}
 
 

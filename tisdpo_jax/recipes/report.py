@@ -13,11 +13,10 @@ from tisdpo_jax.config import resolved
 from tisdpo_jax.evaluation import Comparison, DataCounts, Grid, Report
 from tisdpo_jax.recipes import pictures
 from tisdpo_jax.recipes.evaluate import Evaluation, counts
-from tisdpo_jax.recipes.samples import NAMES, Samples
+from tisdpo_jax.recipes.samples import Samples
 from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.recipes.subjects import Subject
 from tisdpo_jax.recipes.tisdpo import Columns
-from tisdpo_jax.training.objective import WEIGHTED
 
 FILES = (
     ("config.yaml", "the configuration, defaults included"),
@@ -54,7 +53,7 @@ def write_report(
     split = "eval" if session.eval is not None else "train"
     encoded, found = session.split(split), columns[split]
     report = Report(
-        title=f"{NAMES[config.loss.name]} of {_model(session)}: {session.run_dir.name}",
+        title=f"{config.loss.title} of {_model(session)}: {session.run_dir.name}",
         facts=_facts(session),
         comparisons=tables,
         measures=measures,
@@ -64,7 +63,7 @@ def write_report(
         prompts=samples.prompts,
         scores=samples.scores,
         history=evaluation.read_metrics(metrics or session.run_dir / "metrics.jsonl"),
-        weighted_stages=("policy",) if config.loss.name in WEIGHTED else (),
+        weighted_stages=("policy",) if "token_weights" in config.loss.needs.columns else (),
         rewards=rewards,
         weights=pictures.weight_section(config.weights, session.train, columns["train"]),
         tokens=pictures.token_grids(session.tokenizer, session.train, columns["train"]),

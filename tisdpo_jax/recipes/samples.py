@@ -27,18 +27,6 @@ log = logging.getLogger(__name__)
 
 DIRECTORY, RESULT = "samples", "samples.json"
 
-NAMES = {
-    "tisdpo": "TIS-DPO",
-    "dpo": "DPO",
-    "ipo": "IPO",
-    "tdpo": "TDPO",
-    "kto": "KTO",
-    "dlma": "DLMA",
-    "dlma+tisdpo": "DLMA + TIS-DPO",
-    "sft": "SFT of the policy",
-}
-"""Of the losses, for people."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
@@ -65,7 +53,7 @@ class Samples:
 
 def model_names(session: Session) -> tuple[str, ...]:
     """What the models of the run are called, from the first to the last."""
-    last = f"after {NAMES[session.config.loss.name]}"
+    last = f"after {session.config.loss.title}"
     return ("pretrained", *(("after SFT",) if session.config.sft.epochs else ()), last)
 
 

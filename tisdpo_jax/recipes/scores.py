@@ -22,38 +22,41 @@ from tisdpo_jax.checkpoint import quarantine
 from tisdpo_jax.data import EncodedPair, States, open_template, tokenizer_identity
 from tisdpo_jax.data.states import create, open_states, write
 from tisdpo_jax.errors import CheckpointError, DamagedError, DataError
+from tisdpo_jax.estimators import Read
 from tisdpo_jax.recipes.models import identify
 from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.roles import Frozen, Role, bind
-from tisdpo_jax.scoring import read, score
+from tisdpo_jax.scoring import Text
+from tisdpo_jax.scoring import read as read_states
 from tisdpo_jax.training.progress import progress
 
 log = logging.getLogger(__name__)
 
 
-def cached_logps(session: Session, role_name: str, role: Role, frozen: Frozen, split: str) -> np.ndarray:
-    """`[n, 2, N]` float32 log-likelihoods of a split's responses under a role; read if they are on disk.
+def cached_scores(session: Session, read: Read, role: Role, frozen: Frozen, split: str) -> np.ndarray:
+    """`[n, 2, N]` float32: what `read` asks for, of a split's responses under a role; read if it is on disk.
 
     A file that is damaged is set aside, and made again.
 
     Raises: CheckpointError when the file on disk was made from something else; it names what differs. DataError when
       a score is not finite; nothing is kept then.
     """
-    path = session.run_dir / "scores" / f"{split}-{role_name}.safetensors"
+    name = read.role if read.kind == "logps" else f"{read.role}-{read.kind}"
+    path = session.run_dir / "scores" / f"{split}-{name}.safetensors"
     key = cache_key(session, role, frozen, split)
     if path.exists():
         try:
             return _read(path, key)
         except DamagedError as error:
             _set_aside(path, error)
-    logps = compute_logps(session, role, frozen, split, label=f"scores {role_name} ({split})")
+    scores = compute_scores(session, read, role, frozen, split, label=f"scores {name} ({split})")
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = np.ascontiguousarray(logps)
+        whole = np.ascontiguousarray(scores)
         label = {"key": json.dumps(key, sort_keys=True), "sha256": _digest(whole)}
         with replacing(path) as temporary:
             save_file({"logps": whole}, temporary, metadata=label)
-    return logps
+    return scores
 
 
 def cache_key(session: Session, role: Role, frozen: Frozen, split: str) -> dict[str, str]:
@@ -82,12 +85,12 @@ def text_identity(session: Session) -> dict[str, str]:
     }
 
 
-def compute_logps(session: Session, role: Role, frozen: Frozen, split: str, *, label: str) -> np.ndarray:
+def compute_scores(session: Session, read: Read, role: Role, frozen: Frozen, split: str, *, label: str) -> np.ndarray:
     """The same, made now."""
     config = session.config
     pairs, batches = session.passing(split, role.view)
     variables = bind(role, None, frozen)
-    run = scorer(session.model, role.view, config.model.head_chunk)
+    run = scorer(session.model, role.view, config.model.head_chunk, read.kind)
     found = np.zeros((len(pairs.encoded.pairs), 2, session.elements), np.float32)
     for indices in progress(batches, label, enabled=config.logging.progress):
         session.interrupt.poll(label)
@@ -111,9 +114,10 @@ def check_finite(what: str, values: np.ndarray, pairs: Sequence[EncodedPair]) ->
 
 
 @functools.lru_cache(maxsize=8)
-def scorer(model: Any, view: str, chunk: int) -> Any:
-    """The jitted step `(variables, batch) -> log-likelihoods [B, 2, N]`."""
-    return jax.jit(lambda variables, batch: score(model, variables, batch, view=view, chunk=chunk).logps)
+def scorer(model: Any, view: str, chunk: int, kind: str = "logps") -> Any:
+    """The jitted step `(variables, batch) -> [B, 2, N]`, log-likelihoods or another method of the scorer."""
+    score = getattr(Text(model, chunk), kind)
+    return jax.jit(lambda variables, batch: score(variables, batch, jax.random.key(0), view=view))
 
 
 def cached_states(session: Session, role: Role, frozen: Frozen, split: str) -> States:
@@ -170,7 +174,7 @@ def _make_states(session: Session, role: Role, frozen: Frozen, split: str, path:
 
 @functools.lru_cache(maxsize=2)
 def _reader(model: Any, view: str) -> Any:
-    return jax.jit(lambda variables, batch: read(model, variables, batch.views[view]).hidden)
+    return jax.jit(lambda variables, batch: read_states(model, variables, batch.views[view]).hidden)
 
 
 def _read(path: Path, key: dict[str, str]) -> np.ndarray:

@@ -13,26 +13,30 @@ import dataclasses
 import functools
 import hashlib
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import yaml
 
 from tisdpo_jax import checkpoint, partitioning
 from tisdpo_jax.artifacts import differences, digest
-from tisdpo_jax.config import Experiment, LossSection, StageSection
+from tisdpo_jax.config import Experiment, StageSection
 from tisdpo_jax.data import EncodedSet, Layout, Order, States, recorded_columns
 from tisdpo_jax.errors import ConfigError
+from tisdpo_jax.estimators import CONTRAST, Estimator, Read, reads_of
 from tisdpo_jax.models import Model, head_only
+from tisdpo_jax.objectives import Dpo, Objective, Sft
 from tisdpo_jax.recipes import models
 from tisdpo_jax.recipes.models import Base
-from tisdpo_jax.recipes.scores import cached_logps, cached_states, text_identity
+from tisdpo_jax.recipes.scores import cached_scores, cached_states, text_identity
 from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.roles import Casting, Frozen, Role, contrast_roles, policy_role, resident_bytes
-from tisdpo_jax.scoring import contrast_scores
+from tisdpo_jax.scoring import Text, contrast_scores
 from tisdpo_jax.training.loop import Job, Pairs, train
-from tisdpo_jax.training.objective import WEIGHTED, Plan, make_weights, wants_kl
+from tisdpo_jax.training.objective import Plan
 from tisdpo_jax.training.step import evaluate_step, means
 from tisdpo_jax.types import Params
 
@@ -40,15 +44,30 @@ log = logging.getLogger(__name__)
 Columns = dict[str, np.ndarray]
 
 REFERENCE = Role("base")
-TAKEN = {"tisdpo": ("weights",), "dlma": ("margin",), "dlma+tisdpo": ("weights", "margin")}  # columns of a loss
 HEAD = Role("head")  # the reference where its last hidden states are on disk
 DERIVED = ("scores", "frozen models")  # of an identity: known only once what they stand for is made
 SIDES = {"plus": {"sft": (0,), "dpo": (0, 1)}, "minus": {"sft": (1,), "dpo": (1, 0)}}
 
 
-def takes_contrast(config: Experiment) -> bool:
-    """Whether the policy's loss takes anything that pi+ and pi- are for."""
-    return config.loss.name in TAKEN
+BROUGHT = {"token_weights": "chosen_weights and rejected_weights", "self_reward": "margin"}  # fields of records
+
+
+def wanted_reads(config: Experiment) -> tuple[Read, ...]:
+    """What the columns that the objective needs are made of; nothing where the records bring them."""
+    if config.contrast.construction == "none":
+        return ()
+    return reads_of(config.loss.needs.columns, config.weights)
+
+
+def trained_contrast(config: Experiment, reads: tuple[Read, ...]) -> bool:
+    """Whether pi+ and pi- are trained: something reads them, and the construction trains them."""
+    read = any(read.role in ("plus", "minus") for read in reads)
+    return read and config.contrast.construction in ("sft", "dpo")
+
+
+def contrast_objective(config: Experiment) -> Objective:
+    """What pi+ and pi- are trained on, each on sides of its own."""
+    return Sft() if config.contrast.construction == "sft" else Dpo(beta=config.contrast.beta)
 
 
 def check_unchanged(session: Session) -> None:
@@ -58,14 +77,14 @@ def check_unchanged(session: Session) -> None:
     """
     config = session.config
     construction, nothing = config.contrast.construction, Frozen(params={}, lora={})
-    stages: dict[str, tuple[LossSection, StageSection, tuple[int, ...]]] = {
-        "policy": (config.loss, config.train, _sides(config.loss)),
+    stages: dict[str, tuple[Objective, StageSection, tuple[int, ...]]] = {
+        "policy": (config.loss, config.train, config.loss.needs.sides),
     }
     if construction in ("sft", "dpo"):
-        loss = LossSection(name=construction, beta=config.contrast.beta)
+        loss = contrast_objective(config)
         stages |= {name: (loss, config.contrast.training, SIDES[name][construction]) for name in ("plus", "minus")}
     if config.sft.epochs:
-        stages["sft"] = (LossSection(name="sft"), config.sft, (0,))
+        stages["sft"] = (Sft(), config.sft, (0,))
     for stage, (loss, section, sides) in stages.items():
         found = models.stored_identity(session, stage)
         if found is not None:
@@ -75,10 +94,6 @@ def check_unchanged(session: Session) -> None:
             changed = differences(*({k: v for k, v in one.items() if k not in unknown} for one in (stored, known)))
             if changed:
                 raise checkpoint.other_configuration(path, changed)
-
-
-def _sides(loss: LossSection) -> tuple[int, ...]:
-    return (0,) if loss.name == "sft" else (0, 1)
 
 
 def base_stage(session: Session, *, make: bool = True) -> Base:
@@ -92,7 +107,7 @@ def base_stage(session: Session, *, make: bool = True) -> Base:
         return Base(load, freeze, pretrained=True)
 
     def after_sft() -> Params:
-        base, loss, section = Base(load, freeze), LossSection(name="sft"), session.config.sft
+        base, loss, section = Base(load, freeze), Sft(), session.config.sft
         if not make:
             return models.fold_in(session, base, _there(session, "sft", loss, section, base, sides=(0,)))
         frozen: Frozen = {"params": {"base": base.frozen()} if session.lora else {}, "lora": {}}
@@ -114,13 +129,13 @@ def finished(session: Session) -> tuple[Base, Params]:
 def finished_policy(session: Session, base: Base, *, derived: tuple[str, ...] = DERIVED) -> Params:
     """The policy that was trained from `base`. `derived`: what of its identity is not known without making it."""
     config = session.config
-    return _there(session, "policy", config.loss, config.train, base, sides=_sides(config.loss), derived=derived)
+    return _there(session, "policy", config.loss, config.train, base, sides=config.loss.needs.sides, derived=derived)
 
 
 def _there(
     session: Session,
     stage: str,
-    loss: LossSection,
+    loss: Objective,
     section: StageSection,
     base: Base,
     *,
@@ -137,15 +152,12 @@ def _there(
 
 
 def contrast_stage(session: Session, base: Base) -> Frozen:
-    """pi+ and pi-, trained where the construction trains them, beside the base that they share or start from."""
+    """pi+ and pi-, trained, beside the base that they share or start from."""
     frozen: Frozen = {"params": {"base": base.frozen()}, "lora": {}}
     construction = session.config.contrast.construction
-    if construction not in ("sft", "dpo"):
-        return frozen
-    loss = LossSection(name=construction, beta=session.config.contrast.beta)
-    columns: Columns = {}
+    loss, columns = contrast_objective(session.config), Columns()
     if construction == "dpo" and session.config.contrast.scores == "cached":
-        columns["reference_logps"] = cached_logps(session, "reference", REFERENCE, frozen, "train")
+        columns["reference_logps"] = cached_scores(session, Read("reference"), REFERENCE, frozen, "train")
     for name in ("plus", "minus"):
         sides = SIDES[name][construction]
         training = session.config.contrast.training
@@ -158,76 +170,94 @@ def contrast_stage(session: Session, base: Base) -> Frozen:
     return frozen
 
 
-def score_stage(session: Session, frozen: Frozen, *, contrast: bool = True) -> dict[str, Columns]:
-    """Columns for each split: what the loss takes as given, and `plus_logps`, `minus_logps` for pictures.
+def score_stage(session: Session, frozen: Frozen, reads: tuple[Read, ...]) -> dict[str, Columns]:
+    """Columns for each split: what the objective takes as given, and what they are made of, for pictures.
 
     Args:
-      contrast: whether pi+ and pi- are there, and scored.
+      reads: what is scored; the models are in `frozen`.
     """
-    config, found = session.config, {}
-    roles = contrast_roles(config.contrast.construction, lora=session.lora) if contrast else None
+    config, splits = session.config, {}
+    roles = roles_of(config)
     for split in session.splits():
         encoded = session.split(split)
         columns: Columns = dict(recorded_columns(encoded, session.elements))
-        if roles is not None and config.contrast.scores == "cached":
-            for name, role in zip(("plus", "minus"), roles, strict=True):
-                columns[f"{name}_logps"] = cached_logps(session, name, role, frozen, split)
-            derive(session, encoded, columns)
-        if config.contrast.scores == "cached" and wants_kl(config.loss) is None and config.loss.name != "sft":
-            columns["reference_logps"] = cached_logps(session, "reference", REFERENCE, frozen, split)
+        if config.contrast.scores == "cached":
+            for read in reads:
+                columns[read.column] = cached_scores(session, read, roles[read.role], frozen, split)
+            if config.contrast.construction != "none":
+                derive(session, encoded, columns)
+            if config.loss.needs.reference == "logps":
+                columns["reference_logps"] = cached_scores(session, Read("reference"), REFERENCE, frozen, split)
         _check_columns(session, split, columns)
-        found[split] = columns
-    return found
+        splits[split] = columns
+    return splits
+
+
+def roles_of(config: Experiment) -> dict[str, Role]:
+    """The models that values are read of, by the name that estimators have for them."""
+    roles = contrast_roles(config.contrast.construction, lora=config.lora.rank > 0)
+    return {"reference": REFERENCE, **(dict(zip(("plus", "minus"), roles, strict=True)) if roles else {})}
 
 
 def derive(session: Session, encoded: EncodedSet, columns: Columns) -> None:
-    """Token weights and the self-reward of the pair, both from the one contrast of pi+ and pi-."""
-    if "weights" in columns or "margin" in columns:
+    """Token weights from what the estimator reads, and the self-reward of the pair from the contrast of pi+ and pi-.
+
+    Each is made where its reads are among the columns.
+    """
+    estimator, mask, record = session.config.weights, encoded.mask(session.elements), np.arange(len(encoded.pairs))
+    made: Columns = {}
+    wanted = "token_weights" in session.config.loss.needs.columns or estimator.reads
+    if wanted and all(read.column in columns for read in estimator.reads):
+        made["token_weights"] = token_weights(estimator, columns, mask, record)
+    if all(read.column in columns for read in CONTRAST):
+        scores = contrast_scores(columns["plus_logps"], columns["minus_logps"], mask)
+        made["self_reward"] = (scores[:, 0] - scores[:, 1]).astype(np.float32)
+    if made and ("token_weights" in columns or "self_reward" in columns):
         raise ConfigError(
             f"{encoded.source}: brings its own weights or margin, which a contrast would overwrite; "
             "set contrast.construction none, or take these fields out"
         )
-    mask, record = encoded.mask(session.elements), np.arange(len(encoded.pairs))
+    if "token_weights" in made and not made["token_weights"].any():
+        raise ConfigError(f"{encoded.source}: weights.method {estimator.method} gives weight 0 to all tokens")
+    columns |= made
+
+
+def token_weights(estimator: Estimator, columns: Mapping[str, Any], mask: np.ndarray, record: np.ndarray) -> np.ndarray:
+    """An estimator's weights `[n, 2, N]` of all pairs, some hundreds at a time."""
     parts = []
-    for rows in np.array_split(record, -(-len(record) // 256)):
-        positive, negative = (columns[f"{name}_logps"][rows] for name in ("plus", "minus"))
-        made = make_weights(session.config.weights, positive, negative, mask[rows], record=rows)
-        parts.append(np.asarray(made))
-    columns["weights"] = np.concatenate(parts)
-    if not columns["weights"].any():
-        raise ConfigError(
-            f"{encoded.source}: weights.method {session.config.weights.method} gives weight 0 to all tokens"
-        )
-    scores = contrast_scores(columns["plus_logps"], columns["minus_logps"], mask)
-    columns["margin"] = (scores[:, 0] - scores[:, 1]).astype(np.float32)
+    for rows in np.array_split(record, max(-(-len(record) // 256), 1)):
+        values = {read.column: jnp.asarray(columns[read.column][rows]) for read in estimator.reads}
+        parts.append(np.asarray(estimator.weights(values, jnp.asarray(mask[rows]), jnp.asarray(rows))))
+    return np.concatenate(parts)
 
 
 def _check_columns(session: Session, split: str, columns: Columns) -> None:
-    loss, construction = session.config.loss.name, session.config.contrast.construction
-    for needed in (name for name in TAKEN.get(loss, ()) if construction == "none" and name not in columns):
-        fields = {"weights": "chosen_weights and rejected_weights", "margin": "margin"}[needed]
+    loss, construction = session.config.loss, session.config.contrast.construction
+    for needed in (name for name in loss.needs.columns if construction == "none" and name not in columns):
         raise ConfigError(
-            f"loss.name {loss} needs {needed}: set contrast.construction to prompts, sft or dpo, "
-            f"or give every record of {session.split(split).source} the fields {fields}"
+            f"loss.name {loss.name} needs {needed}: set contrast.construction to prompts, sft or dpo, "
+            f"or give every record of {session.split(split).source} the fields {BROUGHT[needed]}"
         )
 
 
 def policy_plan(config: Experiment, model: Model, *, whole_reference: Role = REFERENCE) -> tuple[Plan, tuple[str, ...]]:
     """What the policy's step computes, and the names of the columns that it takes."""
-    lora = config.lora.rank > 0
-    cached = config.contrast.scores == "cached"
-    roles = None if cached else contrast_roles(config.contrast.construction, lora=lora)
-    online = roles if config.loss.name in WEIGHTED else None
-    live_reference = config.loss.name != "sft" and (wants_kl(config.loss) is not None or not cached)
-    reference = (HEAD if takes_states(config) else whole_reference) if live_reference else None
-    casting = Casting(policy_role(lora=lora), reference, *(online if online else (None, None)))
-    plan = _plan(config, model, config.loss, casting, config.train)
-    return plan, (*TAKEN.get(config.loss.name, ()), *(() if live_reference else ("reference_logps",)))
+    needs, reads = config.loss.needs, wanted_reads(config)
+    online = {read.role for read in reads} if config.contrast.scores == "online" else set()
+    in_step = needs.direction is not None or (needs.reference == "logps" and config.contrast.scores == "online")
+    roles = {name: role for name, role in roles_of(config).items() if name in online}
+    if in_step:
+        roles["reference"] = HEAD if takes_states(config) else whole_reference
+    casting = Casting(policy_role(lora=config.lora.rank > 0), roles.pop("reference", None), **roles)
+    columns = [name for name in needs.columns if not (reads and online and name == "token_weights")]
+    if needs.reference == "logps" and not in_step:
+        columns.append("reference_logps")
+    return _plan(config, model, config.loss, casting, config.train), tuple(columns)
 
 
 def takes_states(config: Experiment) -> bool:
     """Whether the policy's step takes the reference's last hidden states in place of the reference."""
-    return wants_kl(config.loss) is not None and config.contrast.reference_states == "cached"
+    return config.loss.needs.direction is not None and config.contrast.reference_states == "cached"
 
 
 def policy_stage(
@@ -259,7 +289,7 @@ def policy_stage(
         base,
         needed,
         kept["train"],
-        sides=_sides(config.loss),
+        sides=config.loss.needs.sides,
         plan=plan,
         states=states.get("train"),
         evaluate=evaluate,
@@ -288,7 +318,7 @@ def _evaluator(plan: Plan) -> Any:
 def run_training(
     session: Session,
     stage: str,
-    loss: LossSection,
+    loss: Objective,
     section: StageSection,
     base: Base,
     frozen: Frozen,
@@ -350,21 +380,21 @@ def feed(session: Session, section: StageSection, plan: Plan, sides: tuple[int, 
     return order, session.layout(encoded, order.batches(), parts=section.micro_batches, sides=sides, views=views)
 
 
-def stage_plan(config: Experiment, model: Model, loss: LossSection, section: StageSection, *, cached: bool) -> Plan:
+def stage_plan(config: Experiment, model: Model, loss: Objective, section: StageSection, *, cached: bool) -> Plan:
     """What the step of a stage before the policy computes; `cached`: the reference's scores are a column."""
-    live = loss.name != "sft" and not cached
+    live = loss.needs.reference != "none" and not cached
     casting = Casting(policy_role(lora=config.lora.rank > 0), REFERENCE if live else None)
     return _plan(config, model, loss, casting, section)
 
 
-def _plan(config: Experiment, model: Model, loss: LossSection, casting: Casting, section: StageSection) -> Plan:
+def _plan(config: Experiment, model: Model, loss: Objective, casting: Casting, section: StageSection) -> Plan:
     return Plan(
-        model=model,
+        scorer=Text(model, config.model.head_chunk),
         casting=casting,
-        loss=loss,
-        weights=config.weights,
+        objective=loss,
+        estimator=config.weights,
         micro_batches=section.micro_batches,
-        head_chunk=config.model.head_chunk,
+        seed=config.seed,
         compiler_options=compiler_options(config.mesh.compiler_options),
     )
 
@@ -391,7 +421,7 @@ def _needed(frozen: Frozen, plan: Plan) -> Frozen:
 
 def _identity(
     session: Session,
-    loss: LossSection,
+    loss: Objective,
     section: StageSection,
     base: str,
     columns: Columns,
@@ -420,8 +450,8 @@ def _identity(
         "sft": "none" if section is config.sft or not config.sft.epochs else _results_of(config.sft),
         "loss": dataclasses.asdict(loss),
         "sides": list(sides),
-        "weights": dataclasses.asdict(config.weights) if loss.name in WEIGHTED else "none",
-        "contrast": _contrast(config) if loss is config.loss and takes_contrast(config) else "none",
+        "weights": dataclasses.asdict(config.weights) if "token_weights" in loss.needs.columns else "none",
+        "contrast": _contrast(config) if loss is config.loss and wanted_reads(config) else "none",
         "scores": digest(
             {name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in sorted(columns.items())}
         ),

@@ -8,9 +8,12 @@ from tisdpo_jax.scoring._logits import Direction, kl_from_logits, logps_from_log
 from tisdpo_jax.scoring._reward import contrast_scores
 from tisdpo_jax.scoring._rows import next_token, pairs, unpairs
 from tisdpo_jax.scoring._text import contrast, read, score, score_pair_of_models
+from tisdpo_jax.scoring.scorer import Scorer, Text
 
 __all__ = [
     "Direction",
+    "Scorer",
+    "Text",
     "contrast",
     "contrast_scores",
     "fused_logps",

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from tisdpo_jax.config import LossSection
 from tisdpo_jax.config.testbed import Testbed, WorldSection, rates
 from tisdpo_jax.data import EncodedSet, Order
 from tisdpo_jax.models import ComputeConfig, Model, TransformerConfig
+from tisdpo_jax.objectives import Dpo, Objective, Sft
 from tisdpo_jax.roles import Casting, Frozen, Role, policy_role
+from tisdpo_jax.scoring import Text
 from tisdpo_jax.testbed import replicas
 from tisdpo_jax.testbed.cells import Cell, Source, columns
 from tisdpo_jax.testbed.statistics import Found, quality
@@ -118,7 +119,7 @@ class Bench:
     @functools.cache  # noqa: B019 (a bench lives as long as its setting)
     def _contrasts(self, source: Source, at: range) -> tuple[Params, Params]:
         name: Any = source
-        loss = LossSection(name=name, beta=self.config.training.beta)
+        loss = Sft() if source == "sft" else Dpo(beta=self.config.training.beta)
         both = []
         for taken in {"sft": ((0,), (1,)), "dpo": ((0, 1), (1, 0))}[name]:
             batches = self._batches(self.taught, taken, None)
@@ -171,9 +172,9 @@ class Bench:
         ]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
-    def _fit(self, loss: LossSection, at: Sequence[float], batches: Batch, cuts: Sequence[int]) -> list[Params]:
-        reference = None if loss.name == "sft" else Role("base")
-        plan = Plan(self.model, Casting(policy_role(lora=False), reference), loss)
+    def _fit(self, loss: Objective, at: Sequence[float], batches: Batch, cuts: Sequence[int]) -> list[Params]:
+        reference = None if loss.needs.reference == "none" else Role("base")
+        plan = Plan(Text(self.model), Casting(policy_role(lora=False), reference), loss)
         frozen: Frozen = {"params": {"base": self.base} if reference else {}, "lora": {}}
         section = self.config.training.optimizer
         grid = [rate * section.learning_rate for rate in at]

@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
 
-from tisdpo_jax.config import LossSection, WeightsSection
+from tisdpo_jax.estimators import ESTIMATORS, Estimator, Importance
+from tisdpo_jax.objectives import OBJECTIVES, Objective, Sft, TisDpo
 from tisdpo_jax.testbed.world import Pairs
-from tisdpo_jax.training.objective import make_weights
 
 Source = Literal["", "true", "prompts", "sft", "dpo"]
 """Whose log-ratios the weights are made of: the true rewards, or pi+ and pi- of a construction; "" without weights."""
@@ -20,9 +21,9 @@ Source = Literal["", "true", "prompts", "sft", "dpo"]
 class Cell:
     """A way to train a policy."""
 
-    loss: LossSection
+    loss: Objective
     source: Source = ""
-    weights: WeightsSection = WeightsSection()
+    weights: Estimator = Importance()  # noqa: RUF009  # frozen
     sides: tuple[int, ...] = (0, 1)
 
     @property
@@ -34,14 +35,14 @@ def methods(beta: float) -> dict[str, Cell]:
     """Rows of the main table. The public code's transforms and the controls that need log-ratios take those of (D)."""
 
     def tisdpo(source: Source, method: Any = "importance") -> Cell:
-        return Cell(LossSection(name="tisdpo", beta=beta), source, WeightsSection(method=method))
+        return Cell(TisDpo(beta=beta), source, ESTIMATORS[method]())
 
     def plain(name: Any, **fields: Any) -> Cell:
-        return Cell(LossSection(name=name, beta=beta, **fields))
+        return Cell(OBJECTIVES[name](beta=beta, **fields))
 
     public = ("binary", "rank_based", "threshold_and_scale", "threshold", "origin", "random")
     return {
-        "SFT on chosen": Cell(LossSection(name="sft"), sides=(0,)),
+        "SFT on chosen": Cell(Sft(), sides=(0,)),
         "DPO": plain("dpo"),
         "cDPO": plain("dpo", label_smoothing=0.1),
         "IPO": plain("ipo"),
@@ -63,10 +64,10 @@ def ablations(beta: float) -> dict[str, Cell]:
     """Variants of (D), one thing changed at a time, and the same of the true rewards where the KL is left out."""
     whole = methods(beta)["TIS-DPO (D)"]
     true = methods(beta)["TIS-DPO (oracle)"]
-    without = dataclasses.replace(whole.loss, kl_coef=0.0)
+    without = TisDpo(beta=beta, kl_coef=0.0)
 
-    def changed(**fields: float) -> Cell:
-        return dataclasses.replace(whole, weights=dataclasses.replace(whole.weights, **fields))  # type: ignore[arg-type]  # all are floats
+    def changed(**fields: Any) -> Cell:
+        return dataclasses.replace(whole, weights=Importance(**fields))
 
     return {
         "(D) as in the paper": whole,
@@ -94,10 +95,10 @@ def columns(
     """
     found = []
     for drawn, ratio, seed in zip(pairs, ratios, seeds, strict=True):
-        section = dataclasses.replace(cell.weights, seed=seed)
-        zero = np.zeros(ratio.shape, np.float32)
-        made = make_weights(
-            section, ratio.astype(np.float32), zero, drawn.mask.astype(np.float32), record=np.arange(len(ratio))
-        )
-        found.append({"weights": np.asarray(made)})
+        seeded: Any = cell.weights
+        if "seed" in seeded.__dataclass_fields__:
+            seeded = dataclasses.replace(seeded, seed=seed)
+        values = {"plus_logps": jnp.asarray(ratio, jnp.float32), "minus_logps": jnp.zeros(ratio.shape)}
+        weights = seeded.weights(values, jnp.asarray(drawn.mask, jnp.float32), jnp.arange(len(ratio)))
+        found.append({"token_weights": np.asarray(weights)})
     return found

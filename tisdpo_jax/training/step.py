@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from tisdpo_jax.roles import Frozen
-from tisdpo_jax.training.objective import Objective, Plan, objective
+from tisdpo_jax.training.objective import Plan, Result, objective, step_key
 from tisdpo_jax.types import Batch, Params, TrainState
 
 Array = jax.Array
@@ -30,7 +30,7 @@ def train_step(
     Numerators and denominators are summed and divided once. An update that is not finite is not applied: the
     state stays, `skipped` counts how many in a row.
     """
-    gradients, result = accumulate(plan, state.trained, frozen, batch)
+    gradients, result = accumulate(plan, state.trained, frozen, batch, step_key(plan, state.step))
     with jax.named_scope("update"):
         norm = global_norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trained)
@@ -43,20 +43,22 @@ def train_step(
     return TrainState(state.step + 1, trained, opt_state, skipped), metrics
 
 
-def accumulate(plan: Plan, trained: Params, frozen: Frozen, batch: Batch) -> tuple[Params, Objective]:
+def accumulate(
+    plan: Plan, trained: Params, frozen: Frozen, batch: Batch, key: Array | None = None
+) -> tuple[Params, Result]:
     """Gradients of the mean loss over the batch, taken `plan.micro_batches` parts at a time, float32 sums."""
 
-    working = working_copy(trained, plan.model.compute.dtype)
+    working = working_copy(trained, plan.scorer.compute_dtype())
 
-    def value(trained: Params, part: Batch, *, mean: bool) -> tuple[Array, Objective]:
-        result = objective(plan, trained, frozen, part)
+    def value(trained: Params, part: Batch, *, mean: bool) -> tuple[Array, Result]:
+        result = objective(plan, trained, frozen, part, key)
         return result.total / jnp.maximum(result.denominator, 1.0) if mean else result.total, result
 
     if plan.micro_batches == 1:  # the mean at once: no second copy of the gradients
         (_, result), grads = jax.value_and_grad(value, has_aux=True)(working, batch, mean=True)
         return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, trained), result
 
-    def gradient(part: Batch) -> tuple[Params, Objective]:
+    def gradient(part: Batch) -> tuple[Params, Result]:
         (_, result), grads = jax.value_and_grad(value, has_aux=True)(working, part, mean=False)
         return jax.tree.map(lambda g: g.astype(jnp.float32), grads), result
 
@@ -94,7 +96,7 @@ def evaluate_step(trained: Params, frozen: Frozen, batch: Batch, *, plan: Plan) 
     return objective(plan, trained, frozen, batch).sums
 
 
-def finish(result: Objective) -> Metrics:
+def finish(result: Result) -> Metrics:
     """Sums divided by counts; squares become standard deviations."""
     return means(result.sums)
 
