@@ -44,6 +44,7 @@ GOOD: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "simpo_loss": (losses.simpo_loss, {"policy_logps": floats(B, 2, N), "mask": MASK}),
     "orpo_loss": (losses.orpo_loss, {"policy_logps": floats(B, 2, N), "mask": MASK}),
     "sft_loss": (losses.sft_loss, {"policy_logps": floats(B, N), "mask": MASK[:, 0]}),
+    "entropy_weights": (weights.entropy_weights, {"entropy": floats(B, 2, N), "mask": MASK}),
     "importance_weights": (weights.importance_weights, SIGNS),
     "token_rewards": (weights.token_rewards, SIGNS),
     "weighted_sums": (weights.weighted_sums, {"logps": floats(B, 2, N), "weights": floats(B, 2, N), "mask": MASK}),
@@ -78,6 +79,7 @@ BAD_VALUES: dict[str, tuple[Any, ...]] = {
     "undesirable_weight": (-1.0, NAN, INF),
     "average": ("mean", 1, None),
     "scale": (0.0, -1.0, NAN, INF),
+    "power": (NAN, INF),
     "mu": (NAN, INF, -INF),
     "lower": (NAN, -INF, 1e6),  # the last is above upper
     "upper": (NAN, INF, "1.5"),

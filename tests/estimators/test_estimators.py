@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tisdpo_jax import weights
-from tisdpo_jax.estimators import CONTRAST, ESTIMATORS, Importance, LogUniform, Read, Uniform, reads_of
+from tisdpo_jax.estimators import CONTRAST, ESTIMATORS, Entropy, Importance, LogUniform, Read, Uniform, reads_of
 from tisdpo_jax.testing import random_pairs
 
 PAIRS = random_pairs(0, (6, 2, 9))
@@ -57,3 +57,14 @@ def test_the_paper_is_the_default_and_reads_are_made_once() -> None:
     assert reads_of(("self_reward", "token_weights"), Importance()) == CONTRAST == (Read("plus"), Read("minus"))
     assert reads_of(("token_weights",), Uniform()) == reads_of((), Importance()) == ()
     assert reads_of(("self_reward",), LogUniform()) == CONTRAST
+
+
+def test_the_entropy_weighs_by_the_reference_alone() -> None:
+    """Weights are relative to the response, so their mean is 1; equal entropies and power 0 weigh alike."""
+    entropy, mask = PAIRS.token_kl + 0.1, PAIRS.mask
+    found = np.asarray(weights.entropy_weights(entropy, mask))
+    np.testing.assert_allclose(found.sum(-1), mask.sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(weights.entropy_weights(entropy * 7, mask), found, rtol=1e-5)
+    for flat in (weights.entropy_weights(jnp.ones_like(mask), mask), weights.entropy_weights(entropy, mask, power=0.0)):
+        np.testing.assert_allclose(flat, mask, rtol=1e-6)
+    assert {read.role for read in Entropy().reads} == {"reference"}

@@ -15,6 +15,7 @@ from tisdpo_jax.estimators.contrast import (
     ThresholdAndScale,
     Uniform,
 )
+from tisdpo_jax.estimators.entropy import Entropy
 from tisdpo_jax.estimators.estimator import CONTRAST, Estimator, Read, reads_of
 
 ESTIMATORS: dict[str, type] = {
@@ -22,6 +23,7 @@ ESTIMATORS: dict[str, type] = {
     for kind in (
         *(Importance, Uniform, LogUniform, Shuffled, Position, Rank),
         *(Binary, RankBased, ThresholdAndScale, Threshold, Origin, Random),
+        Entropy,
     )
 }
 """What `weights.method` chooses from."""
@@ -30,6 +32,7 @@ __all__ = [
     "CONTRAST",
     "ESTIMATORS",
     "Binary",
+    "Entropy",
     "Estimator",
     "Formula",
     "Importance",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from jax import Array
 
 from tisdpo_jax.weights._controls import log_uniform, position, rank, shuffled, uniform
+from tisdpo_jax.weights._entropy import entropy_weights
 from tisdpo_jax.weights._importance import importance_weights, token_rewards
 from tisdpo_jax.weights._sums import weighted_sums
 from tisdpo_jax.weights._transforms import TRANSFORMS
@@ -26,6 +27,7 @@ CONTROLS: dict[str, Callable[..., Array]] = {
 __all__ = [
     "CONTROLS",
     "TRANSFORMS",
+    "entropy_weights",
     "importance_weights",
     "log_uniform",
     "position",
