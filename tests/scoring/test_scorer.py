@@ -78,7 +78,7 @@ def test_a_scorer_that_is_no_text_trains_by_the_same_step() -> None:
 
 
 def test_all_roles_have_the_same_key_and_every_step_another() -> None:
-    """Equal parameters: policy and reference agree bit for bit, so they saw the same noise. The next step has another."""
+    """Equal parameters: policy and reference agree bit for bit, so the noise was one. The next step has another."""
     result = objective(plan(), {"center": jnp.zeros(4)}, FROZEN, points())
     np.testing.assert_allclose(result.total, 8 * np.log(2), rtol=1e-6)
     assert float(result.sums["rewards/chosen"][0]) == float(result.sums["kl"][0]) == 0.0
