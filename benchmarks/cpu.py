@@ -26,8 +26,8 @@ from stepping import Steps
 from tisdpo_jax import interchange
 from tisdpo_jax.cli.options import load
 from tisdpo_jax.config import Experiment, validate
-from tisdpo_jax.recipes import models
-from tisdpo_jax.recipes.session import Session, open_session
+from tisdpo_jax.stages import models
+from tisdpo_jax.stages.session import Session, open_session
 from tisdpo_jax.training.interrupt import Interrupt
 
 TRL, TRL_CACHED, LIVE = "TRL dpo live", "TRL dpo cached", "dpo live"

@@ -37,12 +37,12 @@ def main() -> None:
     from tisdpo_jax.config import PROMPT_PAIRS, Experiment, build, with_prompts
     from tisdpo_jax.data import read_pairs
     from tisdpo_jax.estimators import CONTRAST
-    from tisdpo_jax.recipes import models
     from tisdpo_jax.recipes.dlma import with_pairs
-    from tisdpo_jax.recipes.scores import compute_scores
-    from tisdpo_jax.recipes.session import open_session
     from tisdpo_jax.roles import contrast_roles
     from tisdpo_jax.scoring import contrast_scores
+    from tisdpo_jax.stages import models
+    from tisdpo_jax.stages.scores import compute_scores
+    from tisdpo_jax.stages.session import open_session
     from tisdpo_jax.training.interrupt import Interrupt
 
     values = {

@@ -18,9 +18,10 @@ from tisdpo_jax.data import EncodedSet, States
 from tisdpo_jax.data.states import starts
 from tisdpo_jax.models import head_only
 from tisdpo_jax.planning import useful
-from tisdpo_jax.recipes import models
-from tisdpo_jax.recipes.session import Session
-from tisdpo_jax.recipes.tisdpo import feed, policy_plan
+from tisdpo_jax.recipes.tisdpo import tisdpo
+from tisdpo_jax.stages import models
+from tisdpo_jax.stages.session import Session
+from tisdpo_jax.stages.training import feed
 from tisdpo_jax.training import optim
 from tisdpo_jax.training.loop import Pairs, compile_step, state_shardings
 from tisdpo_jax.training.step import init_state
@@ -49,7 +50,10 @@ class Steps:
         self.mesh, self.names = session.mesh, tuple(names)
         self.encoded, self.config = session.train, session.model.config
         section = session.config.train
-        plans = {name: policy_plan(with_case(session.config, name), session.model) for name in names}
+        policies = {
+            name: (config, tisdpo(config).policy) for name in names for config in [with_case(session.config, name)]
+        }
+        plans = {name: (one.plan(config, session.model), one.taken) for name, (config, one) in policies.items()}
         needs = {key for plan, _ in plans.values() for _, key in plan.casting.needs()}
         self.order, self.layout = feed(session, section, next(iter(plans.values()))[0], (0, 1))
         optimizer = optim.optimizer(section.optimizer, self.order.steps)

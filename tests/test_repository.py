@@ -33,6 +33,7 @@ FLOORS = [
         "chat",
     },
     {"testbed"},
+    {"stages"},
     {"recipes"},
     {"cli"},
     {"testing"},

@@ -6,7 +6,7 @@ import pytest
 from runs import command
 
 from tisdpo_jax.errors import ConfigError
-from tisdpo_jax.recipes.tisdpo import compiler_options
+from tisdpo_jax.stages.training import compiler_options
 
 
 def test_names_and_plain_values() -> None:

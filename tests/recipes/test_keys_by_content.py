@@ -12,8 +12,9 @@ import pytest
 from tisdpo_jax.config import Experiment
 from tisdpo_jax.data import Message
 from tisdpo_jax.errors import DataError
-from tisdpo_jax.recipes import generate, scores
+from tisdpo_jax.recipes import generate
 from tisdpo_jax.roles import Role
+from tisdpo_jax.stages import scores
 from tisdpo_jax.testing.tokenizer import CHAT_TEMPLATE, tiny_tokenizer
 
 

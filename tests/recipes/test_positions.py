@@ -10,7 +10,8 @@ from runs import BASE
 
 from tisdpo_jax.config import Experiment, build, nest
 from tisdpo_jax.models import RopeConfig
-from tisdpo_jax.recipes import evaluate, generate, plan, session
+from tisdpo_jax.recipes import evaluate, generate, plan
+from tisdpo_jax.stages import session
 from tisdpo_jax.testing import write_pairs, write_tiny_model
 from tisdpo_jax.testing.models import tiny_config
 from tisdpo_jax.training.interrupt import Interrupt

@@ -80,7 +80,7 @@ def test_plain_dpo_makes_no_contrastive_models(home) -> None:
         "eval-reference.safetensors",
         "train-reference.safetensors",
     ]
-    assert "loss.name dpo takes nothing of pi+ and pi-" in output
+    assert "loss.name dpo reads nothing of pi+ and pi-" in output
 
 
 def test_the_same_command_again_and_evaluate_and_export_find_everything(here: Path) -> None:
@@ -261,3 +261,28 @@ def test_a_run_that_is_not_there_is_not_made(here: Path, verb: str) -> None:
     code, output = command(verb, **{**OPTIONS, "run_dir": "runs/other"})
     assert code == 2 and "runs/other: no trained policy is there" in error_of(output)
     assert os.listdir("runs") == ["mine"]
+
+
+def test_show_is_right_after_a_run_after_a_change_and_changes_nothing(here) -> None:
+    before = snapshot(here)
+
+    def states(**options: Any) -> tuple[dict[str, str], str]:
+        code, output = command("show", **(OPTIONS | options))
+        assert code == 0, output
+        rows = [line.split("  ", 1) for line in output.splitlines() if "  " in line]
+        return {name.strip(): rest.split()[0] for name, rest in rows}, output
+
+    kept = ["scores train-reference", "scores eval-reference", "policy", "export", "evaluation.json", "report.html"]
+    assert states()[0] == dict.fromkeys(kept, "there")
+    changed, output = states(loss__beta=0.3)
+    assert {name for name, state in changed.items() if state == "stale"} == {*kept[2:]}
+    assert "loss.beta (was 0.1, now 0.3)" in output and "`tisdpo run` refuses what is stale" in output
+    unfinished(here)
+    assert states()[0]["policy"] == "begun"
+    shutil.rmtree(here / RUN_DIR / "checkpoints")
+    assert states()[0]["policy"] == "missing"
+    elsewhere, _ = states(run_dir="runs/other")
+    assert set(elsewhere.values()) == {"missing"} and not (here / "runs" / "other").exists()
+    assert {
+        name: digest for name, digest in before.items() if "/models/" not in name and "/checkpoints/" not in name
+    } == {name: digest for name, digest in snapshot(here).items()}

@@ -1,7 +1,25 @@
 """What a run leaves on disk: how it is identified, how it is written, and who may write it."""
 
+from tisdpo_jax.artifacts.graph import Given, Line, Run, Stage, Stored, changes, order, show
 from tisdpo_jax.artifacts.key import differences, digest, plain
 from tisdpo_jax.artifacts.store import clean, replacing, sha256, write_text
 from tisdpo_jax.artifacts.workspace import lease
 
-__all__ = ["clean", "differences", "digest", "lease", "plain", "replacing", "sha256", "write_text"]
+__all__ = [
+    "Given",
+    "Line",
+    "Run",
+    "Stage",
+    "Stored",
+    "changes",
+    "clean",
+    "differences",
+    "digest",
+    "lease",
+    "order",
+    "plain",
+    "replacing",
+    "sha256",
+    "show",
+    "write_text",
+]

@@ -46,7 +46,7 @@ def _encode(config: Experiment, split: str) -> tuple[Any, Any]:
     import dataclasses
 
     from tisdpo_jax import interchange
-    from tisdpo_jax.recipes.session import model_path, open_data
+    from tisdpo_jax.stages.session import model_path, open_data
 
     lenient = dataclasses.replace(config.data, on_error="skip", max_rejected=1.0)
     config = dataclasses.replace(config, data=lenient)

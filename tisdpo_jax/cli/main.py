@@ -27,6 +27,7 @@ LEAVE_AFTER = 60.0  # seconds that threads have at the end, where it is none tha
 
 VERBS = {
     "run": "the whole job: contrastive models, scores and weights, policy, evaluation, export, report",
+    "show": "what a run has, what it would make, and what was made with another configuration; changes nothing",
     "generate": "answers to prompts: `sampling.prompts`, by this program or another; resumes",
     "train": "up to the trained policy",
     "score": "up to the cached scores that token weights are made of",
@@ -165,6 +166,11 @@ def _main(arguments: list[str]) -> int:
     from tisdpo_jax.cli.missing import check_hub_names
 
     check_hub_names(config)
+    if verb == "show":
+        from tisdpo_jax.recipes import show
+
+        print(show.text(config))
+        return DONE
     from tisdpo_jax import distributed
 
     distributed.initialize()

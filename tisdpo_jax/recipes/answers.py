@@ -13,12 +13,12 @@ from tisdpo_jax.data.files import read_file
 from tisdpo_jax.data.records import Unusable
 from tisdpo_jax.errors import DataError
 from tisdpo_jax.judging import Store, key_of
-from tisdpo_jax.recipes import models
 from tisdpo_jax.recipes.evaluate import end_tokens
-from tisdpo_jax.recipes.positions import warn_of_rows
-from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.recipes.subjects import Subject, model_files
 from tisdpo_jax.sampling import generate
+from tisdpo_jax.stages import models
+from tisdpo_jax.stages.positions import warn_of_rows
+from tisdpo_jax.stages.session import Session
 from tisdpo_jax.training.progress import progress
 
 log = logging.getLogger(__name__)

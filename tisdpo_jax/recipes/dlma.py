@@ -20,26 +20,29 @@ import jax
 import numpy as np
 
 from tisdpo_jax import distributed
+from tisdpo_jax.artifacts import Given, Run
 from tisdpo_jax.config import Experiment, resolved
 from tisdpo_jax.data import EncodedSet, PairSet, Prompt, apply_policy, encode_pairs, open_template, split_by_prompt
 from tisdpo_jax.data.records import Pair, as_record
 from tisdpo_jax.errors import DataError
 from tisdpo_jax.estimators import CONTRAST, Read
 from tisdpo_jax.evaluation import Comparison, histogram
-from tisdpo_jax.recipes import models, run_dir, self_reward
+from tisdpo_jax.recipes import run_dir, self_reward
 from tisdpo_jax.recipes.checks import open_checks
 from tisdpo_jax.recipes.export import export
 from tisdpo_jax.recipes.generate import RESPONSES, Voice, answers, open_prompts, questions, summary
 from tisdpo_jax.recipes.held_out import compare_answers
 from tisdpo_jax.recipes.judges import open_scorer
-from tisdpo_jax.recipes.models import Base
 from tisdpo_jax.recipes.report import write_report
 from tisdpo_jax.recipes.samples import Samples
-from tisdpo_jax.recipes.scores import cached_scores
-from tisdpo_jax.recipes.session import Session, open_session
-from tisdpo_jax.recipes.tisdpo import DERIVED, Columns, derive, finished_policy, policy_plan, policy_stage
+from tisdpo_jax.recipes.tisdpo import policy_stage
 from tisdpo_jax.roles import Frozen, Role, bind, contrast_roles, policy_role
 from tisdpo_jax.scoring import contrast_scores
+from tisdpo_jax.stages import models
+from tisdpo_jax.stages.models import Base
+from tisdpo_jax.stages.scores import Columns, cached_scores, derive
+from tisdpo_jax.stages.session import Session, open_session
+from tisdpo_jax.stages.training import DERIVED, Training
 from tisdpo_jax.training.interrupt import Interrupt, listening
 from tisdpo_jax.types import Params, Variables
 
@@ -116,7 +119,8 @@ def _finished(session: Session, first: Base) -> tuple[Base, Params]:
     base = first
     for number in range(1, session.config.dlma.rounds + 1):
         at = _at(session, session.run_dir / f"round-{number}")
-        trained = finished_policy(at, base, derived=(*DERIVED, "data"))
+        policy = _policy(session.config, base, first, Role("base"), {})
+        trained = policy.load(at, base, derived=(*DERIVED[1:], "data"))
         if number < session.config.dlma.rounds:
             base = Base(functools.partial(models.fold_in, at, base, trained), models.freeze_of(at))
     return base, trained
@@ -202,11 +206,19 @@ def _stages(
     reference = Role("base")
     if number > 1 and config.dlma.reference == "first":
         reference, frozen["params"]["first"] = Role("first"), first.frozen()
-    _, names = policy_plan(config, session.model, whole_reference=reference)
-    if "reference_logps" in names:
+    policy = _policy(config, base, first, reference, columns)
+    if "reference_logps" in policy.taken:
         columns["reference_logps"] = cached_scores(session, Read("reference"), reference, frozen, "train")
-    trained = policy_stage(session, base, frozen, {"train": dict(columns)}, reference=reference)
+    trained = Run(session)(policy)
     return Round(session, base, trained, columns, rewards)
+
+
+def _policy(config: Experiment, base: Base, first: Base, reference: Role, columns: Columns) -> Training:
+    """The training of a round's policy."""
+    start = Given("base", base)
+    models = (("params", "base", start), ("params", "first", Given("first", first)))
+    given = (("train", Given("columns", columns)),)
+    return policy_stage(config, start, models, (), ("train",), reference=reference, columns=given)[1]
 
 
 def with_pairs(session: Session, found: PairSet) -> Session:

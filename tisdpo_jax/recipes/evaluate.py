@@ -38,11 +38,11 @@ from tisdpo_jax.evaluation import (
 )
 from tisdpo_jax.models import Model
 from tisdpo_jax.objectives import implicit_beta
-from tisdpo_jax.recipes.positions import warn_of_limit, warn_of_pairs
-from tisdpo_jax.recipes.scores import check_finite
-from tisdpo_jax.recipes.session import Session, compute_config, named_path, open_data, open_mesh
 from tisdpo_jax.recipes.subjects import Subject, adapter_base, check_alike, is_adapter
 from tisdpo_jax.scoring import score_pair_of_models
+from tisdpo_jax.stages.positions import warn_of_limit, warn_of_pairs
+from tisdpo_jax.stages.scores import check_finite
+from tisdpo_jax.stages.session import Session, compute_config, named_path, open_data, open_mesh
 from tisdpo_jax.training.interrupt import Interrupt
 from tisdpo_jax.training.metrics import MetricsLog
 from tisdpo_jax.training.progress import progress

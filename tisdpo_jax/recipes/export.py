@@ -7,10 +7,10 @@ from typing import Any
 
 from tisdpo_jax import interchange
 from tisdpo_jax.data import open_template
-from tisdpo_jax.recipes import models
 from tisdpo_jax.recipes.evaluate import end_tokens
-from tisdpo_jax.recipes.models import Base
-from tisdpo_jax.recipes.session import Session
+from tisdpo_jax.stages import models
+from tisdpo_jax.stages.models import Base
+from tisdpo_jax.stages.session import Session
 from tisdpo_jax.types import Params
 
 

@@ -26,14 +26,15 @@ from tisdpo_jax.data.template import HH_MARKS, Template
 from tisdpo_jax.data.views import View, check_views, make_views, show
 from tisdpo_jax.errors import CheckpointError, DataError
 from tisdpo_jax.models import Model
-from tisdpo_jax.recipes import models, run_dir
+from tisdpo_jax.recipes import run_dir
 from tisdpo_jax.recipes.evaluate import end_tokens
-from tisdpo_jax.recipes.positions import warn_of_rows
-from tisdpo_jax.recipes.scores import text_identity
-from tisdpo_jax.recipes.session import Session, open_session
 from tisdpo_jax.recipes.subjects import model_files, open_subject
 from tisdpo_jax.sampling import Draw, Options, Request, http, sample
 from tisdpo_jax.sampling.responses import KINDS, Response, append_responses, read_responses, resume_responses
+from tisdpo_jax.stages import models
+from tisdpo_jax.stages.positions import warn_of_rows
+from tisdpo_jax.stages.scores import text_identity
+from tisdpo_jax.stages.session import Session, open_session
 from tisdpo_jax.training.interrupt import Interrupt, listening
 from tisdpo_jax.training.progress import Progress
 from tisdpo_jax.types import Variables

@@ -16,16 +16,16 @@ from tisdpo_jax import partitioning
 from tisdpo_jax.data import EncodedSet, Pair, PairSet, Prompt, balanced_batches, encode_pairs, open_template
 from tisdpo_jax.evaluation import Change, Comparison, as_json, paired_difference, table_text
 from tisdpo_jax.judging import Store
-from tisdpo_jax.recipes import models
 from tisdpo_jax.recipes.answers import Asked
 from tisdpo_jax.recipes.checks import open_checks
 from tisdpo_jax.recipes.generate import Voice, answers, questions, summary
 from tisdpo_jax.recipes.judges import open_scorer
 from tisdpo_jax.recipes.samples import Samples, side_by_side
-from tisdpo_jax.recipes.scores import scorer
-from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.sampling.responses import Response
 from tisdpo_jax.scoring import contrast_scores
+from tisdpo_jax.stages import models
+from tisdpo_jax.stages.scores import scorer
+from tisdpo_jax.stages.session import Session
 from tisdpo_jax.training.loop import Pairs
 from tisdpo_jax.types import Variables
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import jax
 
 from tisdpo_jax import distributed
+from tisdpo_jax.artifacts import Run, Stage, changes, order
+from tisdpo_jax.checkpoint import other_configuration
 from tisdpo_jax.config import Experiment, JudgeSection, resolved, with_prompts
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.estimators import CONTRAST
@@ -21,22 +23,13 @@ from tisdpo_jax.recipes import dlma, evaluate, judge, run_dir
 from tisdpo_jax.recipes.checks import open_checks
 from tisdpo_jax.recipes.evaluate import Evaluation, evaluation_dir, open_evaluation
 from tisdpo_jax.recipes.export import export
-from tisdpo_jax.recipes.models import Base
 from tisdpo_jax.recipes.report import write_evaluation, write_report
 from tisdpo_jax.recipes.samples import model_names, take_samples
-from tisdpo_jax.recipes.session import Session, open_session
 from tisdpo_jax.recipes.subjects import Subject, open_subject
-from tisdpo_jax.recipes.tisdpo import (
-    base_stage,
-    check_unchanged,
-    contrast_stage,
-    finished,
-    policy_stage,
-    score_stage,
-    trained_contrast,
-    wanted_reads,
-)
+from tisdpo_jax.recipes.tisdpo import Graph, tisdpo, wanted_reads
 from tisdpo_jax.roles import Frozen, bind, policy_role
+from tisdpo_jax.stages.models import Base
+from tisdpo_jax.stages.session import Session, open_session
 from tisdpo_jax.training.interrupt import Interrupt, listening
 from tisdpo_jax.types import Params
 
@@ -98,29 +91,24 @@ def _perform(verb: str, session: Session) -> None:
         _evaluate(session)
         return
     if verb == "export":
-        _say_paths(export(session, *finished(session)))
+        _say_paths(export(session, *finished(session, tisdpo(session.config))))
         return
     config = session.config
-    check_unchanged(session)
+    graph = tisdpo(config, extra=CONTRAST if verb == "score" and config.contrast.construction != "none" else ())
+    check_unchanged(session, graph.policy)
     open_checks(config.evaluation.checks)  # what is wrong with them is said now, not after training
-    reads = wanted_reads(config)
-    if verb == "score" and config.contrast.construction != "none":
-        reads = tuple(dict.fromkeys((*reads, *CONTRAST)))  # asked for, whatever the objective needs
-    trained_pair = trained_contrast(config, reads)
-    if not trained_pair and config.contrast.construction in ("sft", "dpo"):
+    if not wanted_reads(config) and config.contrast.construction in ("sft", "dpo"):
         log.info("loss.name %s reads nothing of pi+ and pi-: they are not trained", config.loss.name)
-    base = base_stage(session)
-    frozen: Frozen = {"params": {"base": base.frozen()}, "lora": {}}
-    if trained_pair:
-        frozen = contrast_stage(session, base)
-    columns = score_stage(session, frozen, reads)
+    run = Run(session)
+    columns = {split: run(stage) for split, stage in graph.columns}
     if verb == "score":
         _say(f"scores   {session.run_dir / 'scores'}")
         return
-    trained = policy_stage(session, base, frozen, columns)
+    base, trained = run(graph.base), run(graph.policy)
     if verb == "train":
         _say(f"policy   {session.run_dir / 'models' / 'policy'}")
         return
+    del run
     policy, reference = _own_subjects(session, base, trained)
     measured, directory = _to_measure(session)
     if config.evaluation.reference:
@@ -137,9 +125,29 @@ def _perform(verb: str, session: Session) -> None:
     _say(f"report   {report}")
 
 
+def check_unchanged(session: Session, *goals: Stage) -> None:
+    """Compares what a directory holds with the configuration, as far as that is known before anything is made.
+
+    Raises: CheckpointError that names the result and what differs, both values.
+    """
+    for stage in reversed(order(*goals)):
+        stored = stage.stored(session)
+        if stored is not None and (changed := changes(session, stage, stored)):
+            raise other_configuration(stored.path, changed)
+
+
+def finished(session: Session, graph: Graph) -> tuple[Base, Params]:
+    """What a run that is there started from, and its policy. Nothing is made.
+
+    Raises: ConfigError when it has not come so far; CheckpointError when it was another configuration's.
+    """
+    run = Run(session, makes=False)
+    return run(graph.base), run(graph.policy)
+
+
 def _evaluate(session: Session) -> None:
     """The policy of a run that is there, on its held-out pairs or on others."""
-    policy, reference = _own_subjects(session, *finished(session))
+    policy, reference = _own_subjects(session, *finished(session, tisdpo(session.config)))
     measured, directory = _to_measure(session)
     if session.config.evaluation.reference:
         reference = open_subject(measured, "reference", session.config.evaluation.reference, frozen=True)

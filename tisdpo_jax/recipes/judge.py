@@ -23,8 +23,8 @@ from tisdpo_jax.judging import Outcomes, Rating, Store, WinRate
 from tisdpo_jax.recipes import answers
 from tisdpo_jax.recipes.answers import Asked
 from tisdpo_jax.recipes.judges import endpoint_verdicts, open_scorer
-from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.recipes.subjects import Subject, open_subject
+from tisdpo_jax.stages.session import Session
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from tisdpo_jax.data import open_template, tokenizer_identity
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.judging import Endpoint, Outcomes, Question, Reply, RewardModel, Score, Store, key_of
 from tisdpo_jax.models import Model
-from tisdpo_jax.recipes import models
 from tisdpo_jax.recipes.answers import Asked
-from tisdpo_jax.recipes.session import Session
+from tisdpo_jax.stages import models
+from tisdpo_jax.stages.session import Session
 from tisdpo_jax.training.progress import Progress
 
 log = logging.getLogger(__name__)

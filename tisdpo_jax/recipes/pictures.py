@@ -20,9 +20,8 @@ from tisdpo_jax.estimators import Estimator, Formula
 from tisdpo_jax.evaluation import Grid, Report, SidePicture, TokenPicture, WeightSection
 from tisdpo_jax.evaluation.extremes import TokenMean, extreme_grid, token_means
 from tisdpo_jax.interchange import load_tokenizer
-from tisdpo_jax.recipes.scores import peek
-from tisdpo_jax.recipes.session import model_path, open_data
-from tisdpo_jax.recipes.tisdpo import token_weights
+from tisdpo_jax.stages.scores import peek, token_weights
+from tisdpo_jax.stages.session import model_path, open_data
 
 log = logging.getLogger(__name__)
 

@@ -22,13 +22,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tisdpo_jax import partitioning
-from tisdpo_jax.config import Experiment, StageSection
+from tisdpo_jax.artifacts import order
+from tisdpo_jax.config import Experiment
+from tisdpo_jax.config.fields import get
 from tisdpo_jax.data import EncodedSet, Layout, States
 from tisdpo_jax.data.states import starts
 from tisdpo_jax.errors import ConfigError, UserError
 from tisdpo_jax.models import head_only
 from tisdpo_jax.models.config import TransformerConfig
-from tisdpo_jax.objectives import Sft
 from tisdpo_jax.planning import lengths as measured
 from tisdpo_jax.planning import useful
 from tisdpo_jax.planning.advice import advise
@@ -36,40 +37,19 @@ from tisdpo_jax.planning.program import Program, dump_options, read_program
 from tisdpo_jax.planning.report import StagePlan
 from tisdpo_jax.planning.resident import resident
 from tisdpo_jax.planning.topology import Spec, Topology, open_topology
-from tisdpo_jax.recipes import models
 from tisdpo_jax.recipes.abstract import Lengths, LengthsFrom, abstract_session, read_lengths, read_transformer
-from tisdpo_jax.recipes.positions import warn_of_limit, warn_of_pairs
-from tisdpo_jax.recipes.scores import scorer
-from tisdpo_jax.recipes.session import Session
-from tisdpo_jax.recipes.tisdpo import (
-    HEAD,
-    REFERENCE,
-    SIDES,
-    contrast_objective,
-    feed,
-    policy_plan,
-    roles_of,
-    stage_plan,
-    trained_contrast,
-    wanted_reads,
-)
+from tisdpo_jax.recipes.tisdpo import roles_of, tisdpo, wanted_reads
 from tisdpo_jax.roles import Casting, Frozen, Role, bind, policy_role
+from tisdpo_jax.stages import models
+from tisdpo_jax.stages.positions import warn_of_limit, warn_of_pairs
+from tisdpo_jax.stages.scores import HEAD, scorer
+from tisdpo_jax.stages.session import Session
+from tisdpo_jax.stages.training import Training, feed
 from tisdpo_jax.training import optim
 from tisdpo_jax.training.loop import Pairs, compile_step, state_shardings
-from tisdpo_jax.training.objective import Plan
 from tisdpo_jax.training.step import init_state
 
 log = logging.getLogger(__name__)
-
-
-class Step(NamedTuple):
-    """A step of the job, before it is compiled."""
-
-    stage: str
-    plan: Plan
-    section: StageSection
-    sides: tuple[int, ...]
-    columns: tuple[str, ...]
 
 
 def plan(
@@ -112,7 +92,7 @@ def _plan_topology(
     config: Experiment, transformer: TransformerConfig, pairs: Lengths, topology: Topology, stage: str
 ) -> list[StagePlan]:
     session = abstract_session(config, transformer, pairs, topology)
-    makers = {step.stage: functools.partial(lower_training, session, step) for step in steps_of(session)}
+    makers = {step.name: functools.partial(lower_training, session, step) for step in trainings(config)}
     makers["score"] = functools.partial(lower_scores, session)
     if stage not in ("all", *makers):
         raise ConfigError(f"--stage {stage}: this configuration has {', '.join(makers)}; or all")
@@ -120,21 +100,9 @@ def _plan_topology(
     return [compile_plan(session, topology.spec, make(), pairs.source, topology.note) for make in wanted.values()]
 
 
-def steps_of(session: Session) -> list[Step]:
+def trainings(config: Experiment) -> list[Training]:
     """Every training of the job, in its order."""
-    config, model = session.config, session.model
-    steps = []
-    if config.sft.epochs > 0:
-        steps.append(Step("sft", stage_plan(config, model, Sft(), config.sft, cached=False), config.sft, (0,), ()))
-    if trained_contrast(config, wanted_reads(config)):
-        construction, section = config.contrast.construction, config.contrast.training
-        objective = contrast_objective(config)
-        cached = objective.needs.reference == "logps" and config.contrast.scores == "cached"
-        contrast = stage_plan(config, model, objective, section, cached=cached)
-        columns = ("reference_logps",) if cached else ()
-        steps += [Step(name, contrast, section, SIDES[name][construction], columns) for name in ("plus", "minus")]
-    policy, taken = policy_plan(config, model)
-    return [*steps, Step("policy", policy, config.train, config.loss.needs.sides, taken)]
+    return [stage for stage in order(tisdpo(config).policy) if isinstance(stage, Training)]
 
 
 class Lowered(NamedTuple):
@@ -152,21 +120,23 @@ class Lowered(NamedTuple):
     recomputed: useful.Flops
 
 
-def lower_training(session: Session, step: Step) -> Lowered:
+def lower_training(session: Session, step: Training) -> Lowered:
     """The step of a training, lowered as `training.loop` does it."""
-    order, layout = feed(session, step.section, step.plan, step.sides)
-    states = _blank_states(session) if step.plan.casting.reference == HEAD else None
-    pairs = Pairs(session.train, layout, _blank_columns(session, step.columns), states)
-    optimizer = optim.optimizer(step.section.optimizer, order.steps)
+    plan, section = step.plan(session.config, session.model), get(session.config, step.section)
+    batches, layout = feed(session, section, plan, step.sides)
+    pairs = Pairs(
+        session.train, layout, _blank_columns(session, step.taken), _blank_states(session) if step.states else None
+    )
+    optimizer = optim.optimizer(section.optimizer, batches.steps)
     trained = models.abstract_trained(session)
     shape = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained)
     shardings = state_shardings(shape, session.mesh)
     state = _placed(shape, shardings)
-    frozen = abstract_frozen(session, step.plan.casting)
-    batch = _placed_batch(session, pairs.batch(order.batch(0)))
+    frozen = abstract_frozen(session, plan.casting)
+    batch = _placed_batch(session, pairs.batch(batches.batch(0)))
     with _under(session.mesh):
-        lowered = compile_step(step.plan, optimizer, shardings, session.mesh).lower(state, frozen, batch)
-    config, casting, transformer = session.config, step.plan.casting, session.model.config
+        lowered = compile_step(plan, optimizer, shardings, session.mesh).lower(state, frozen, batch)
+    config, casting, transformer = session.config, plan.casting, session.model.config
     others = [role for role in (casting.reference, casting.plus, casting.minus) if role is not None]
     seen = _lengths(session.train, "main", step.sides)
     needed = useful.training(
@@ -175,11 +145,11 @@ def lower_training(session: Session, step: Step) -> Lowered:
         [_scored(session, role, step.sides) for role in others],
         adapters=sum(leaf.size for leaf in jax.tree.leaves(trained)) if session.lora else 0,
     )
-    size = step.section.batch_size
+    size = section.batch_size
     share = size / len(seen)
     again = useful.recomputed(transformer, seen, config.model.remat)
     return Lowered(
-        step.stage, lowered, casting, state, frozen, batch, layout, size, needed.scaled(share), again.scaled(share)
+        step.name, lowered, casting, state, frozen, batch, layout, size, needed.scaled(share), again.scaled(share)
     )
 
 
@@ -187,7 +157,7 @@ def lower_scores(session: Session) -> Lowered:
     """The step that makes cached scores: one frozen model, forward; a contrastive one where there is one."""
     config = session.config
     reads = wanted_reads(config)
-    role = roles_of(config)[reads[0].role] if reads else REFERENCE
+    role = roles_of(config)[reads[0].role if reads else "reference"]
     casting = Casting(policy_role(lora=False), None, plus=role)
     pairs, batches = session.passing("train", role.view)
     frozen = abstract_frozen(session, casting)
@@ -207,7 +177,7 @@ def abstract_frozen(session: Session, casting: Casting) -> Frozen:
     places = {"params": base, "lora": adapter}
     found: dict[str, dict[str, Any]] = {"params": {}, "lora": {}}
     for collection, key in sorted(casting.needs()):
-        tree = head_only(session.model.config, base) if key == HEAD.params else places[collection]
+        tree = head_only(session.model.config, base) if key == HEAD else places[collection]
         found[collection][key] = _placed(tree, partitioning.param_shardings(tree, session.mesh))
     return cast(Frozen, found)
 
@@ -242,7 +212,7 @@ def _blank_states(session: Session) -> States:
 def _scored(session: Session, role: Role, sides: tuple[int, ...]) -> useful.Flops:
     """What a frozen role costs over all pairs; its head alone, where its hidden states are on disk."""
     once = useful.forward(session.model.config, _lengths(session.train, role.view, sides))
-    return once.times(0, 0, 1) if role == HEAD else once
+    return once.times(0, 0, 1) if role.params == HEAD else once
 
 
 def _lengths(encoded: EncodedSet, view: str, sides: tuple[int, ...]) -> useful.Lengths:

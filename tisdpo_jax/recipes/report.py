@@ -14,9 +14,9 @@ from tisdpo_jax.evaluation import Comparison, DataCounts, Grid, Report
 from tisdpo_jax.recipes import pictures
 from tisdpo_jax.recipes.evaluate import Evaluation, counts
 from tisdpo_jax.recipes.samples import Samples
-from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.recipes.subjects import Subject
-from tisdpo_jax.recipes.tisdpo import Columns
+from tisdpo_jax.stages.scores import Columns
+from tisdpo_jax.stages.session import Session
 
 FILES = (
     ("config.yaml", "the configuration, defaults included"),

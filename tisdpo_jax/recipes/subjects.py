@@ -14,9 +14,9 @@ from tisdpo_jax import interchange, partitioning
 from tisdpo_jax.errors import CheckpointError, ConfigError
 from tisdpo_jax.interchange.huggingface import read_json
 from tisdpo_jax.models import Model, merge
-from tisdpo_jax.recipes import models
-from tisdpo_jax.recipes.positions import warn_of_pairs
-from tisdpo_jax.recipes.session import Session, named_path
+from tisdpo_jax.stages import models
+from tisdpo_jax.stages.positions import warn_of_pairs
+from tisdpo_jax.stages.session import Session, named_path
 from tisdpo_jax.types import Params, Variables
 
 

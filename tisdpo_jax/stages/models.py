@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable
@@ -12,11 +13,11 @@ from typing import Any
 import jax
 
 from tisdpo_jax import checkpoint, interchange, partitioning
-from tisdpo_jax.artifacts import digest
+from tisdpo_jax.artifacts import Run, Stage, Stored, digest
 from tisdpo_jax.checkpoint import Checkpoints
 from tisdpo_jax.errors import CheckpointError, DamagedError
 from tisdpo_jax.models import abstract_params, init_adapters, merge, quantize
-from tisdpo_jax.recipes.session import Session, cast
+from tisdpo_jax.stages.session import Session, cast
 from tisdpo_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,58 @@ class Base:
     def drop(self) -> None:
         """Gives the memory back until the parameters are asked for again."""
         self._frozen = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """The model of `model.path`, as it came. Its value is a `Base`."""
+
+    name: str = "pretrained"
+    inputs: tuple[Stage, ...] = ()
+
+    def make(self, run: Run) -> Base:
+        session = run.context
+        return Base(functools.partial(load_pretrained, session), freeze_of(session), pretrained=True)
+
+    def key(self, context: Session) -> None:
+        return None
+
+    def stored(self, context: Session) -> None:
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Folded:
+    """The whole model that a training's result stands for, adapters merged. Its value is a `Base`.
+
+    `start` is what the training started from.
+    """
+
+    training: Stage
+    start: Stage
+
+    @property
+    def name(self) -> str:
+        return f"{self.training.name}, whole"
+
+    @property
+    def inputs(self) -> tuple[Stage, ...]:
+        return (self.training,)
+
+    def make(self, run: Run) -> Base:
+        session = run.context
+
+        def whole() -> Params:
+            within = Run(session, makes=run.makes)  # whatever was read to make it is given up with it
+            return fold_in(session, within(self.start), within(self.training))
+
+        return Base(whole, freeze_of(session))
+
+    def key(self, context: Session) -> None:
+        return None
+
+    def stored(self, context: Session) -> None:
+        return None
 
 
 def freeze_of(session: Session) -> Callable[[Params], Params] | None:
@@ -152,7 +205,7 @@ def load_result(
         return None
 
 
-def stored_identity(session: Session, stage: str) -> tuple[Path, dict[str, Any]] | None:
+def stored(session: Session, stage: str) -> Stored | None:
     """Where a stage has left its result, or its newest checkpoint, and what that was made with.
 
     None where nothing is there, or nothing that can be read: the stage itself says what is wrong with it.
@@ -162,7 +215,9 @@ def stored_identity(session: Session, stage: str) -> tuple[Path, dict[str, Any]]
     for path in [result_path(session, stage), *newest]:
         if path.is_dir():
             with contextlib.suppress(CheckpointError):
-                return path, checkpoint.load_identity(path)
+                whole = path == result_path(session, stage)
+                progress = "" if whole else f"goes on from step {path.name}"
+                return Stored(path, checkpoint.load_identity(path), whole, progress)
     return None
 
 

@@ -1,0 +1,144 @@
+"""A run as a graph: stages that say what they are made of, and two ways to go through it, `Run` and `show`.
+
+A stage is a frozen dataclass of plain values and other stages. It knows no directory: that is the context's. What a
+stage has made is kept where it says, with its key beside it; another key is a difference that is named, never a file to
+be overwritten. A stage that nothing asks for does not exist, so nothing is made for nobody.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+from tisdpo_jax.artifacts.key import differences
+
+
+class Stored(NamedTuple):
+    """What a stage has left on disk."""
+
+    path: Path
+    key: Mapping[str, Any]
+    whole: bool = True  # else it goes on from here
+    progress: str = ""
+
+
+class Stage(Protocol):
+    """A step of a run. Hashable; two stages with the same fields are one."""
+
+    @property
+    def name(self) -> str:
+        """What people call it; no two stages of a graph share it."""
+        ...
+
+    @property
+    def inputs(self) -> tuple[Stage, ...]: ...
+
+    def make(self, run: Run) -> Any:
+        """The result: read where it is stored, else made, and stored. `run(stage)` gives that of an input.
+
+        Raises: CheckpointError when what is stored was made with something else; it names what differs.
+        """
+        ...
+
+    def key(self, context: Any) -> Mapping[str, Any] | None:
+        """What the result depends on, as far as that is known before anything is made; None keeps nothing on disk."""
+        ...
+
+    def stored(self, context: Any) -> Stored | None: ...
+
+
+class Run:
+    """Makes what is asked for, each stage once. Values of models are given up with `only`.
+
+    `makes` False is for what looks at a run: what is not there is an error, and nothing is trained.
+    """
+
+    def __init__(self, context: Any, *, makes: bool = True) -> None:
+        self.context, self.makes = context, makes
+        self._values: dict[Stage, Any] = {}
+
+    def __call__(self, stage: Stage) -> Any:
+        if stage not in self._values:
+            self._values[stage] = stage.make(self)
+        return self._values[stage]
+
+    def only(self, kept: Iterable[Stage]) -> None:
+        """Forgets all other values: what is asked for again is read again."""
+        names = {stage.name for stage in kept}
+        self._values = {stage: value for stage, value in self._values.items() if stage.name in names}
+
+
+def order(*goals: Stage) -> list[Stage]:
+    """The goals and all that they are made of, inputs first, each once."""
+    ordered: dict[Stage, None] = {}
+
+    def visit(stage: Stage) -> None:
+        if stage not in ordered:
+            for one in stage.inputs:
+                visit(one)
+            ordered[stage] = None
+
+    for goal in goals:
+        visit(goal)
+    return list(ordered)
+
+
+class Line(NamedTuple):
+    """What `show` says of a stage."""
+
+    stage: str
+    state: Literal["there", "begun", "missing", "stale"]
+    why: str
+    inputs: tuple[str, ...]
+
+
+def show(context: Any, *goals: Stage) -> list[Line]:
+    """What is there, what would be made, and what was made with another configuration: nothing is made or changed."""
+    return [_line(context, stage) for stage in order(*goals) if stage.key(context) is not None]
+
+
+def _line(context: Any, stage: Stage) -> Line:
+    stored, inputs = stage.stored(context), tuple(_kept(context, stage))
+    if stored is None:
+        return Line(stage.name, "missing", "would be made", inputs)
+    changed = changes(context, stage, stored)
+    if changed:
+        return Line(stage.name, "stale", f"{stored.path}: {'; '.join(changed)}", inputs)
+    if not stored.whole:
+        return Line(stage.name, "begun", f"{stored.path}: {stored.progress}", inputs)
+    return Line(stage.name, "there", str(stored.path), inputs)
+
+
+def changes(context: Any, stage: Stage, stored: Stored) -> list[str]:
+    """What differs between a stored key and the stage's, as far as both know it."""
+    wanted = stage.key(context) or {}
+    return differences({name: value for name, value in stored.key.items() if name in wanted}, wanted)
+
+
+def _kept(context: Any, stage: Stage) -> Iterable[str]:
+    """Names of the nearest stages below that keep something on disk."""
+    for one in stage.inputs:
+        if one.key(context) is not None:
+            yield one.name
+        else:
+            yield from _kept(context, one)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Given:
+    """A value that somebody has made already, as a stage."""
+
+    name: str
+    value: Any
+    inputs: tuple[Stage, ...] = ()
+
+    def make(self, run: Run) -> Any:
+        return self.value
+
+    def key(self, context: Any) -> None:
+        return None
+
+    def stored(self, context: Any) -> None:
+        return None
