@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tisdpo_jax.cli import main
-from tisdpo_jax.config import Experiment, build, nest, validate
+from tisdpo_jax.config import Experiment, build, idle, nest, validate, without
 from tisdpo_jax.errors import ConfigError, UserError
 from tisdpo_jax.models.zoo import SIZES
 from tisdpo_jax.planning.advice import changes
@@ -28,9 +28,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 def config_of(fields: dict[str, object]) -> Experiment:
     values = {name: str(value) for name, value in fields.items()}
-    return validate(
-        build(Experiment, nest(values, where="test"), where="test"), spared=("contrast.training.batch_size",)
-    )
+    config = build(Experiment, nest(values, where="test"), where="test")
+    return validate(without(config, {"contrast.training.batch_size"} & idle(config).keys()))
 
 
 def session_of(fields: dict[str, object]) -> Any:

@@ -35,7 +35,7 @@ from tisdpo_jax.recipes.held_out import compare_answers
 from tisdpo_jax.recipes.judges import open_scorer
 from tisdpo_jax.recipes.report import write_report
 from tisdpo_jax.recipes.samples import Samples
-from tisdpo_jax.recipes.tisdpo import policy_stage
+from tisdpo_jax.recipes.tisdpo import policy_training
 from tisdpo_jax.roles import Frozen, Role, bind, contrast_roles, policy_role
 from tisdpo_jax.scoring import contrast_scores
 from tisdpo_jax.stages import models
@@ -218,7 +218,7 @@ def _policy(config: Experiment, base: Base, first: Base, reference: Role, column
     start = Given("base", base)
     models = (("params", "base", start), ("params", "first", Given("first", first)))
     given = (("train", Given("columns", columns)),)
-    return policy_stage(config, start, models, (), ("train",), reference=reference, columns=given)[1]
+    return policy_training(config, start, models, given, reference=reference)
 
 
 def with_pairs(session: Session, found: PairSet) -> Session:

@@ -21,7 +21,11 @@ from tisdpo_jax.stages.models import Folded, Pretrained
 from tisdpo_jax.stages.scores import HEAD, REFERENCE_LOGPS, Head, HiddenStates, Models, PairColumns, Scores
 from tisdpo_jax.stages.training import Training
 
+BASE = Role("base")
 SIDES = {"plus": {"sft": (0,), "dpo": (0, 1)}, "minus": {"sft": (1,), "dpo": (1, 0)}}
+
+
+ByPart = tuple[tuple[str, Stage], ...]
 
 
 class Graph(NamedTuple):
@@ -29,7 +33,7 @@ class Graph(NamedTuple):
 
     pretrained: Stage
     base: Stage  # what the policy starts from
-    columns: tuple[tuple[str, Stage], ...]  # by split
+    columns: ByPart  # by split
     policy: Training
 
 
@@ -46,7 +50,8 @@ def tisdpo(config: Experiment, *, extra: Iterable[Read] = ()) -> Graph:
     reads = tuple(dict.fromkeys((*wanted_reads(config), *extra)))
     if trained_contrast(config, reads):
         models += _contrast(config, base, models)
-    return Graph(pretrained, base, *policy_stage(config, base, models, reads, splits_of(config)))
+    columns = pair_columns(config, models, reads)
+    return Graph(pretrained, base, columns, policy_training(config, base, models, columns))
 
 
 def _contrast(config: Experiment, base: Stage, models: Models) -> Models:
@@ -54,8 +59,8 @@ def _contrast(config: Experiment, base: Stage, models: Models) -> Models:
     construction, lora = config.contrast.construction, config.lora.rank > 0
     objective = Sft() if construction == "sft" else Dpo(beta=config.contrast.beta)
     cached = objective.needs.reference == "logps" and config.contrast.scores == "cached"
-    live = Role("base") if objective.needs.reference == "logps" and not cached else None
-    columns = PairColumns("train", (Scores(REFERENCE_LOGPS, Role("base"), "train", models),), False)
+    live = BASE if objective.needs.reference == "logps" and not cached else None
+    columns = PairColumns("train", (Scores(REFERENCE_LOGPS, BASE, "train", models),), False)
     trainings = (
         Training(
             name,
@@ -75,56 +80,45 @@ def _contrast(config: Experiment, base: Stage, models: Models) -> Models:
     return tuple(("params", training.name, Folded(training, base)) for training in trainings)
 
 
-def policy_stage(
-    config: Experiment,
-    base: Stage,
-    models: Models,
-    reads: tuple[Read, ...],
-    splits: tuple[str, ...],
-    *,
-    reference: Role = Role("base"),  # noqa: B008  # frozen
-    columns: tuple[tuple[str, Stage], ...] | None = None,
-) -> tuple[tuple[tuple[str, Stage], ...], Training]:
-    """The columns of each split, and the training of the policy.
+def pair_columns(config: Experiment, models: Models, reads: Iterable[Read]) -> ByPart:
+    """What each split's pairs are given beside their tokens: from the records, or from scores that are kept."""
+    if config.contrast.scores == "online":
+        return tuple((split, PairColumns(split, (), False)) for split in splits_of(config))
+    reads = (*reads, *((REFERENCE_LOGPS,) if scored_reference(config) else ()))
+    roles, derived = roles_of(config), config.contrast.construction != "none"
+    return tuple(
+        (split, PairColumns(split, tuple(Scores(read, roles[read.role], split, models) for read in reads), derived))
+        for split in splits_of(config)
+    )
 
-    Args:
-      columns: of each split, where they are made already.
-    """
-    needs, cached = config.loss.needs, config.contrast.scores == "cached"
-    roles = {**roles_of(config), "reference": reference}
-    in_step = needs.direction is not None or (needs.reference == "logps" and not cached)
-    scored = (*reads, *((REFERENCE_LOGPS,) if needs.reference == "logps" and not in_step else ())) if cached else ()
-    if columns is None:
-        columns = tuple(
-            (
-                split,
-                PairColumns(
-                    split,
-                    tuple(Scores(read, roles[read.role], split, models) for read in scored),
-                    bool(cached and config.contrast.construction != "none"),
-                ),
-            )
-            for split in splits
-        )
-    online = {read.role for read in wanted_reads(config)} if not cached else set()
-    live = {name: role for name, role in roles.items() if name in online or (name == "reference" and in_step)}
-    states: tuple[tuple[str, Stage], ...] = ()
-    if in_step and needs.direction and config.contrast.reference_states == "cached":
-        states = tuple((split, HiddenStates(reference, split, models)) for split in splits)
-        (whole,) = (stage for collection, key, stage in models if (collection, key) == ("params", reference.params))
-        models, live["reference"] = (*models, ("params", HEAD, Head(whole))), Role(HEAD)
-    taken = [name for name in needs.columns if not (online and name == "token_weights")]
-    if needs.reference == "logps" and not in_step:
+
+def policy_training(
+    config: Experiment, base: Stage, models: Models, columns: ByPart, *, reference: Role = BASE
+) -> Training:
+    """The training of the policy: what its objective needs is a column, or a model in its step."""
+    needs, online = config.loss.needs, config.contrast.scores == "online"
+    taken, live, states = list(needs.columns), dict[str, Role](), ByPart()
+    if online and config.contrast.construction != "none" and "token_weights" in taken:
+        taken.remove("token_weights")
+        live = {read.role: roles_of(config)[read.role] for read in wanted_reads(config)}
+    if scored_reference(config):
         taken.append("reference_logps")
-    casting = Casting(policy_role(lora=config.lora.rank > 0), **{"reference": None, **live})
-    frozen = tuple(
-        (collection, key, stage) for collection, key, stage in models if (collection, key) in casting.needs()
-    )
+    elif needs.reference != "none":
+        live["reference"] = reference
+    if needs.direction and config.contrast.reference_states == "cached":  # its head is all that is left in the step
+        states = tuple((split, HiddenStates(reference, split, models)) for split, _ in columns)
+        (whole,) = (stage for _, key, stage in models if key == reference.params)
+        models, live["reference"] = (*models, ("params", HEAD, Head(whole))), Role(HEAD)
+    casting = Casting(policy_role(lora=config.lora.rank > 0), live.pop("reference", None), **live)
+    read = tuple(one for one in models if one[:2] in casting.needs())
     contrasted = bool(wanted_reads(config))
-    policy = Training(
-        "policy", config.loss, "train", base, casting, needs.sides, frozen, columns, states, tuple(taken), contrasted
-    )
-    return columns, policy
+    of_step = (casting, needs.sides, read, columns, states, tuple(taken), contrasted)
+    return Training("policy", config.loss, "train", base, *of_step)
+
+
+def scored_reference(config: Experiment) -> bool:
+    """Whether the reference's log-likelihoods are a column; else it is in the step, or not needed."""
+    return config.loss.needs.reference == "logps" and config.contrast.scores == "cached"
 
 
 def wanted_reads(config: Experiment) -> tuple[Read, ...]:
@@ -143,7 +137,7 @@ def trained_contrast(config: Experiment, reads: Iterable[Read]) -> bool:
 def roles_of(config: Experiment) -> dict[str, Role]:
     """The models that values are read of, by the name that estimators have for them."""
     pair = contrast_roles(config.contrast.construction, lora=config.lora.rank > 0)
-    return {"reference": Role("base"), **(dict(zip(("plus", "minus"), pair, strict=True)) if pair else {})}
+    return {"reference": BASE, **(dict(zip(("plus", "minus"), pair, strict=True)) if pair else {})}
 
 
 def splits_of(config: Experiment) -> tuple[str, ...]:
