@@ -20,6 +20,7 @@ def test_the_histogram_is_that_of_hh() -> None:
     np.testing.assert_allclose(lengths.mean(0), [126, 40, 50], atol=3)
 
 
+@pytest.mark.slow
 def test_the_histogram_is_made_again_from_the_data(shared: Path) -> None:
     model = Path("~/.cache/tisdpo_jax/SmolLM2-135M-Instruct.Q4_1.gguf").expanduser()
     if not model.exists():

@@ -60,10 +60,10 @@ JOBS: dict[str, dict[str, object]] = {
     "adapters": {"lora.rank": 2, "sft.epochs": 0.5, "sft.batch_size": 8, "contrast.construction": "prompts"},
 }
 
+LONG = ("adapters", "int8", "states on disk", "online on a mesh")  # what is lowered is the same stage
 
-@pytest.mark.parametrize(
-    "job", [pytest.param(name, marks=pytest.mark.slow) if name == "adapters" else name for name in JOBS]
-)
+
+@pytest.mark.parametrize("job", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in JOBS])
 def test_the_plan_is_the_program_that_training_runs(
     job: str, tiny: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,7 +58,7 @@ def made(tiny, prompts, run_dir) -> dict[str, object]:
         "dlma__unfinished": "keep",
         "dlma__eval_fraction": 0.2,
         "loss__name": "dlma",
-        "mesh__fsdp": 8,
+        "mesh__fsdp": 1,
     }
 
 

@@ -13,7 +13,7 @@ from runs import command
 from tisdpo_jax.testing import write_tiny_model
 
 PROMPTS = [f"tell me about {thing}" for thing in ("the cat", "a dog", "the moon", "bread", "my friend")]
-COMMON = {"mesh__fsdp": 8, "evaluation__resamples": 200, "logging__progress": "false", "evaluation__max_new_tokens": 6}
+COMMON = {"mesh__fsdp": 1, "evaluation__resamples": 200, "logging__progress": "false", "evaluation__max_new_tokens": 6}
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from runs import command
 from tisdpo_jax.testing import write_pairs, write_tiny_model
 
 RUN = {"loss__name": "dpo", "contrast__construction": "none", "data__eval_fraction": 0, "data__limit": 8}
-RUN |= {"mesh__fsdp": 8}
+RUN |= {"mesh__fsdp": 1}
 RUN |= {"train__optimizer__learning_rate": 1e-2, "evaluation__generate": 0, "evaluation__heat_maps": 0}
 RUN |= {"evaluation__resamples": 200, "logging__progress": "false"}
 KINDS = {"full": {}, "lora": {"lora__rank": 2}}

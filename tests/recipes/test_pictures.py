@@ -13,7 +13,7 @@ import pytest
 from runs import arguments, command
 from safetensors.numpy import load_file
 
-OPTIONS = {"contrast__construction": "prompts", "mesh__fsdp": 8, "data__limit": 12, "logging__progress": "false"}
+OPTIONS = {"contrast__construction": "prompts", "mesh__fsdp": 1, "data__limit": 12, "logging__progress": "false"}
 
 
 class Numbers(HTMLParser):

@@ -51,7 +51,10 @@ def wait_for_step(run_dir, stage, step, process):
     raise AssertionError(process.communicate()[0])
 
 
-@pytest.mark.parametrize(("how", "stage", "step"), [(signal.SIGKILL, "policy", 8), (signal.SIGTERM, "minus", 2)])
+@pytest.mark.parametrize(
+    ("how", "stage", "step"),
+    [(signal.SIGKILL, "policy", 8), pytest.param(signal.SIGTERM, "minus", 2, marks=pytest.mark.slow)],
+)
 def test_resume_equals_uninterrupted(uninterrupted, tiny, tmp_path, how, stage, step):
     options, run_dir = {**tiny, **OPTIONS, "run_dir": RUN_DIR}, tmp_path / RUN_DIR
     process = program("run", cwd=tmp_path, **options)
@@ -93,7 +96,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(uninterrup
 
 
 def test_no_trustworthy_checkpoint_is_an_error(tiny, tmp_path):
-    options = {**tiny, "run_dir": tmp_path, "contrast__construction": "prompts", "mesh__fsdp": 8}
+    options = {**tiny, "run_dir": tmp_path, "contrast__construction": "prompts", "mesh__fsdp": 1}
     (tmp_path / "checkpoints" / "policy" / "3").mkdir(parents=True)
     for _ in range(2):
         code, output = command("train", **options)
@@ -115,6 +118,6 @@ def test_two_runs_on_one_directory(tiny, tmp_path):
         process.communicate()
     assert (tmp_path / ".lock").exists()  # left behind, and no obstacle
     code, output = command(
-        "score", **{**options, "contrast__construction": "prompts", "mesh__fsdp": 8, "run_dir": tmp_path}
+        "score", **{**options, "contrast__construction": "prompts", "mesh__fsdp": 1, "run_dir": tmp_path}
     )
     assert code == 0, output

@@ -22,7 +22,7 @@ OPTIONS = {
     "run_dir": RUN_DIR,
     "loss__name": "dpo",
     "lora__rank": 2,
-    "mesh__fsdp": 8,
+    "mesh__fsdp": 1,
     "train__checkpoint_every": 2,
 }
 CHAT = (

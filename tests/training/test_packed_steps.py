@@ -98,8 +98,14 @@ def same(one: tuple[Any, Any], other: tuple[Any, Any], tolerance: float = 2e-5) 
         np.testing.assert_allclose(mine, theirs, atol=tolerance * scale, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("attention", ["xla", "splash"])
-@pytest.mark.parametrize("family", ["llama3", "mistral", "qwen3"])
+@pytest.mark.parametrize(
+    ("family", "attention"),
+    [
+        *(("mistral", "xla"), ("mistral", "splash"), ("qwen3", "xla")),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("llama3", "xla"), ("llama3", "splash"))),
+        pytest.param("qwen3", "splash", marks=pytest.mark.slow),
+    ],
+)
 def test_packed_is_padded(family: str, attention: str) -> None:
     """On every back end that runs here; the window of mistral counts along the branch of a packed row."""
     packed = batch_of(ENCODED, views=("main",), **(SPLASH if attention == "splash" else {}))
@@ -142,7 +148,12 @@ def test_packed_adapters_are_padded_adapters() -> None:
 
 @pytest.mark.parametrize(
     ("mesh", "micro_batches", "attention"),
-    [((2, 1, 1), 1, "xla"), ((1, 8, 1), 2, "xla"), ((2, 2, 2), 1, "xla"), ((2, 2, 2), 2, "splash")],
+    [
+        ((1, 8, 1), 2, "xla"),
+        ((2, 2, 2), 2, "splash"),
+        pytest.param((2, 1, 1), 1, "xla", marks=pytest.mark.slow),
+        pytest.param((2, 2, 2), 1, "xla", marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_packed_on_a_mesh_is_padded_on_one_device(

@@ -92,7 +92,15 @@ def expected(trees, batch):
     return run(plan(), trees["policy"], frozen_of(trees), batch)
 
 
-@pytest.mark.parametrize(("sizes", "micro_batches"), [((2, 1, 1), 1), ((1, 2, 1), 4), ((2, 2, 2), 1), ((2, 2, 2), 4)])
+@pytest.mark.parametrize(
+    ("sizes", "micro_batches"),
+    [
+        pytest.param((2, 1, 1), 1, marks=pytest.mark.slow),
+        ((1, 2, 1), 4),
+        pytest.param((2, 2, 2), 1, marks=pytest.mark.slow),
+        ((2, 2, 2), 4),
+    ],
+)
 def test_mesh_and_micro_batches_change_nothing(expected, trees, batch, sizes, micro_batches):
     batch = batch if micro_batches == 1 else laid_out(shards=sizes[0] * sizes[1], parts=micro_batches)
     found = run(plan(micro_batches=micro_batches), trees["policy"], frozen_of(trees), batch, device_mesh(*sizes))
@@ -104,7 +112,7 @@ def test_how_layers_are_computed_changes_nothing(expected, trees, batch, compute
     assert_same(expected, run(plan(**compute), trees["policy"], frozen_of(trees), batch))
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_gradients_of_the_working_copy_are_those_of_the_parameters(trees, batch, lora):
     """bfloat16 layers of float32 parameters: the same gradients, bit for bit, at half the width until they are used."""
     the_plan = plan("dpo", lora=lora, dtype="bfloat16")
@@ -147,7 +155,7 @@ def test_micro_batches_of_unequal_token_counts_are_not_means_of_means(trees):
     assert_same(one, four)
 
 
-@pytest.mark.parametrize(("sizes", "micro_batches"), [(None, 1), ((2, 2, 2), 4)])
+@pytest.mark.parametrize(("sizes", "micro_batches"), [(None, 1), pytest.param((2, 2, 2), 4, marks=pytest.mark.slow)])
 def test_adapters_that_are_zero_give_the_loss_of_full_fine_tuning(trees, sizes, micro_batches):
     """Policy = base: the loss is log 2 for both, and the adapter's gradient is that of the kernel through it."""
     base, batch = trees["base"], laid_out(shards=4, parts=micro_batches)
