@@ -14,9 +14,16 @@ from tiny_decoders import BASE, FAMILIES, assert_trees_equal, random_params
 
 from tisdpo_jax.errors import CheckpointError, MissingKeyError, ShapeMismatchError, UnexpectedKeyError
 from tisdpo_jax.interchange import load_params, read_config
-from tisdpo_jax.interchange._assemble import flatten
 from tisdpo_jax.interchange.gguf import ROPE_FACTORS, llama3_factors, open_gguf
-from tisdpo_jax.models import Model, RopeConfig, TransformerConfig, abstract_params, logits
+from tisdpo_jax.models import (
+    Model,
+    RopeConfig,
+    TransformerConfig,
+    abstract_params,
+    flatten,
+    logits,
+    rope_frequencies,
+)
 from tisdpo_jax.partitioning import make_mesh, param_shardings
 
 gguf = pytest.importorskip("gguf")
@@ -104,8 +111,6 @@ def test_rope_factors_of_llama_31(tmp_path: Path) -> None:
 
 
 def test_rope_factors_divide_as_the_decoder_does() -> None:
-    from tisdpo_jax.models.layers import rope_frequencies
-
     for rope in (LLAMA31, RopeConfig(10_000.0, "llama3", 32.0, 1.0, 4.0, 64)):
         plain = np.asarray(rope_frequencies(RopeConfig(rope.theta), 64))
         np.testing.assert_allclose(plain / llama3_factors(rope, 64), np.asarray(rope_frequencies(rope, 64)), rtol=1e-5)

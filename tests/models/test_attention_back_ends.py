@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tisdpo_jax.models import ComputeConfig, Mask, Model, attention, hidden_states
-from tisdpo_jax.models.layers import readers_of_first
+from tisdpo_jax.models.block import readers_of_first
 from tisdpo_jax.testing import FAMILIES, device_mesh, random_batch, random_params
 from tisdpo_jax.types import Copies, Tree
 

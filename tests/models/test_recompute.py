@@ -51,7 +51,7 @@ def value(run: Any, wanted: dict[str, Any], rest: dict[str, Any]) -> jax.Array:
     return jnp.sum(y * jnp.cos(jnp.arange(y.size).reshape(y.shape)))
 
 
-by_hand = functools.partial(through_layers, layer, count=LAYERS)
+by_hand = functools.partial(through_layers, [layer], count=LAYERS)
 SUBSETS = [("kernel", "a", "b", "x"), ("kernel",), ("a", "b"), ("x",), ("b", "x")]
 
 
@@ -94,11 +94,11 @@ def test_nothing_but_the_inputs_of_layers_is_kept(inputs: dict[str, Any]) -> Non
 
 
 def test_stacks_of_another_depth_are_refused(inputs: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="length"):
-        value(functools.partial(through_layers, layer, count=LAYERS - 1), inputs, {})
+    with pytest.raises(ValueError, match="stacks of"):
+        value(functools.partial(through_layers, [layer], count=LAYERS - 1), inputs, {})
     params = random_params(0, FAMILIES["llama2"])
     shallow = dataclasses.replace(FAMILIES["llama2"], num_layers=1)
-    with pytest.raises(ValueError, match="length"):
+    with pytest.raises(ValueError, match=r"stacks of \[2\] layers, not of 1"):
         hidden_states(Model(shallow, ComputeConfig(remat="full")), {"params": params}, jnp.zeros((1, 4), jnp.int32))
 
 
@@ -136,7 +136,7 @@ def test_the_gradient_takes_no_memory_beside_the_weights() -> None:
         return int(memory.temp_size_in_bytes)
 
     stack = 4 * count * width * width
-    written_over, beside = temporaries(functools.partial(through_layers, plain, count=count)), temporaries(scanned)
+    written_over, beside = temporaries(functools.partial(through_layers, [plain], count=count)), temporaries(scanned)
     assert written_over <= beside
     if jax.__version_info__ >= (0, 10):  # XLA of before copies the weights of such a loop, as of a scan
         assert written_over < 1.5 * stack

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tisdpo_jax.models import ComputeConfig, Model, RopeConfig, head_kernel, hidden_states, logits
-from tisdpo_jax.models.layers import rope_frequencies, rope_tables, rotate
+from tisdpo_jax.models import ComputeConfig, Model, RopeConfig, head_of, hidden_states, logits
+from tisdpo_jax.models.rope import rope_frequencies, rope_tables, rotate
 from tisdpo_jax.testing import FAMILIES, random_params, tiny_config
 from tisdpo_jax.types import Params, Rows, Tree
 
@@ -114,9 +114,9 @@ def test_logits_are_hidden_states_times_the_head() -> None:
         got = jax.jit(logits, static_argnums=0)(model, weights, tokens())
         assert got.shape == (ROWS, LENGTH, VOCABULARY) and got.dtype == jnp.float32
         np.testing.assert_allclose(
-            got, states(family, tokens()) @ np.asarray(head_kernel(model.config, weights)), rtol=1e-4, atol=1e-4
+            got, states(family, tokens()) @ np.asarray(head_of(model.config, weights).kernel), rtol=1e-4, atol=1e-4
         )
-    tied = head_kernel(FAMILIES["smollm2"], {"params": params("smollm2")})
+    tied = head_of(FAMILIES["smollm2"], {"params": params("smollm2")}).kernel
     np.testing.assert_array_equal(tied, params("smollm2")["embed"]["embedding"].T)
 
 
