@@ -74,6 +74,8 @@ def write_gguf(
     writer.add_rope_freq_base(config.rope.theta)
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_vocab_size(config.vocab_size)
+    if config.local_rope is not None:
+        writer.add_float32(f"{architecture}.rope.freq_base_swa", config.local_rope.theta)
     for field, value in (fields or {}).items():
         {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)](field, value)
     add_tokenizer(writer, tokenizer or {})

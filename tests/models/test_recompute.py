@@ -71,6 +71,23 @@ def test_values_and_gradients_are_those_of_checkpoint_and_scan(
         np.testing.assert_allclose(mine, theirs, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("period", [2, 3, LAYERS + 1])
+def test_layers_of_a_pattern_take_turns(inputs: dict[str, Any], period: int) -> None:
+    """Also where the last period is not whole, or the only one."""
+
+    def turned(number: int) -> Any:
+        return lambda own, x, shared: layer(own, jnp.roll(x, number, axis=-1), shared)
+
+    def plain(own: dict[str, Any], x: jax.Array, shared: Any) -> jax.Array:
+        for at in range(LAYERS):
+            x = turned(at % period)(jax.tree.map(lambda stack, at=at: stack[at], own), x, shared)
+        return x
+
+    turns = functools.partial(through_layers, [turned(number) for number in range(period)], count=LAYERS)
+    got, expected = (jax.jit(jax.value_and_grad(functools.partial(value, run)))(inputs, {}) for run in (turns, plain))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6), got, expected)
+
+
 def test_weights_that_are_read_again_are_what_they_were(inputs: dict[str, Any]) -> None:
     """Gradients are written over weights only where nothing reads those afterwards."""
 

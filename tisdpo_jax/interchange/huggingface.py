@@ -15,7 +15,7 @@ from tisdpo_jax.models import Kind, RopeConfig, TransformerConfig
 CONFIG = "config.json"
 
 
-class Family(NamedTuple):
+class _Family(NamedTuple):
     """What transformers calls it, and what it takes a field for that config.json leaves out, where families differ."""
 
     architecture: str
@@ -24,13 +24,13 @@ class Family(NamedTuple):
     head_dim: int | None = None  # None: the width by the heads
 
 
-FAMILIES = {
-    "llama": Family("LlamaForCausalLM", 2048),
-    "mistral": Family("MistralForCausalLM", 131_072, 8),
-    "qwen2": Family("Qwen2ForCausalLM", 32_768, 32),
-    "qwen3": Family("Qwen3ForCausalLM", 32_768, 32, 128),
-    "gemma2": Family("Gemma2ForCausalLM", 8192, 4, 256),
-    "gemma3_text": Family("Gemma3ForCausalLM", 131_072, 4, 256),
+_FAMILIES = {
+    "llama": _Family("LlamaForCausalLM", 2048),
+    "mistral": _Family("MistralForCausalLM", 131_072, 8),
+    "qwen2": _Family("Qwen2ForCausalLM", 32_768, 32),
+    "qwen3": _Family("Qwen3ForCausalLM", 32_768, 32, 128),
+    "gemma2": _Family("Gemma2ForCausalLM", 8192, 4, 256),
+    "gemma3_text": _Family("Gemma3ForCausalLM", 131_072, 4, 256),
 }
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _READ = {
@@ -80,9 +80,9 @@ def read_huggingface_config(directory: Path) -> TransformerConfig:
     file = directory / CONFIG
     raw = read_json(file)
     name = raw.get("model_type")
-    if not isinstance(name, str) or name not in FAMILIES:
-        raise _refuse(file, "model_type", name, f"known: {', '.join(FAMILIES)}")
-    family, gemma = FAMILIES[name], name.startswith("gemma")
+    if not isinstance(name, str) or name not in _FAMILIES:
+        raise _refuse(file, "model_type", name, f"known: {', '.join(_FAMILIES)}")
+    family, gemma = _FAMILIES[name], name.startswith("gemma")
     if quantised := raw.get("quantization_config"):
         method = quantised.get("quant_method", "unnamed") if isinstance(quantised, dict) else quantised
         raise _refuse(file, "quantization_config", method, "use the model's unquantised release")
@@ -156,7 +156,7 @@ def huggingface_config(config: TransformerConfig, *, dtype: str, special: dict[s
     activation = "silu" if config.activation == "silu" else "gelu_pytorch_tanh"
     parameters = {**rope, "rope_theta": config.rope.theta}
     raw: dict[str, Any] = {
-        "architectures": [FAMILIES[family].architecture],
+        "architectures": [_FAMILIES[family].architecture],
         "model_type": family,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
