@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tisdpo_jax.models import ComputeConfig, Model, RopeConfig, head_of, hidden_states, logits
-from tisdpo_jax.models.rope import rope_frequencies, rope_tables, rotate
+from tisdpo_jax.models.rope import rope_tables, rotate
 from tisdpo_jax.testing import FAMILIES, random_params, tiny_config
 from tisdpo_jax.types import Params, Rows, Tree
 
