@@ -1,7 +1,7 @@
 """The mesh, and the one table that says which array axis lies along which mesh axis.
 
 Arrays are described by logical axis names from a closed vocabulary, the fields of `AxisRules`: a
-name that is not a field raises. Every parameter must be covered by `PARAM_AXES`; an axis that does
+name that is not a field raises. Every parameter must be covered by `models.PARAM_AXES`; an axis that does
 not divide by its mesh axes raises, it is never silently replicated.
 """
 
@@ -35,41 +35,11 @@ class AxisRules:
     vocab: tuple[str, ...] = ("tensor",)
     layers: tuple[str, ...] = ()
     norm: tuple[str, ...] = ()
+    head_dim: tuple[str, ...] = ()
     rank: tuple[str, ...] = ()
     adapter_heads: tuple[str, ...] = ("tensor", "fsdp")  # of adapters: what fsdp does not split already
     adapter_kv_heads: tuple[str, ...] = ("tensor", "fsdp")
     adapter_mlp: tuple[str, ...] = ("tensor", "fsdp")
-
-
-_ATTENTION = {"q": ("embed", "heads"), "k": ("embed", "kv_heads"), "v": ("embed", "kv_heads"), "o": ("heads", "embed")}
-_MLP = {"gate": ("embed", "mlp"), "up": ("embed", "mlp"), "down": ("mlp", "embed")}
-
-
-def _param_axes() -> dict[str, tuple[str, ...]]:
-    axes: dict[str, tuple[str, ...]] = {
-        "embed/embedding": ("vocab", "embed"),
-        "final_norm/scale": ("norm",),
-        "head/kernel": ("embed", "vocab"),
-    }
-    for name in ("attention_norm", "mlp_norm", "attention/q_norm", "attention/k_norm"):
-        axes[f"layers/{name}/scale"] = ("layers", "norm")
-    for block, projections in (("attention", _ATTENTION), ("mlp", _MLP)):
-        for name, (inputs, outputs) in projections.items():
-            path = f"layers/{block}/{name}"
-            axes[f"{path}/kernel"] = ("layers", inputs, outputs)
-            axes[f"{path}/bias"] = ("layers", outputs)
-            axes[f"{path}/kernel_scale"] = ("layers", outputs)
-            axes[f"{path}/a"] = ("layers", _of_adapter(inputs), "rank")
-            axes[f"{path}/b"] = ("layers", "rank", _of_adapter(outputs))
-    return axes
-
-
-def _of_adapter(axis: str) -> str:
-    return axis if axis == "embed" else f"adapter_{axis}"
-
-
-PARAM_AXES = _param_axes()
-"""Logical axes of every parameter and adapter leaf, by its path."""
 
 
 def make_mesh(
@@ -150,21 +120,26 @@ def spec(axes: Sequence[str | None], rules: AxisRules = AxisRules()) -> Partitio
 def param_shardings(abstract: dict[str, Any], mesh: Mesh, *, rules: AxisRules = AxisRules()) -> dict[str, Any]:
     """A NamedSharding for every leaf of a parameter or adapter tree.
 
-    Raises: ValueError for a leaf that `PARAM_AXES` does not cover, ConfigError for one that does
+    Raises: ValueError for a leaf that `models.PARAM_AXES` does not cover, ConfigError for one that does
     not divide by its mesh axes; both name the path.
     """
+    from tisdpo_jax.models import PARAM_AXES  # late: models lay out their activations by this module
 
-    def of(path: str, leaf: Any) -> NamedSharding:
+    def of(path: str, leaf: Any) -> Any:
         if path not in PARAM_AXES:
-            raise ValueError(f"parameter {path!r} has no entry in partitioning.PARAM_AXES; every parameter needs one")
+            raise ValueError(f"parameter {path!r} has no entry in models.PARAM_AXES; every parameter needs one")
         axes = PARAM_AXES[path]
         if len(axes) != len(leaf.shape):
             raise ValueError(
                 f"parameter {path!r} has shape {leaf.shape}, but PARAM_AXES names {len(axes)} axes: {axes}"
             )
-        layout = spec(axes, rules)
-        check_divides(leaf.shape, layout, mesh, what=f"parameter {path!r}", names=axes)
-        return NamedSharding(mesh, layout)
+
+        def place(array: Any, axes: Any) -> NamedSharding:
+            layout = spec(axes, rules)
+            check_divides(array.shape, layout, mesh, what=f"parameter {path!r}", names=axes)
+            return NamedSharding(mesh, layout)
+
+        return jax.tree.map(place, leaf, leaf.axes(axes) if hasattr(leaf, "axes") else axes)  # of several arrays
 
     return map_with_path(of, abstract)
 

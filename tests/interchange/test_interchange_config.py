@@ -44,7 +44,7 @@ def test_fields_that_are_left_out(tmp_path: Path, family: str, expected: dict[st
     assert config.norm_eps == 1e-6 and config.rope == RopeConfig() and not config.tied_head
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"])
 def test_defaults_are_those_of_transformers(tmp_path: Path, family: str) -> None:
     transformers = pytest.importorskip("transformers")
     heads = {} if family == "llama" else {"num_attention_heads": 32, "hidden_size": 256}  # of which the default divides
@@ -53,8 +53,20 @@ def test_defaults_are_those_of_transformers(tmp_path: Path, family: str) -> None
     head_dim = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
     assert (config.num_kv_heads, config.head_dim) == (theirs.num_key_value_heads, head_dim)
     assert (config.max_positions, config.norm_eps) == (theirs.max_position_embeddings, theirs.rms_norm_eps)
-    assert (config.tied_head, config.rope.theta) == (theirs.tie_word_embeddings, theirs.rope_parameters["rope_theta"])
+    rope = theirs.rope_parameters
+    assert (config.tied_head, config.rope.theta) == (
+        theirs.tie_word_embeddings,
+        rope.get("full_attention", rope)["rope_theta"],
+    )
     assert config.sliding_window == getattr(theirs, "sliding_window", None)
+    for field, name in (
+        ("query_pre_attn_scalar", "query_pre_attn_scalar"),
+        ("attention_softcap", "attn_logit_softcapping"),
+        ("final_softcap", "final_logit_softcapping"),
+    ):
+        assert getattr(config, field) == getattr(theirs, name, None)
+    if family == "gemma3_text":
+        assert config.local_rope == RopeConfig(rope["sliding_attention"]["rope_theta"])
 
 
 @pytest.mark.parametrize(
@@ -90,6 +102,8 @@ def test_both_spellings_of_rope(tmp_path: Path, fields: dict[str, Any], rope: Ro
         ("qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 3}, None),
         ("qwen3", {"use_sliding_window": True, "sliding_window": 7, "layer_types": ["sliding_attention"] * 3}, 7),
         ("qwen3", {"use_sliding_window": True, "sliding_window": 7, "layer_types": ["full_attention"] * 3}, None),
+        ("gemma2", {"layer_types": ["full_attention"] * 3}, None),
+        ("gemma2", {"sliding_window": 7}, 7),
     ],
 )
 def test_sliding_windows(tmp_path: Path, family: str, fields: dict[str, Any], window: int | None) -> None:
@@ -97,21 +111,54 @@ def test_sliding_windows(tmp_path: Path, family: str, fields: dict[str, Any], wi
 
 
 @pytest.mark.parametrize(
+    ("family", "fields", "pattern"),
+    [
+        ("gemma2", {}, ("sliding", "full")),
+        ("gemma3_text", {"num_hidden_layers": 26}, ("sliding",) * 5 + ("full",)),
+        ("gemma3_text", {"_sliding_window_pattern": 2}, ("sliding", "full")),
+        ("gemma3_text", {}, ("sliding",)),  # three layers, of which the sixth would be the first full one
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": 1}, ("full", "sliding", "sliding")),
+        ("gemma2", {"layer_types": ["full_attention", "sliding_attention"] * 2}, ("full", "sliding")),
+    ],
+)
+def test_layers_with_and_without_a_window(
+    tmp_path: Path, family: str, fields: dict[str, Any], pattern: tuple[str, ...]
+) -> None:
+    fields = {"num_hidden_layers": len(fields.get("layer_types", SIZES["num_hidden_layers"] * "x")), **fields}
+    assert read(tmp_path, family, num_key_value_heads=2, **fields).pattern == pattern
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"is_llama_config": True, "transformers.js_config": {"dtype": "q4"}, "rope_interleaved": False},
+        {"_name_or_path": "x", "use_cache": True, "pretraining_tp": 1, "initializer_range": 0.02, "dtype": "bfloat16"},
+        {"num_experts": 0, "quantization_config": None, "auto_map": {}},
+    ],
+)
+def test_fields_that_change_nothing_are_passed_over(tmp_path: Path, fields: dict[str, Any]) -> None:
+    assert read(tmp_path, "llama", **fields) == read(tmp_path, "llama")
+
+
+@pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"model_type": "gemma2"}, "model_type is 'gemma2'"),
+        ({"model_type": "gemma3"}, "model_type is 'gemma3'"),
+        ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0"),
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+        ({"model_type": "gemma3_text", "rope_parameters": {"rope_type": "default"}}, "rope_parameters"),
+        ({"model_type": "gemma2", "hidden_activation": "relu"}, "hidden_activation is 'relu'"),
+        ({"model_type": "gemma2", "layer_types": ["full_attention"]}, "layer_types is 'a list of 1'"),
+        ({"num_experts": 8}, "num_experts is 8.*may change what the model computes"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "spread": 3}}, r"rope_scaling\.spread is 3"),
         ({"model_type": None}, "model_type"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn'"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_type is 'dynamic'"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "rope_type is 'longrope'"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, r"rope_scaling\.factor is None"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "low_freq_factor"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "rope_parameters"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
-        (
-            {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1},
-            "full and sliding attention mixed",
-        ),
         ({"hidden_size": None}, "hidden_size"),
         ({"num_attention_heads": 0}, "num_attention_heads"),
         ({"num_key_value_heads": 3}, "num_kv_heads 3"),

@@ -14,9 +14,16 @@ from tiny_decoders import BASE, FAMILIES, assert_trees_equal, random_params
 
 from tisdpo_jax.errors import CheckpointError, MissingKeyError, ShapeMismatchError, UnexpectedKeyError
 from tisdpo_jax.interchange import load_params, read_config
-from tisdpo_jax.interchange._assemble import flatten
 from tisdpo_jax.interchange.gguf import ROPE_FACTORS, llama3_factors, open_gguf
-from tisdpo_jax.models import Model, RopeConfig, TransformerConfig, abstract_params, logits
+from tisdpo_jax.models import (
+    Model,
+    RopeConfig,
+    TransformerConfig,
+    abstract_params,
+    flatten,
+    logits,
+    rope_frequencies,
+)
 from tisdpo_jax.partitioning import make_mesh, param_shardings
 
 gguf = pytest.importorskip("gguf")
@@ -32,6 +39,25 @@ SAME = {  # architecture and config of what a GGUF file can say
     "wide-heads": ("llama", dataclasses.replace(BASE, head_dim=16)),
     "qwen2": ("qwen2", FAMILIES["qwen2"]),
     "qwen3": ("qwen3", FAMILIES["qwen3"]),
+    "gemma2": ("gemma2", dataclasses.replace(FAMILIES["gemma2"], query_pre_attn_scalar=8.0)),
+    "gemma3": (
+        "gemma3",
+        dataclasses.replace(
+            FAMILIES["gemma3"], query_pre_attn_scalar=8.0, num_layers=8, pattern=("sliding",) * 5 + ("full",)
+        ),
+    ),
+}
+FIELDS: dict[str, dict[str, Any]] = {
+    "gemma2": {
+        "gemma2.attention.sliding_window": 5,
+        "gemma2.attn_logit_softcapping": 1.5,
+        "gemma2.final_logit_softcapping": 2.0,
+    },
+    "gemma3": {
+        "gemma3.attention.sliding_window": 5,
+        "gemma3.rope.scaling.type": "linear",
+        "gemma3.rope.scaling.factor": 8.0,
+    },
 }
 
 
@@ -39,9 +65,14 @@ SAME = {  # architecture and config of what a GGUF file can say
 def test_float32_files_are_read_bit_for_bit(tmp_path: Path, name: str) -> None:
     architecture, config = SAME[name]
     params = random_params(config)
-    write_gguf(tmp_path / "model.gguf", params, config, architecture=architecture)
+    write_gguf(tmp_path / "model.gguf", params, config, architecture=architecture, fields=FIELDS.get(name))
     assert read_config(tmp_path / "model.gguf") == config
-    assert_trees_equal(load_params(tmp_path / "model.gguf", config, dtype="float32"), params)
+    loaded = load_params(tmp_path / "model.gguf", config, dtype="float32")
+    if config.norm_offset:  # what is stored is 1 + scale, which rounds
+        for path, leaf in flatten(loaded).items():
+            np.testing.assert_allclose(leaf, flatten(params)[path], atol=2e-7, err_msg=path)
+    else:
+        assert_trees_equal(loaded, params)
 
 
 KINDS = ["F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K"]
@@ -104,8 +135,6 @@ def test_rope_factors_of_llama_31(tmp_path: Path) -> None:
 
 
 def test_rope_factors_divide_as_the_decoder_does() -> None:
-    from tisdpo_jax.models.layers import rope_frequencies
-
     for rope in (LLAMA31, RopeConfig(10_000.0, "llama3", 32.0, 1.0, 4.0, 64)):
         plain = np.asarray(rope_frequencies(RopeConfig(rope.theta), 64))
         np.testing.assert_allclose(plain / llama3_factors(rope, 64), np.asarray(rope_frequencies(rope, 64)), rtol=1e-5)
@@ -184,14 +213,27 @@ def test_quantisations_that_cannot_be_undone_are_refused(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("llama2", "F32"), ("smollm2", "F16"), ("qwen2", "F32"), ("qwen3", "F32"), ("wide", "Q8_0"), ("wide", "Q6_K")],
+    [
+        *(
+            ("llama2", "F32"),
+            ("smollm2", "F16"),
+            ("qwen2", "F32"),
+            ("qwen3", "F32"),
+            ("wide", "Q8_0"),
+            ("wide", "Q6_K"),
+        ),
+        *(("gemma2", "F32"), ("gemma3", "F32")),
+    ],
 )
 def test_transformers_own_conversion_says_the_same(tmp_path: Path, name: str, kind: str) -> None:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     architecture, config = SAME.get(name, ("llama", WIDE))
     if name == "qwen3":  # theirs takes every head for 128 wide
         config = dataclasses.replace(config, head_dim=128)
-    write_gguf(tmp_path / "model.gguf", random_params(config), config, architecture=architecture, kind=kind)
+    fields = FIELDS.get(name)
+    write_gguf(
+        tmp_path / "model.gguf", random_params(config), config, architecture=architecture, kind=kind, fields=fields
+    )
     model = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, gguf_file="model.gguf", dtype=torch.float32
     ).eval()

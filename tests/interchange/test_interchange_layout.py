@@ -15,10 +15,10 @@ from safetensors import safe_open
 from tiny_decoders import BASE, assert_trees_equal, random_params
 
 from tisdpo_jax.interchange import load_params, read_config, save_huggingface
-from tisdpo_jax.interchange._assemble import Index, Source, assemble, flatten, halves_from_pairs, unflatten
-from tisdpo_jax.interchange._layout import adapter_layout, layout, projections
+from tisdpo_jax.interchange._assemble import Index, Source, assemble, halves_from_pairs, layout
 from tisdpo_jax.interchange._safetensors import open_directory
-from tisdpo_jax.models import TransformerConfig, abstract_params
+from tisdpo_jax.interchange.peft import adapter_layout, projections
+from tisdpo_jax.models import TransformerConfig, abstract_params, flatten, unflatten
 from tisdpo_jax.partitioning import make_mesh, param_shardings
 
 Checkpoint = Callable[..., tuple[Path, dict]]

@@ -20,7 +20,7 @@ import jax, numpy as np
 port, rank, directory = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 jax.distributed.initialize(f"localhost:{port}", 2, rank)
 from tisdpo_jax import interchange
-from tisdpo_jax.interchange import _assemble, _layout, _safetensors
+from tisdpo_jax.interchange import _assemble, _safetensors
 from tisdpo_jax.models import abstract_params
 from tisdpo_jax.partitioning import make_mesh, param_shardings
 
@@ -33,7 +33,7 @@ def counting(name, index):
     read.setdefault(name, []).append(index)
     return source.read(name, index)
 counted = _assemble.Source(source.path, source.files, source.shapes, counting)
-params = _assemble.assemble(_layout.layout(config), counted, abstract, shardings, "float32")
+params = _assemble.assemble(_assemble.layout(config), counted, abstract, shardings, "float32")
 held = sum(np.zeros(source.shapes[name])[index].size for name, many in read.items() for index in many)
 print("READ", held, sum(int(np.prod(shape)) for shape in source.shapes.values()))
 interchange.save_huggingface(directory / "out", params, config, max_shard_bytes=20_000)

@@ -41,6 +41,9 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 16, "sliding_window": 5, "rms_norm_eps": 1e-6}
 # as `transformers` describes them, so that nothing of ours is between the reference and its config
 THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama2": ("LlamaConfig", {"num_key_value_heads": 4}),
@@ -56,6 +59,25 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-window": ("Qwen2Config", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0}),
     "qwen3": ("Qwen3Config", {"head_dim": 16, "tie_word_embeddings": True}),
     "qwen3-bias": ("Qwen3Config", {"head_dim": 16, "attention_bias": True}),
+    "llama-yarn": ("LlamaConfig", {"rope_parameters": YARN}),
+    "llama-dynamic": ("LlamaConfig", {"rope_parameters": DYNAMIC, "max_position_embeddings": 16}),
+    "qwen3-mixed": (
+        "Qwen3Config",
+        {"head_dim": 16, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
+    "gemma2": ("Gemma2Config", {**GEMMA, "final_logit_softcapping": 2.0, "attn_logit_softcapping": 1.5}),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {
+            **GEMMA,
+            "num_hidden_layers": 5,
+            "sliding_window_pattern": 3,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
     "smollm2": (
         "LlamaConfig",
         {"hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 3, "tie_word_embeddings": True},
@@ -129,7 +151,7 @@ def greedy(config: TransformerConfig, params: Params, prompt: np.ndarray, count:
     return rows
 
 
-@pytest.mark.parametrize("name", ["llama3", "mistral", "qwen2", "qwen3", "smollm2"])
+@pytest.mark.parametrize("name", ["llama3", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"])
 def test_greedy_text(name: str, tmp_path: Path) -> None:
     model, directory = make_reference(name, tmp_path)
     prompt = TOKENS[:, :6]

@@ -24,6 +24,21 @@ BASE = TransformerConfig(
     max_positions=64,
 )
 LLAMA3_ROPE = RopeConfig(500_000.0, "llama3", 8.0, 1.0, 4.0, 32)
+YARN_ROPE = RopeConfig(1e4, "yarn", 4.0, original_max_positions=16, attention_factor=1.25, beta_fast=24.0)
+GEMMA2 = dataclasses.replace(
+    BASE,
+    norm_eps=1e-6,
+    sliding_window=5,
+    pattern=("sliding", "full"),
+    tied_head=True,
+    activation="gelu_tanh",
+    norm_offset=True,
+    post_norms=True,
+    embed_scale=True,
+    query_pre_attn_scalar=16.0,
+    attention_softcap=1.5,
+    final_softcap=2.0,
+)
 ALL = "attention/(q|k|v|o)|mlp/(gate|up|down)"  # every projection
 FAMILIES = {
     "llama2": dataclasses.replace(BASE, num_kv_heads=4),
@@ -34,6 +49,22 @@ FAMILIES = {
     "qwen2": dataclasses.replace(BASE, qkv_bias=True, norm_eps=1e-6),
     "qwen2-window": dataclasses.replace(BASE, qkv_bias=True, sliding_window=5),
     "qwen3": dataclasses.replace(BASE, qk_norm=True, head_dim=16, tied_head=True),
+    "qwen3-mixed": dataclasses.replace(BASE, qk_norm=True, sliding_window=5, pattern=("full", "sliding", "sliding")),
+    "llama-yarn": dataclasses.replace(BASE, rope=YARN_ROPE),
+    "llama-dynamic": dataclasses.replace(
+        BASE, max_positions=16, rope=RopeConfig(kind="dynamic", factor=2.0, original_max_positions=16)
+    ),
+    "gemma2": GEMMA2,
+    "gemma3": dataclasses.replace(
+        GEMMA2,
+        num_layers=5,
+        pattern=("sliding", "sliding", "full"),
+        rope=RopeConfig(1e6, "linear", 8.0),
+        local_rope=RopeConfig(),
+        qk_norm=True,
+        attention_softcap=None,
+        final_softcap=None,
+    ),
     "smollm2": dataclasses.replace(BASE, num_heads=3, num_kv_heads=3, hidden_size=24, tied_head=True),
 }
 

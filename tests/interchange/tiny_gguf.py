@@ -9,9 +9,8 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
 
-from tisdpo_jax.interchange._assemble import flatten
-from tisdpo_jax.interchange._layout import layout
-from tisdpo_jax.models import TransformerConfig
+from tisdpo_jax.interchange._assemble import layout
+from tisdpo_jax.models import TransformerConfig, flatten
 from tisdpo_jax.types import Params
 
 # 144 bytes hold 256 values; the first two numbers of a block are its float16 scales. Q6_K has its scale last.
@@ -31,7 +30,7 @@ def tensors_of(params: Params, config: TransformerConfig, architecture: str) -> 
     for path, leaf in layout(config, "gguf").items():
         array = np.asarray(flat[path], np.float32)
         for value, name in zip(array if leaf.stacked else array[None], leaf.names, strict=True):
-            tensors[name] = np.ascontiguousarray(value.T if leaf.transposed else value)
+            tensors[name] = np.ascontiguousarray(value.T if leaf.transposed else value) + np.float32(leaf.offset)
             if architecture == "llama" and ("attn_q." in name or "attn_k." in name):
                 heads = config.num_heads if "attn_q." in name else config.num_kv_heads
                 tensors[name] = pairs_from_halves(tensors[name], heads)
@@ -75,6 +74,8 @@ def write_gguf(
     writer.add_rope_freq_base(config.rope.theta)
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_vocab_size(config.vocab_size)
+    if config.local_rope is not None:
+        writer.add_float32(f"{architecture}.rope.freq_base_swa", config.local_rope.theta)
     for field, value in (fields or {}).items():
         {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)](field, value)
     add_tokenizer(writer, tokenizer or {})

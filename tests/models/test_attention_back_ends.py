@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tisdpo_jax.models import ComputeConfig, Mask, Model, attention, hidden_states
-from tisdpo_jax.models.layers import readers_of_first
+from tisdpo_jax.models.block import readers_of_first
 from tisdpo_jax.testing import FAMILIES, device_mesh, random_batch, random_params
 from tisdpo_jax.types import Copies, Tree
 
@@ -58,13 +58,16 @@ def seen_in_the_tree(window: int | None) -> np.ndarray:
     return seen
 
 
-def definition(q: jax.Array, k: jax.Array, v: jax.Array, seen: np.ndarray) -> np.ndarray:
+def definition(
+    q: jax.Array, k: jax.Array, v: jax.Array, seen: np.ndarray, scale: float | None = None, cap: float | None = None
+) -> np.ndarray:
     """softmax(q k^T / sqrt(d)) v in float64, one head at a time; `seen [R, Tq, Tk]`."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     out = np.zeros(q.shape)
     for head in range(q.shape[2]):
         other = head // (q.shape[2] // k.shape[2])  # neighbouring query heads share keys
-        scores = np.einsum("rqd,rkd->rqk", q[:, :, head], k[:, :, other]) / np.sqrt(q.shape[-1])
+        scores = np.einsum("rqd,rkd->rqk", q[:, :, head], k[:, :, other]) * (scale or q.shape[-1] ** -0.5)
+        scores = scores if cap is None else cap * np.tanh(scores / cap)
         scores = np.where(seen, scores, -np.inf)
         share = np.exp(scores - scores.max(-1, keepdims=True))
         out[:, :, head] = np.einsum("rqk,rkd->rqd", share / share.sum(-1, keepdims=True), v[:, :, other])
@@ -91,6 +94,23 @@ def test_xla_is_the_definition(window: int | None, segmented: bool, kv_heads: in
     got = attention(q, k, v, mask=Mask(window, segments), backend="xla")
     seen = seen_by(16, window, None if segments is None else np.asarray(segments))
     np.testing.assert_allclose(got, definition(q, k, v, seen), atol=2e-6)
+
+
+@pytest.mark.parametrize("backend", ["xla", "splash"])
+def test_scores_may_have_another_scale_and_a_soft_cap(backend: str) -> None:
+    q, k, v = queries_keys_values(LENGTH)
+    got = attention(q, k, v, mask=Mask(20), backend=backend, scale=0.7, softcap=1.5)
+    np.testing.assert_allclose(got, definition(q, k, v, seen_by(LENGTH, 20, None), 0.7, 1.5), atol=5e-6)
+
+
+def test_the_gradient_through_a_soft_cap_is_that_of_numerical_differences() -> None:
+    q, k, v = queries_keys_values(9)
+    mask, weights = Mask(4), jnp.cos(jnp.arange(q.size, dtype=jnp.float32)).reshape(q.shape)
+
+    def total(q: jax.Array, k: jax.Array) -> jax.Array:
+        return (weights * attention(q, k, v, mask=mask, backend="xla", scale=0.7, softcap=1.5)).sum()
+
+    jax.test_util.check_grads(total, (q, k), order=1, modes=["rev"], atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.parametrize("window", [None, 1, 2, 4, 50])

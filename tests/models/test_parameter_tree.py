@@ -33,6 +33,7 @@ OPTIONS: dict[str, dict[str, tuple[int, ...]]] = {
     "output_bias": {"layers/attention/o/bias": (2, 32)},
     "mlp_bias": {f"layers/mlp/{name}/bias": (2, width) for name, width in (("gate", 48), ("up", 48), ("down", 32))},
     "qk_norm": {f"layers/attention/{name}_norm/scale": (2, 8) for name in "qk"},
+    "post_norms": {f"layers/post_{name}_norm/scale": (2, 32) for name in ("attention", "mlp")},
 }
 
 
@@ -107,7 +108,10 @@ def test_impossible_decoders_are_refused(fields: dict[str, int], message: str) -
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: RopeConfig(kind="yarn"), "RopeConfig.kind is 'yarn'; one of default, linear, llama3"),
+        (lambda: RopeConfig(kind="longrope"), "kind is 'longrope'; one of default, linear, dynamic, llama3, yarn"),
+        (lambda: tiny_config(pattern=()), r"pattern is \(\); one or more of sliding, full"),
+        (lambda: tiny_config(pattern=("local",)), "pattern is .'local',.; one or more of sliding, full"),
+        (lambda: tiny_config(final_softcap=0.0), "final_softcap is 0.0; it must be above 0, or None for none"),
         (lambda: RopeConfig(factor=0.0), "RopeConfig.factor is 0.0; it must be above 0"),
         (lambda: ComputeConfig(remat="layers"), "ComputeConfig.remat is 'layers'; one of none, full, dots"),
         (lambda: ComputeConfig(layer_loop="unrolled"), "ComputeConfig.layer_loop is 'unrolled'; one of scan, unroll"),

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from tisdpo_jax.models import ComputeConfig, Model, hidden_states, logits
+from tisdpo_jax.models.block import rms_norm
 from tisdpo_jax.models.config import RopeConfig
-from tisdpo_jax.models.layers import RMSNorm, rope_tables, rotate
+from tisdpo_jax.models.rope import rope_tables, rotate
 from tisdpo_jax.testing import FAMILIES, random_adapters, random_params, tiny_config
 
 TOKENS = np.random.default_rng(0).integers(0, 64, (2, 12), np.int32)
@@ -58,8 +59,7 @@ def test_matmuls_with_weights_are_bfloat16(program: list[Any]) -> None:
 def test_the_norm_is_taken_in_float32() -> None:
     """Values whose squares bfloat16 could not add up: 1 among 256 threes."""
     x = jnp.asarray(np.r_[[1.0], np.full(256, 3.0)], jnp.bfloat16)[None]
-    norm = RMSNorm(1e-5, LOW)
-    got = norm.apply({"params": {"scale": jnp.ones(257)}}, x)
+    got = rms_norm(jnp.ones(257), x, tiny_config(), LOW)
     assert got.dtype == jnp.bfloat16
     exact = np.asarray(x, np.float64) / np.sqrt(np.square(np.asarray(x, np.float64)).mean() + 1e-5)
     np.testing.assert_allclose(got.astype(jnp.float32), exact, rtol=2**-8)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tisdpo_jax import partitioning
-from tisdpo_jax.models import Model, abstract_params, hidden_states, quantize
+from tisdpo_jax.models import Int8, Model, abstract_params, hidden_states, quantize
+from tisdpo_jax.models.leaves import dense, take
 from tisdpo_jax.testing import FAMILIES, device_mesh, random_adapters, random_params, tiny_config
 from tisdpo_jax.types import Params
 
@@ -26,15 +27,7 @@ def leaves(tree: Params) -> dict[str, Any]:
 
 
 def dequantised(params: Params) -> Params:
-    found: Params = {}
-    for name, value in params.items():
-        if isinstance(value, dict):
-            found[name] = dequantised(value)
-        elif name == "kernel" and "kernel_scale" in params:
-            found[name] = value.astype(jnp.float32) * params["kernel_scale"][..., None, :]
-        elif name != "kernel_scale":
-            found[name] = value
-    return found
+    return partitioning.map_with_path(lambda _, leaf: dense(leaf), params)
 
 
 @functools.cache
@@ -48,24 +41,28 @@ def test_every_entry_is_within_half_a_step_and_the_largest_of_a_channel_is_exact
     kernels = [path for path in before if path.startswith("layers/") and path.endswith("/kernel")]
     assert len(kernels) == 7
     for path in kernels:
-        wide, scale = np.asarray(before[path]), np.asarray(after[f"{path}_scale"])
+        wide, scale = np.asarray(before[path]), np.asarray(after[path].scale)
         assert after[path].dtype == jnp.int8 and scale.dtype == np.float32 and scale.shape == wide[:, 0].shape
-        back = np.asarray(after[path], np.float32) * scale[:, None]
+        back = np.asarray(after[path].dense())
+        np.testing.assert_array_equal(back, np.asarray(after[path].values, np.float32) * scale[:, None])
         assert (np.abs(back - wide) <= 0.5001 * scale[:, None]).all()
-        np.testing.assert_array_equal(np.abs(np.asarray(after[path], np.int32)).max(1), 127)
+        np.testing.assert_array_equal(np.abs(np.asarray(after[path].values, np.int32)).max(1), 127)
         np.testing.assert_allclose(np.abs(back).max(1), np.abs(wide).max(1), rtol=1e-6)
     for path in before.keys() - set(kernels):
         assert after[path] is before[path], f"{path} stays as it is"
-    assert len(after) == len(before) + len(kernels)
+    assert after.keys() == before.keys()
+    some = np.asarray([[3, 0], [1, 3]])
+    table = Int8.of(before["embed/embedding"])
+    np.testing.assert_array_equal(take(table, some, "float32"), table.dense()[some])
 
 
 def test_a_channel_of_nothing_stays_nothing() -> None:
     params = random_params(0, FAMILIES["llama2"])
     kernel = params["layers"]["mlp"]["up"]["kernel"]
     params["layers"]["mlp"]["up"]["kernel"] = kernel.at[:, :, 3].set(0.0)
-    found = quantize(params)["layers"]["mlp"]["up"]
-    np.testing.assert_array_equal(found["kernel"][:, :, 3], 0)
-    assert np.isfinite(found["kernel_scale"]).all()
+    small = quantize(params)["layers"]["mlp"]["up"]["kernel"]
+    np.testing.assert_array_equal(small.values[:, :, 3], 0)
+    assert np.isfinite(small.scale).all()
 
 
 @pytest.mark.parametrize("family", ["qwen2", "smollm2"])
@@ -103,8 +100,10 @@ def test_on_a_mesh_it_is_the_same_model_and_lies_as_its_weights_do() -> None:
     params, mesh = quantize(random_params(0, config)), device_mesh(2, 2, 2)
     shardings = partitioning.param_shardings(params, mesh)
     place = leaves(shardings)
-    assert place["layers/mlp/up/kernel"].spec == partitioning.spec(("layers", "embed", "mlp"))
-    assert place["layers/mlp/up/kernel_scale"].spec == partitioning.spec(("layers", "mlp"))
+    up = place["layers/mlp/up/kernel"]
+    assert (up.values.spec, up.scale.spec) == tuple(
+        map(partitioning.spec, (("layers", "embed", "mlp"), ("layers", "mlp")))
+    )
     with jax.set_mesh(mesh):
         got = apply(Model(config), {"params": jax.device_put(params, shardings)}, partitioning.put_batch(TOKENS, mesh))
     np.testing.assert_allclose(got, apply(Model(config), {"params": params}, TOKENS), atol=2e-5)

@@ -51,7 +51,7 @@ def value(run: Any, wanted: dict[str, Any], rest: dict[str, Any]) -> jax.Array:
     return jnp.sum(y * jnp.cos(jnp.arange(y.size).reshape(y.shape)))
 
 
-by_hand = functools.partial(through_layers, layer, count=LAYERS)
+by_hand = functools.partial(through_layers, [layer], count=LAYERS)
 SUBSETS = [("kernel", "a", "b", "x"), ("kernel",), ("a", "b"), ("x",), ("b", "x")]
 
 
@@ -69,6 +69,23 @@ def test_values_and_gradients_are_those_of_checkpoint_and_scan(
     for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert float(jnp.abs(theirs).max()) > 1e-2
         np.testing.assert_allclose(mine, theirs, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("period", [2, 3, LAYERS + 1])
+def test_layers_of_a_pattern_take_turns(inputs: dict[str, Any], period: int) -> None:
+    """Also where the last period is not whole, or the only one."""
+
+    def turned(number: int) -> Any:
+        return lambda own, x, shared: layer(own, jnp.roll(x, number, axis=-1), shared)
+
+    def plain(own: dict[str, Any], x: jax.Array, shared: Any) -> jax.Array:
+        for at in range(LAYERS):
+            x = turned(at % period)(jax.tree.map(lambda stack, at=at: stack[at], own), x, shared)
+        return x
+
+    turns = functools.partial(through_layers, [turned(number) for number in range(period)], count=LAYERS)
+    got, expected = (jax.jit(jax.value_and_grad(functools.partial(value, run)))(inputs, {}) for run in (turns, plain))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6), got, expected)
 
 
 def test_weights_that_are_read_again_are_what_they_were(inputs: dict[str, Any]) -> None:
@@ -94,11 +111,11 @@ def test_nothing_but_the_inputs_of_layers_is_kept(inputs: dict[str, Any]) -> Non
 
 
 def test_stacks_of_another_depth_are_refused(inputs: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="length"):
-        value(functools.partial(through_layers, layer, count=LAYERS - 1), inputs, {})
+    with pytest.raises(ValueError, match="stacks of"):
+        value(functools.partial(through_layers, [layer], count=LAYERS - 1), inputs, {})
     params = random_params(0, FAMILIES["llama2"])
     shallow = dataclasses.replace(FAMILIES["llama2"], num_layers=1)
-    with pytest.raises(ValueError, match="length"):
+    with pytest.raises(ValueError, match=r"stacks of \[2\] layers, not of 1"):
         hidden_states(Model(shallow, ComputeConfig(remat="full")), {"params": params}, jnp.zeros((1, 4), jnp.int32))
 
 
@@ -136,7 +153,7 @@ def test_the_gradient_takes_no_memory_beside_the_weights() -> None:
         return int(memory.temp_size_in_bytes)
 
     stack = 4 * count * width * width
-    written_over, beside = temporaries(functools.partial(through_layers, plain, count=count)), temporaries(scanned)
+    written_over, beside = temporaries(functools.partial(through_layers, [plain], count=count)), temporaries(scanned)
     assert written_over <= beside
     if jax.__version_info__ >= (0, 10):  # XLA of before copies the weights of such a loop, as of a scan
         assert written_over < 1.5 * stack

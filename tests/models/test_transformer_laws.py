@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tisdpo_jax.models import ComputeConfig, Model, RopeConfig, head_kernel, hidden_states, logits
-from tisdpo_jax.models.layers import rope_frequencies, rope_tables, rotate
+from tisdpo_jax.models import ComputeConfig, Model, RopeConfig, head_of, hidden_states, logits
+from tisdpo_jax.models.rope import rope_tables, rotate
 from tisdpo_jax.testing import FAMILIES, random_params, tiny_config
 from tisdpo_jax.types import Params, Rows, Tree
 
@@ -114,9 +114,9 @@ def test_logits_are_hidden_states_times_the_head() -> None:
         got = jax.jit(logits, static_argnums=0)(model, weights, tokens())
         assert got.shape == (ROWS, LENGTH, VOCABULARY) and got.dtype == jnp.float32
         np.testing.assert_allclose(
-            got, states(family, tokens()) @ np.asarray(head_kernel(model.config, weights)), rtol=1e-4, atol=1e-4
+            got, states(family, tokens()) @ np.asarray(head_of(model.config, weights).kernel), rtol=1e-4, atol=1e-4
         )
-    tied = head_kernel(FAMILIES["smollm2"], {"params": params("smollm2")})
+    tied = head_of(FAMILIES["smollm2"], {"params": params("smollm2")}).kernel
     np.testing.assert_array_equal(tied, params("smollm2")["embed"]["embedding"].T)
 
 
@@ -130,7 +130,13 @@ VARIANTS = {
 }
 
 
-EVERYTHING = tiny_config(sliding_window=5, qkv_bias=True, output_bias=True, mlp_bias=True, qk_norm=True, tied_head=True)
+EVERYTHING = dataclasses.replace(
+    FAMILIES["gemma3"],
+    **dict.fromkeys(("qkv_bias", "output_bias", "mlp_bias"), True),
+    attention_softcap=2.0,
+    final_softcap=3.0,
+)
+"""Two periods of its pattern, the second not whole."""
 
 
 @functools.cache
@@ -211,19 +217,3 @@ def test_on_tpus_a_matrix_swaps_the_halves_and_nothing_else_changes(dtype: str) 
     gradients = [pull(out)[0].astype("float32") for out, pull in (one, two)]
     tolerance = 1e-6 if dtype == "float32" else 0.02  # the halves of a bfloat16 gradient are rounded before they meet
     np.testing.assert_allclose(*gradients, rtol=tolerance, atol=tolerance)
-
-
-def test_rope_scalings() -> None:
-    plain = np.asarray(rope_frequencies(RopeConfig(theta=1e4), 64))
-    np.testing.assert_allclose(rope_frequencies(RopeConfig(1e4, "linear", factor=4.0), 64), plain / 4, rtol=1e-6)
-    rope = RopeConfig(1e4, "llama3", factor=8.0, original_max_positions=1024)
-    scaled = np.asarray(rope_frequencies(rope, 64))
-    wavelength = 2 * np.pi / plain
-    short, long = wavelength < 1024 / 4, wavelength > 1024
-    assert short.any() and long.any() and (~short & ~long).any()
-    np.testing.assert_allclose(scaled[short], plain[short], rtol=1e-6)
-    np.testing.assert_allclose(scaled[long], plain[long] / 8, rtol=1e-6)
-    smooth = (1024 / wavelength - 1) / (4 - 1)
-    blend = (1 - smooth) * plain / 8 + smooth * plain
-    between = ~short & ~long
-    np.testing.assert_allclose(scaled[between], blend[between], rtol=1e-5)

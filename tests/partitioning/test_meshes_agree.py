@@ -128,7 +128,7 @@ PROGRAM = """
 import sys
 import jax
 from tisdpo_jax import losses, partitioning
-from tisdpo_jax.models import ComputeConfig, Model, transformer
+from tisdpo_jax.models import ComputeConfig, Model, decoder
 from tisdpo_jax.scoring import score_pair_of_models
 from tisdpo_jax.testing import device_mesh, random_batch, random_params, tiny_config
 
@@ -151,7 +151,7 @@ def compile_step(model):
 for loop, remat, tied in (("scan", "none", False), ("scan", "full", True), ("unroll", "none", False)):
     compile_step(Model(tiny_config(tied_head=tied), ComputeConfig(layer_loop=loop, remat=remat)))
 print("LEFT TO THE PARTITIONER", file=sys.stderr, flush=True)
-transformer.look_up = lambda table, tokens, dtype: table[tokens].astype(dtype)
+decoder.take = lambda table, tokens, dtype: table[tokens].astype(dtype)
 compile_step(Model(tiny_config(), ComputeConfig()))
 """
 

@@ -49,8 +49,10 @@ def matmul(hidden: jax.Array, head: jax.Array) -> jax.Array:
     return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-def plain(h: Heads, direction: Any) -> tuple[jax.Array, ...]:
+def plain(h: Heads, direction: Any, caps: tuple[float, float] | None = None) -> tuple[jax.Array, ...]:
     ours, theirs = matmul(h.hidden, h.head), matmul(h.reference_hidden, h.reference_head)
+    if caps:
+        ours, theirs = (cap * jnp.tanh(z / cap) for cap, z in zip(caps, (ours, theirs), strict=True))
     theirs = jax.lax.stop_gradient(theirs)
     kl = kl_from_logits(ours, theirs, direction=direction)
     return logps_from_logits(ours, h.targets), logps_from_logits(theirs, h.targets), kl
@@ -141,6 +143,19 @@ def test_on_a_mesh_fused_is_plain_on_one_device(shape: tuple[int, int, int], dir
     with jax.set_mesh(device_mesh(*shape)):
         got, got_grad = pull(lambda h: fused(h, direction, 5), heads())
     expected, expected_grad = of_plain(direction)
+    for one, other in zip((*got, *got_grad[:2]), (*expected, *expected_grad[:2]), strict=True):
+        near(one, other, 1e-5)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("shape", [None, (1, 8, 1), (2, 2, 2)], ids=str)
+def test_logits_of_either_model_may_have_a_soft_cap(shape: tuple[int, int, int] | None, direction: Any) -> None:
+    caps = 1.5, 2.5
+    options: dict[str, Any] = {"direction": direction, "chunk": 5, "softcap": caps[0], "reference_softcap": caps[1]}
+    with contextlib.nullcontext() if shape is None else jax.set_mesh(device_mesh(*shape)):
+        got, got_grad = pull(lambda h: fused_logps_and_kl(*h, **options), heads())
+    expected, expected_grad = pull(lambda h: plain(h, direction, caps), heads())
+    assert float(jnp.abs(expected[0] - of_plain(direction)[0][0]).max()) > 1
     for one, other in zip((*got, *got_grad[:2]), (*expected, *expected_grad[:2]), strict=True):
         near(one, other, 1e-5)
 

@@ -101,9 +101,9 @@ def same(one: tuple[Any, Any], other: tuple[Any, Any], tolerance: float = 2e-5) 
 @pytest.mark.parametrize(
     ("family", "attention"),
     [
-        *(("mistral", "xla"), ("mistral", "splash"), ("qwen3", "xla")),
-        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("llama3", "xla"), ("llama3", "splash"))),
-        pytest.param("qwen3", "splash", marks=pytest.mark.slow),
+        *(("mistral", "splash"), ("gemma2", "xla"), ("gemma3", "splash")),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("mistral", "xla"), ("gemma2", "splash"))),
+        pytest.param("gemma3", "xla", marks=pytest.mark.slow),
     ],
 )
 def test_packed_is_padded(family: str, attention: str) -> None:

@@ -1,6 +1,7 @@
 """Models in and out: Hugging Face directories, GGUF files, PEFT adapters, tokenizers."""
 
 from tisdpo_jax.interchange._adapter_config import CONFIG as ADAPTER_CONFIG
+from tisdpo_jax.interchange._fields import read_json
 from tisdpo_jax.interchange.demo_model import demo_model_path
 from tisdpo_jax.interchange.generation import stop_ids
 from tisdpo_jax.interchange.load import check_params, load_params, read_config
@@ -20,6 +21,7 @@ __all__ = [
     "load_reward_model",
     "load_tokenizer",
     "read_config",
+    "read_json",
     "save_huggingface",
     "save_peft",
     "stop_ids",

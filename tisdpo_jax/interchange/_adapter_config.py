@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tisdpo_jax.errors import CheckpointError
-from tisdpo_jax.interchange.huggingface import read_json
+from tisdpo_jax.interchange._fields import read_json
 
 CONFIG = "adapter_config.json"
 

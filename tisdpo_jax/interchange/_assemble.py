@@ -13,11 +13,50 @@ import jax.numpy as jnp
 import numpy as np
 
 from tisdpo_jax.errors import CheckpointError, MissingKeyError, ShapeMismatchError, UnexpectedKeyError
-from tisdpo_jax.interchange._layout import Layout, Leaf
+from tisdpo_jax.models import Naming, TransformerConfig, flatten, parameters, unflatten
 from tisdpo_jax.partitioning import to_host
 from tisdpo_jax.types import Params
 
 Index = tuple[slice | np.ndarray, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """What one of our arrays is made of."""
+
+    names: tuple[str, ...]  # the tensors: one a layer when `stacked`, else a single one
+    stacked: bool = False  # axis 0 of our array is the layer
+    transposed: bool = False  # the tensors are [out, in], our array is [in, out]
+    paired_heads: int = 0  # rows of each of so many heads alternate between the rotary halves; 0: they do not
+    offset: float = 0.0  # by which the tensors are larger
+
+    def tensor_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape that each tensor must have for our array to have `shape`."""
+        inner = shape[1:] if self.stacked else shape
+        return inner[::-1] if self.transposed else inner
+
+
+Layout = dict[str, Leaf]
+"""Path of a parameter, as in `layers/attention/q/kernel` -> what it is made of."""
+
+
+def layout(config: TransformerConfig, naming: Naming = "huggingface", *, paired_rows: bool = False) -> Layout:
+    """What every parameter of the model is made of, in the order in which an export writes them.
+
+    `paired_rows`: q and k have their rows in the order of llama.cpp's "llama" architecture.
+    """
+    heads = {"q": config.num_heads, "k": config.num_kv_heads} if paired_rows else {}
+    return {
+        row.path: Leaf(
+            row.names(naming, config.num_layers),
+            stacked=row.stacked,
+            transposed=row.path.endswith("/kernel"),
+            paired_heads=heads.get(row.path.split("/")[-2], 0),
+            # llama.cpp's files hold what a norm multiplies by
+            offset=1.0 if naming == "gguf" and config.norm_offset and row.path.endswith("/scale") else 0.0,
+        )
+        for row in parameters(config)
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,26 +101,6 @@ def assemble(
     arrays = {path: _array(leaf, source, shapes[path], placed[path], dtype) for path, leaf in layout.items()}
     _check_finite(layout, source, arrays)
     return unflatten(arrays)
-
-
-def flatten(tree: Params, prefix: str = "") -> dict[str, Any]:
-    """Nested dict -> `{"layers/attention/q/kernel": leaf}`."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}/") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-def unflatten(flat: dict[str, Any]) -> Params:
-    """The inverse of `flatten`."""
-    tree: Params = {}
-    for path, value in flat.items():
-        *parents, last = path.split("/")
-        node = tree
-        for part in parents:
-            node = node.setdefault(part, {})
-        node[last] = value
-    return tree
 
 
 def check(layout: Layout, source: Source, shapes: dict[str, tuple[int, ...]], ignored: Collection[str]) -> None:
@@ -164,6 +183,7 @@ def part(leaf: Leaf, source: Source, shape: tuple[int, ...], index: tuple[slice,
         inner[0] = halves_from_pairs(rows, leaf.paired_heads)[inner[0]]
     for block, name in zip(blocks, names, strict=True):
         value = source.read(name, tuple(inner))
+        value = value - np.float32(leaf.offset) if leaf.offset else value
         block[...] = value.T if leaf.transposed else value
     return out
 

@@ -17,8 +17,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from tisdpo_jax.errors import CheckpointError
-from tisdpo_jax.interchange._assemble import flatten
-from tisdpo_jax.interchange._layout import Layout
+from tisdpo_jax.interchange._assemble import Layout
+from tisdpo_jax.models import flatten
 from tisdpo_jax.types import Params
 
 MARK = ".tisdpo_export"

@@ -10,7 +10,8 @@ from typing import Any
 from tisdpo_jax.errors import CheckpointError
 from tisdpo_jax.interchange import gguf
 from tisdpo_jax.interchange._adapter_config import CONFIG as ADAPTER
-from tisdpo_jax.interchange.huggingface import CONFIG, read_json
+from tisdpo_jax.interchange._fields import read_json
+from tisdpo_jax.interchange.huggingface import CONFIG
 
 GENERATION = "generation_config.json"
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")

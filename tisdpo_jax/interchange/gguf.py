@@ -10,10 +10,13 @@ import numpy as np
 
 from tisdpo_jax.errors import CheckpointError, UserError
 from tisdpo_jax.interchange._assemble import Index, Source
-from tisdpo_jax.models.config import RopeConfig, TransformerConfig
+from tisdpo_jax.interchange.huggingface import shortest
+from tisdpo_jax.models import RopeConfig, TransformerConfig
 
 ROPE_FACTORS = "rope_freqs.weight"
-_ARCHITECTURES = ("llama", "qwen2", "qwen3")
+_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3")
+# layers of the models of 27 billion, whose scores are divided by another number; as in llama.cpp, nothing else tells
+_WIDE_QUERIES = {"gemma2": 46, "gemma3": 62}
 
 
 def open_reader(path: Path) -> Any:
@@ -113,30 +116,48 @@ def read_gguf_config(path: Path) -> TransformerConfig:
         raise _refuse(path, f"{architecture}.expert_count", optional("expert_count", 0), "no mixture of experts")
     if "token_embd.weight" not in shapes:
         raise CheckpointError(f"{path}: no tensor token_embd.weight; the file holds no whole model")
+    gemma = architecture.startswith("gemma")
+    window, layers = optional("attention.sliding_window", 0) or None, size("block_count")
     factors = next((tensor for tensor in reader.tensors if tensor.name == ROPE_FACTORS), None)
     try:
         return TransformerConfig(
             vocab_size=shapes["token_embd.weight"][0],
             hidden_size=width,
             intermediate_size=size("feed_forward_length"),
-            num_layers=size("block_count"),
+            num_layers=layers,
             num_heads=heads,
             num_kv_heads=optional("attention.head_count_kv", heads),
             head_dim=head_dim,
             max_positions=size("context_length"),
             norm_eps=optional("attention.layer_norm_rms_epsilon", 1e-5),
             rope=_rope(path, architecture, values, head_dim, None if factors is None else np.asarray(factors.data)),
-            sliding_window=optional("attention.sliding_window", 0) or None,
+            sliding_window=window,
             qkv_bias="blk.0.attn_q.bias" in shapes,
             output_bias="blk.0.attn_output.bias" in shapes,
             mlp_bias="blk.0.ffn_gate.bias" in shapes,
             qk_norm="blk.0.attn_q_norm.weight" in shapes,
             tied_head="output.weight" not in shapes,
+            **(_gemma(architecture, layers, width // heads, head_dim, optional) if gemma else {}),
         )
     except (ValueError, TypeError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: {error}; fetch the file again") from None
+
+
+def _gemma(architecture: str, layers: int, share: int, head_dim: int, optional: Any) -> dict[str, Any]:
+    """What llama.cpp knows of Gemma without being told, and what it is told."""
+    second = architecture == "gemma2"
+    every = optional("attention.sliding_window_pattern", 2 if second else 6)
+    return {
+        "pattern": shortest(["sliding" if (layer + 1) % every else "full" for layer in range(layers)]),
+        "local_rope": None if second else RopeConfig(optional("rope.freq_base_swa", 10_000.0)),
+        "activation": "gelu_tanh",
+        **dict.fromkeys(("norm_offset", "post_norms", "embed_scale"), True),
+        "query_pre_attn_scalar": float(share if layers == _WIDE_QUERIES[architecture] else head_dim),
+        "attention_softcap": optional("attn_logit_softcapping", 50.0) if second else None,
+        "final_softcap": optional("final_logit_softcapping", 30.0 if second else None),
+    }
 
 
 def llama3_factors(rope: RopeConfig, head_dim: int) -> np.ndarray:

@@ -14,11 +14,10 @@ import numpy as np
 
 from tisdpo_jax.errors import CheckpointError, ShapeMismatchError
 from tisdpo_jax.interchange import gguf
-from tisdpo_jax.interchange._assemble import Source, assemble, check, flatten
-from tisdpo_jax.interchange._layout import Layout, Leaf, layout
+from tisdpo_jax.interchange._assemble import Layout, Leaf, Source, assemble, check, layout
 from tisdpo_jax.interchange._safetensors import PICKLES, open_directory, refuse_pickle
 from tisdpo_jax.interchange.huggingface import read_huggingface_config
-from tisdpo_jax.models import TransformerConfig, abstract_params
+from tisdpo_jax.models import TransformerConfig, abstract_params, flatten
 from tisdpo_jax.types import Params
 
 log = logging.getLogger(__name__)

@@ -16,13 +16,12 @@ from jax.experimental import multihost_utils
 from tisdpo_jax.errors import CheckpointError, MissingKeyError, ShapeMismatchError, UnexpectedKeyError
 from tisdpo_jax.interchange import _export
 from tisdpo_jax.interchange._adapter_config import CONFIG, AdapterConfig, read_adapter_config
-from tisdpo_jax.interchange._assemble import Source, flatten, part, unflatten
-from tisdpo_jax.interchange._layout import adapter_layout, layout, projections
+from tisdpo_jax.interchange._assemble import Layout, Leaf, Source, layout, part
 from tisdpo_jax.interchange._safetensors import open_files, write_file
 from tisdpo_jax.interchange.generation import exported_generation
 from tisdpo_jax.interchange.load import open_model
 from tisdpo_jax.interchange.save import on_first_process, write_companions, write_json
-from tisdpo_jax.models import TransformerConfig, abstract_params
+from tisdpo_jax.models import TABLE, TransformerConfig, abstract_params, flatten, unflatten
 from tisdpo_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -273,6 +272,25 @@ def _place(value: np.ndarray, sharding: Any) -> jax.Array:
     if sharding is None:
         return jnp.asarray(value)
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def adapter_layout(config: TransformerConfig, adapted: Sequence[str]) -> Layout:
+    """What the leaves `a`, `b` of projections (as in `layers/attention/q`) are made of in peft's naming."""
+    base = layout(config)
+    return {
+        f"{path}/{leaf}": Leaf(
+            tuple(_names(name.removesuffix(".weight"))[at] for name in base[f"{path}/kernel"].names),
+            stacked=True,
+            transposed=True,
+        )
+        for path in adapted
+        for at, leaf in enumerate("ab")
+    }
+
+
+def projections() -> dict[str, str]:
+    """Paths of all projections that can carry an adapter -> the last part of their module's name (`q_proj`)."""
+    return {row.path.removesuffix("/kernel"): row.huggingface.split(".")[-2] for row in TABLE if row.adaptable}
 
 
 def _adapted(lora: Params) -> list[str]:

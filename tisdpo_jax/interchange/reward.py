@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tisdpo_jax.errors import CheckpointError, MissingKeyError, ShapeMismatchError
-from tisdpo_jax.interchange._assemble import assemble
-from tisdpo_jax.interchange._layout import layout
+from tisdpo_jax.interchange._assemble import assemble, layout
+from tisdpo_jax.interchange._fields import read_json
 from tisdpo_jax.interchange._safetensors import open_directory
-from tisdpo_jax.interchange.huggingface import CONFIG, read_huggingface_config, read_json
+from tisdpo_jax.interchange.huggingface import CONFIG, read_huggingface_config
 from tisdpo_jax.models import TransformerConfig, abstract_params
 from tisdpo_jax.types import Params
 

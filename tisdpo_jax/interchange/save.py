@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tisdpo_jax.interchange import _export
-from tisdpo_jax.interchange._layout import layout
+from tisdpo_jax.interchange._assemble import layout
 from tisdpo_jax.interchange._safetensors import write_sharded
 from tisdpo_jax.interchange.generation import GENERATION, exported_generation, special_ids
 from tisdpo_jax.interchange.huggingface import CONFIG, huggingface_config

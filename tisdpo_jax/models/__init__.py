@@ -1,43 +1,69 @@
-"""Decoders: one Flax definition, plain nested dicts outside."""
+"""Decoders: one table of parameters, one definition, plain nested dicts outside."""
 
 from tisdpo_jax.models.adapters import init_adapters, merge
 from tisdpo_jax.models.attention import Mask, attention
-from tisdpo_jax.models.config import ComputeConfig, RopeConfig, TransformerConfig
-from tisdpo_jax.models.decode import decode, read_prompts, split_layers
-from tisdpo_jax.models.layers import LayerCache
-from tisdpo_jax.models.quantize import quantize
-from tisdpo_jax.models.transformer import (
+from tisdpo_jax.models.block import LayerCache
+from tisdpo_jax.models.config import ComputeConfig, Kind, RopeConfig, TransformerConfig
+from tisdpo_jax.models.decoder import (
     Model,
-    abstract_params,
+    decode,
     empty_cache,
-    head_kernel,
-    head_only,
     hidden_states,
     hidden_states_with_cache,
-    init_params,
     logits,
+    read_prompts,
+    split_layers,
 )
+from tisdpo_jax.models.head import Head, head_of, head_only, product
+from tisdpo_jax.models.leaves import Int8, quantize
+from tisdpo_jax.models.params import (
+    PARAM_AXES,
+    TABLE,
+    Naming,
+    abstract_params,
+    flatten,
+    init_params,
+    layer_size,
+    parameters,
+    unflatten,
+)
+from tisdpo_jax.models.rope import attention_factor, rope_frequencies
+from tisdpo_jax.models.zoo import SIZES
 
 __all__ = [
+    "PARAM_AXES",
+    "SIZES",
+    "TABLE",
     "ComputeConfig",
+    "Head",
+    "Int8",
+    "Kind",
     "LayerCache",
     "Mask",
     "Model",
+    "Naming",
     "RopeConfig",
     "TransformerConfig",
     "abstract_params",
     "attention",
+    "attention_factor",
     "decode",
     "empty_cache",
-    "head_kernel",
+    "flatten",
+    "head_of",
     "head_only",
     "hidden_states",
     "hidden_states_with_cache",
     "init_adapters",
     "init_params",
+    "layer_size",
     "logits",
     "merge",
+    "parameters",
+    "product",
     "quantize",
     "read_prompts",
+    "rope_frequencies",
     "split_layers",
+    "unflatten",
 ]

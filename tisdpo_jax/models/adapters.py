@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from tisdpo_jax.errors import ConfigError
-from tisdpo_jax.partitioning import map_with_path
+from tisdpo_jax.models.leaves import dense
+from tisdpo_jax.models.params import flatten, unflatten
 from tisdpo_jax.types import Params
 
 
@@ -25,31 +26,24 @@ def init_adapters(key: jax.Array, params: Params, *, rank: int, targets: str, dt
         pattern = re.compile(targets)
     except re.error as error:
         raise ConfigError(f"lora.targets {targets!r} is not a regular expression: {error}") from None
-    chosen: list[tuple[str, Any]] = []
-    projections: list[str] = []
-
-    def visit(path: str, leaf: Any) -> None:
-        name, _, kind = path.rpartition("/")
-        if kind == "kernel" and name.startswith("layers/"):
-            projections.append(name.removeprefix("layers/"))
-            if pattern.fullmatch(projections[-1]):
-                chosen.append((name, leaf))
-
-    map_with_path(visit, params)
+    kernels = {
+        path.removesuffix("/kernel"): leaf
+        for path, leaf in flatten(params).items()
+        if path.startswith("layers/") and path.endswith("/kernel")
+    }
+    names = {path.removeprefix("layers/"): path for path in sorted(kernels)}
+    chosen = [path for name, path in names.items() if pattern.fullmatch(name)]
     if not chosen:
-        raise ConfigError(
-            f"lora.targets {targets!r} matches no projection; there are: {', '.join(sorted(projections))}"
-        )
-    tree: Params = {}
-    for subkey, (name, kernel) in zip(jax.random.split(key, len(chosen)), sorted(chosen), strict=True):
-        layers, inputs, outputs = kernel.shape
+        raise ConfigError(f"lora.targets {targets!r} matches no projection; there are: {', '.join(names)}")
+    leaves: dict[str, jax.Array] = {}
+    for subkey, path in zip(jax.random.split(key, len(chosen)), chosen, strict=True):
+        layers, inputs, outputs = kernels[path].shape
         bound = (3.0 / inputs) ** 0.5
-        node = tree
-        for part in name.split("/"):
-            node = node.setdefault(part, {})
-        node["a"] = jax.random.uniform(subkey, (layers, inputs, rank), jnp.float32, -bound, bound).astype(dtype)
-        node["b"] = jnp.zeros((layers, rank, outputs), dtype)
-    return tree
+        leaves[f"{path}/a"] = jax.random.uniform(subkey, (layers, inputs, rank), jnp.float32, -bound, bound).astype(
+            dtype
+        )
+        leaves[f"{path}/b"] = jnp.zeros((layers, rank, outputs), dtype)
+    return unflatten(leaves)
 
 
 def merge(params: Params, lora: Params, scale: float) -> Params:
@@ -58,7 +52,7 @@ def merge(params: Params, lora: Params, scale: float) -> Params:
     def into(node: Params, adapter: Params) -> Params:
         if "a" in adapter and not isinstance(adapter["a"], dict):
             delta = scale * jnp.matmul(adapter["a"].astype(jnp.float32), adapter["b"].astype(jnp.float32))
-            kernel = node["kernel"]
+            kernel = dense(node["kernel"])
             return {**node, "kernel": (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)}
         unknown = set(adapter) - set(node)
         if unknown:

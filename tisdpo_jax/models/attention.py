@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tisdpo_jax import partitioning
+from tisdpo_jax.models.head import capped
 from tisdpo_jax.types import Tree
 
 Array = jax.Array
@@ -59,7 +60,16 @@ def _same(labels: Array) -> Array:
     return labels[:, :, None] == labels[:, None, :]
 
 
-def prepare(mask: Mask, backend: str, *, queries: int, keys: int, heads: int, platform: str = "") -> Any:
+def prepare(
+    mask: Mask,
+    backend: str,
+    *,
+    queries: int,
+    keys: int,
+    heads: int,
+    platform: str = "",
+    softcap: float | None = None,
+) -> Any:
     """What a back end derives from the mask, made once a call and shared by all layers.
 
     `platform`: that the program is compiled for, where it is not the default one.
@@ -69,11 +79,21 @@ def prepare(mask: Mask, backend: str, *, queries: int, keys: int, heads: int, pl
     if backend == "splash" and mask.query_positions is None:
         mesh = partitioning.active_mesh()
         heads //= 1 if mesh is None else mesh.shape["tensor"]
-        return _splash_kernel(queries, heads, mask.window, (platform or jax.default_backend()) != "tpu")
+        return _splash_kernel(queries, heads, mask.window, softcap, (platform or jax.default_backend()) != "tpu")
     return None
 
 
-def attention(q: Array, k: Array, v: Array, *, mask: Mask, backend: str, prepared: Any = None) -> Array:
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Mask,
+    backend: str,
+    prepared: Any = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Array:
     """Softmax attention with grouped queries; softmax in float32.
 
     Args:
@@ -81,10 +101,13 @@ def attention(q: Array, k: Array, v: Array, *, mask: Mask, backend: str, prepare
       mask: what a query may see.
       backend: "xla", "splash" or "cudnn".
       prepared: `prepare(mask, backend, ...)`, so that layers share it; made here when None.
+      scale: of the scores; None is head_dim^-0.5.
+      softcap: scores are softcap * tanh(scores / softcap) before the softmax.
 
     Returns: `[R, Tq, H, head_dim]` in the dtype of `q`.
     Raises: ValueError when the back end cannot honour the mask or is unknown, and when the mask does not fit.
     """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
     _check(mask, q.shape[:2], k.shape[:2])
     if backend != "xla" and mask.tree is not None:
         raise ValueError(f"attention back end {backend!r} cannot honour trees; repeat the prompts, or use 'xla'")
@@ -93,20 +116,24 @@ def attention(q: Array, k: Array, v: Array, *, mask: Mask, backend: str, prepare
     if backend != "xla" and (mask.query_positions is not None or mask.key_positions is not None):
         raise ValueError(f"attention back end {backend!r} cannot honour explicit positions (decoding); use 'xla'")
     if prepared is None:
-        prepared = prepare(mask, backend, queries=q.shape[1], keys=k.shape[1], heads=q.shape[2])
+        prepared = prepare(mask, backend, queries=q.shape[1], keys=k.shape[1], heads=q.shape[2], softcap=softcap)
     if backend == "xla":
-        return _plain(q, k, v, prepared)
+        return _plain(q, k, v, prepared, scale, softcap)
     if backend == "splash":
-        return _splash(q, k, v, mask.segments, prepared)
+        return _splash(q, k, v, mask.segments, prepared, scale)
     if mask.segments is not None:
         raise ValueError("attention back end 'cudnn' cannot honour segments (packed rows); use 'xla' or 'splash'")
+    if softcap is not None:
+        raise ValueError("attention back end 'cudnn' cannot honour a soft cap (Gemma 2); use 'xla' or 'splash'")
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         raise ValueError(f"attention back end 'cudnn' computes in bfloat16 or float16, not {q.dtype}; set model.dtype")
     window = None if mask.window is None else (mask.window - 1, 0)
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=window, implementation="cudnn")
+    return jax.nn.dot_product_attention(
+        q, k, v, scale=scale, is_causal=True, local_window_size=window, implementation="cudnn"
+    )
 
 
-def _plain(q: Array, k: Array, v: Array, seen: Array) -> Array:
+def _plain(q: Array, k: Array, v: Array, seen: Array, scale: float, softcap: float | None) -> Array:
     """Scores of all queries against all keys, in the dtype of the computation; their softmax in float32."""
     rows, length, heads, size = q.shape
     group = heads // k.shape[2]
@@ -116,27 +143,37 @@ def _plain(q: Array, k: Array, v: Array, seen: Array) -> Array:
         seen = seen[:, :, None]
     else:
         scores, out = "rqhd,rkhd->rhqk", "rhqk,rkhd->rqhd"
-    weights = _softmax_of_scores(q, k, seen, scores)
+    if softcap is None:
+        weights = _softmax_of_scores(q, k, seen, scores, scale)
+    else:  # what the cap's gradient needs is not in the softmax, so the scores are made again
+        weights = jax.checkpoint(_softmax, static_argnums=(3, 4, 5))(q, k, seen, scores, scale, softcap)
     return jnp.einsum(out, weights, v).reshape(rows, length, heads, size)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _softmax_of_scores(q: Array, k: Array, seen: Array, product: str) -> Array:
-    """Scores and their softmax in float32, given in the dtype of `q`: all that the backward pass keeps and reads."""
-    z = jnp.einsum(product, q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+def _softmax(q: Array, k: Array, seen: Array, product: str, scale: float, softcap: float | None) -> Array:
+    """Scores and their softmax in float32, given in the dtype of `q`."""
+    z = capped(jnp.einsum(product, q, k, preferred_element_type=jnp.float32) * scale, softcap)
     # a query that sees nothing sees everything alike: its row is padding, which nobody reads
     return jax.nn.softmax(jnp.where(seen, z, jnp.finfo(jnp.float32).min), axis=-1).astype(q.dtype)
 
 
-def _softmax_forward(q: Array, k: Array, seen: Array, product: str) -> tuple[Array, tuple[Array, Array, Array]]:
-    p = _softmax_of_scores(q, k, seen, product)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _softmax_of_scores(q: Array, k: Array, seen: Array, product: str, scale: float) -> Array:
+    """`_softmax`; what it gives is all that the backward pass keeps and reads."""
+    return _softmax(q, k, seen, product, scale, None)
+
+
+def _softmax_forward(q: Array, k: Array, seen: Array, product: str, scale: float) -> tuple[Array, Any]:
+    p = _softmax_of_scores(q, k, seen, product, scale)
     return p, (q, k, p)
 
 
-def _softmax_backward(product: str, saved: tuple[Array, Array, Array], g: Array) -> tuple[Array, Array, None]:
+def _softmax_backward(
+    product: str, scale: float, saved: tuple[Array, Array, Array], g: Array
+) -> tuple[Array, Array, None]:
     q, k, p = saved
     wide, g = p.astype(jnp.float32), g.astype(jnp.float32)
-    z = wide * (g - jnp.sum(wide * g, axis=-1, keepdims=True)) * q.shape[-1] ** -0.5  # 0 where nothing is seen, as p
+    z = wide * (g - jnp.sum(wide * g, axis=-1, keepdims=True)) * scale  # 0 where nothing is seen, as p
     z = z.astype(p.dtype)
     inputs, scores = product.split("->")
     first, second = inputs.split(",")
@@ -160,7 +197,7 @@ def _check(mask: Mask, queries: tuple[int, ...], keys: tuple[int, ...]) -> None:
         raise ValueError(f"attention: the window is {mask.window}; it holds the query itself, so it is at least 1")
 
 
-def _splash(q: Array, k: Array, v: Array, segments: Array | None, kernel: Any) -> Array:
+def _splash(q: Array, k: Array, v: Array, segments: Array | None, kernel: Any, scale: float) -> Array:
     """Blocked attention on TPU (Pallas); elsewhere the same kernel, interpreted.
 
     XLA cannot split a kernel call, so on a mesh each device calls it on its own rows and heads.
@@ -168,7 +205,7 @@ def _splash(q: Array, k: Array, v: Array, segments: Array | None, kernel: Any) -
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     def local(q: Array, k: Array, v: Array, segments: Array | None, kernel: Any) -> Array:
-        scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+        scaled = q * jnp.asarray(scale, q.dtype)
         heads_first = [jnp.swapaxes(x, 1, 2) for x in (scaled, k, v)]
         if segments is None:
             out = jax.vmap(kernel)(*heads_first)
@@ -186,7 +223,7 @@ def _splash(q: Array, k: Array, v: Array, segments: Array | None, kernel: Any) -
 
 
 @functools.lru_cache(maxsize=16)
-def _splash_kernel(length: int, heads: int, window: int | None, interpret: bool) -> Any:
+def _splash_kernel(length: int, heads: int, window: int | None, softcap: float | None, interpret: bool) -> Any:
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     if length % 128:
@@ -198,7 +235,9 @@ def _splash_kernel(length: int, heads: int, window: int | None, interpret: bool)
     one = splash.CausalMask(full) if window is None else splash.LocalMask(full, (window - 1, 0), 0)
 
     def make() -> Any:
-        kernel = splash.make_splash_mha_single_device(splash.MultiHeadMask([one] * heads), interpret=interpret)
+        kernel = splash.make_splash_mha_single_device(
+            splash.MultiHeadMask([one] * heads), attn_logits_soft_cap=softcap, interpret=interpret
+        )
         # numpy leaves: device arrays of one host could not be closed over by a program of several
         return jax.tree.map(np.asarray, kernel)
 

@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args, get_type_hints
 # above all that there are: shapes and names are made of these numbers before any file is compared with them
 MAX_LAYERS = 10_000
 MAX_SIZE = 100_000_000
+Kind = Literal["sliding", "full"]
+"""Of a layer: whether its queries see a window of keys, or all before them."""
 
 
 def _check_names(config: Any) -> None:
@@ -21,14 +23,18 @@ def _check_names(config: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
-    """Rotary position embedding. `kind` "llama3" is the frequency-dependent scaling of Llama 3.1."""
+    """Rotary position embedding, and how it is stretched over more positions than a model was trained with."""
 
     theta: float = 10_000.0
-    kind: Literal["default", "linear", "llama3"] = "default"
+    kind: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"
     factor: float = 1.0
-    low_freq_factor: float = 1.0
+    low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0
-    original_max_positions: int = 8192
+    original_max_positions: int = 8192  # before stretching: dynamic, llama3, yarn
+    attention_factor: float | None = None  # yarn: of cos and sin; None is 0.1 ln(factor) + 1
+    beta_fast: float = 32.0  # yarn: turns over the original positions from which on nothing is stretched
+    beta_slow: float = 1.0  # and below which all is
+    truncate: bool = True  # yarn: between the two in whole dimensions
 
     def __post_init__(self) -> None:
         _check_names(self)
@@ -38,7 +44,7 @@ class RopeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """A Llama-style decoder, described by data. One class covers every family of `zoo`."""
+    """A decoder, described by data: Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3."""
 
     vocab_size: int
     hidden_size: int
@@ -54,19 +60,47 @@ class TransformerConfig:
     qkv_bias: bool = False  # Qwen2; Llama's `attention_bias` sets this and `output_bias`
     output_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False  # Qwen3
+    qk_norm: bool = False  # Qwen3, Gemma 3
     tied_head: bool = False
+    # What Gemma 2 and 3 need:
+    pattern: tuple[Kind, ...] = ("sliding",)  # kinds of layers, again and again; full ones have no window
+    local_rope: RopeConfig | None = None  # of sliding layers, where it is another one
+    activation: Literal["silu", "gelu_tanh"] = "silu"  # of the MLP's gate
+    norm_offset: bool = False  # norms multiply by 1 + scale
+    post_norms: bool = False  # norms behind attention and MLP too, before they are added
+    embed_scale: bool = False  # embeddings times sqrt(hidden_size)
+    query_pre_attn_scalar: float | None = None  # scores are divided by its root; None: by that of head_dim
+    attention_softcap: float | None = None  # scores are softcap * tanh(scores / softcap)
+    final_softcap: float | None = None  # logits likewise
 
     @property
     def positions(self) -> int:
         """Positions that the model was made for.
 
-        `max_positions` of a model with linear scaling counts those before it is stretched, with Llama 3's those after.
+        `max_positions` of a model with linear or dynamic scaling counts those before it is stretched, with Llama 3's
+        those after, with yarn either.
         """
-        stretch = self.rope.factor if self.rope.kind == "linear" else 1.0
+        rope = self.rope
+        if rope.kind == "yarn":
+            return max(self.max_positions, int(rope.original_max_positions * rope.factor))
+        stretch = rope.factor if rope.kind in ("linear", "dynamic") else 1.0
         return int(self.max_positions * max(stretch, 1.0))
 
+    def window(self, kind: Kind) -> int | None:
+        """Keys that a query of such a layer sees."""
+        return self.sliding_window if kind == "sliding" else None
+
+    def rope_of(self, kind: Kind) -> RopeConfig:
+        return self.local_rope or self.rope if kind == "sliding" else self.rope
+
     def __post_init__(self) -> None:
+        _check_names(self)
+        kinds = get_args(Kind)
+        if not self.pattern or not set(self.pattern) <= set(kinds):
+            raise ValueError(f"TransformerConfig.pattern is {self.pattern!r}; one or more of {', '.join(kinds)}")
+        for name in ("query_pre_attn_scalar", "attention_softcap", "final_softcap"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"TransformerConfig.{name} is {value}; it must be above 0, or None for none")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.default is dataclasses.MISSING and value < 1:  # the sizes

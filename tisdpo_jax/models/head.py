@@ -1,11 +1,47 @@
-"""Products with the head: operands in the dtype of the computation, sums in float32."""
+"""The head: from hidden states to the vocabulary."""
 
 from __future__ import annotations
+
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from tisdpo_jax.models.config import TransformerConfig
+from tisdpo_jax.types import Params, Variables
+
 Array = jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """The map from hidden states to the vocabulary, and the soft cap of its logits."""
+
+    kernel: Any  # [D, V], in the dtype that it is stored in
+    softcap: float | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def logits(self, hidden: Array) -> Array:
+        """`[..., V]` float32 of `hidden [..., D]`. For few tokens: training never makes this array."""
+        return capped(product(hidden, self.kernel.astype(hidden.dtype)), self.softcap)
+
+
+def head_of(config: TransformerConfig, variables: Variables) -> Head:
+    params = variables["params"]
+    kernel = params["embed"]["embedding"].T if config.tied_head else params["head"]["kernel"]
+    return Head(kernel, config.final_softcap)
+
+
+def head_only(config: TransformerConfig, params: Params) -> Params:
+    """The part of the parameters that `head_of` reads; the same arrays."""
+    name = "embed" if config.tied_head else "head"
+    return {name: params[name]}
+
+
+def capped(x: Array, softcap: float | None) -> Array:
+    """`softcap * tanh(x / softcap)`: x where it is small, and never beyond the cap."""
+    return x if softcap is None else softcap * jnp.tanh(x / softcap)
 
 
 def product(x: Array, y: Array) -> Array:

@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-from tisdpo_jax.models.config import TransformerConfig
+from tisdpo_jax.models import TransformerConfig, layer_size
 
 Lengths = npt.NDArray[np.int64]
 """[n, 1 + sides]: tokens of the prompt and of each response that is taken."""
@@ -39,19 +39,13 @@ class Flops:
         return Flops(self.matrices + other.matrices, self.attention + other.attention, self.head + other.head)
 
 
-def layer_parameters(config: TransformerConfig) -> int:
-    """Parameters of the matrices of one layer."""
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    return config.hidden_size * (2 * queries + 2 * keys + 3 * config.intermediate_size)
-
-
 def forward(config: TransformerConfig, lengths: Lengths) -> Flops:
     """One model, forward, over all pairs of `lengths`."""
     prompts, responses = lengths[:, 0].astype(np.float64), lengths[:, 1:].astype(np.float64)
     tokens = lengths.sum()
     seen = (prompts * (prompts + 1) / 2).sum() + (responses * (prompts[:, None] + (responses + 1) / 2)).sum()
     return Flops(
-        matrices=2.0 * config.num_layers * layer_parameters(config) * tokens,
+        matrices=2.0 * config.num_layers * layer_size(config) * tokens,
         attention=4.0 * config.num_layers * config.num_heads * config.head_dim * seen,
         head=2.0 * config.hidden_size * config.vocab_size * responses.sum(),
     )

@@ -12,7 +12,7 @@ import jax
 
 from tisdpo_jax import interchange, partitioning
 from tisdpo_jax.errors import CheckpointError, ConfigError
-from tisdpo_jax.interchange.huggingface import read_json
+from tisdpo_jax.interchange import read_json
 from tisdpo_jax.models import Model, merge
 from tisdpo_jax.stages import models
 from tisdpo_jax.stages.positions import warn_of_pairs

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from tisdpo_jax import partitioning
-from tisdpo_jax.models import LayerCache, Model, decode, head_kernel, read_prompts, split_layers
-from tisdpo_jax.models.head import product
+from tisdpo_jax.models import LayerCache, Model, decode, head_of, read_prompts, split_layers
 from tisdpo_jax.sampling._draw import Draw, choose
 from tisdpo_jax.types import Variables
 
@@ -96,7 +95,7 @@ def advance(
 def _next(model: Model, variables: Variables, state: State, hidden: Array, eos: Array, how: Draw) -> State:
     """Chooses the token that follows `hidden [R, D]` and notes it in rows that are not done."""
     with jax.named_scope("draw"):
-        logits = product(hidden, head_kernel(model.config, variables).astype(hidden.dtype))
+        logits = head_of(model.config, variables).logits(hidden)
         logits = partitioning.constrain(logits, ("batch", "vocab"))
         token, logp = choose(logits, state.keys, state.step, how)
     going = ~state.done

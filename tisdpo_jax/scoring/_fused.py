@@ -9,7 +9,7 @@ import numpy as np
 from tisdpo_jax import arguments
 from tisdpo_jax.scoring._axes import Axes, automatic, parts_of
 from tisdpo_jax.scoring._logits import DIRECTIONS, Direction
-from tisdpo_jax.scoring._split_head import fused
+from tisdpo_jax.scoring._split_head import How, fused
 from tisdpo_jax.scoring._targets import check_targets, of_targets
 
 Array = jax.Array
@@ -22,6 +22,7 @@ def fused_logps(
     *,
     mask: Array | None = None,
     axes: Axes | None = None,
+    softcap: float | None = None,
     chunk: int = 256,
 ) -> Array:
     """`logps_from_logits(hidden @ head, targets, mask=mask)`, without the logits.
@@ -42,6 +43,7 @@ def fused_logps(
       targets: `[...]` integers in [0, V); for others see `logps_from_logits`.
       mask: `[...]`, 1 on tokens that count, as in `logps_from_logits`.
       axes: the parts of the caller's mesh axes, names or tuples of names.
+      softcap: logits are `softcap * tanh(logits / softcap)`, as those of Gemma 2.
       chunk: tokens of each device that reach the vocabulary at a time, at most.
 
     Returns: `[...]` float32.
@@ -51,6 +53,7 @@ def fused_logps(
     given = targets
     hidden, head, targets = _checked(function, hidden, head, targets)
     _at_least_1(function, chunk)
+    _above_0(function, softcap=softcap)
     mask = check_targets(function, given, targets.shape, head.shape[1], mask)
     hidden = _silent(hidden, mask)
 
@@ -58,7 +61,7 @@ def fused_logps(
         parts = parts_of(function, axes, (hidden, head, targets))
         hidden, head = _vary_together(hidden, head, targets)
         flat = hidden.reshape(-1, hidden.shape[-1])
-        (logps,) = fused(flat, head, None, None, targets.reshape(-1), parts, chunk, None)
+        (logps,) = fused(flat, head, None, None, targets.reshape(-1), parts, How(chunk, softcap=softcap))
         return (logps.reshape(targets.shape),)
 
     (logps,) = automatic(run, 1)(hidden, head, targets)
@@ -75,6 +78,8 @@ def fused_logps_and_kl(
     direction: Direction = "policy||reference",
     mask: Array | None = None,
     axes: Axes | None = None,
+    softcap: float | None = None,
+    reference_softcap: float | None = None,
     chunk: int = 256,
 ) -> tuple[Array, Array, Array]:
     """Log-likelihoods under policy and reference, and the KL between them, without either's logits.
@@ -84,6 +89,7 @@ def fused_logps_and_kl(
       reference_hidden, reference_head: `[..., D']` and `[D', V]`; no gradient flows to them.
       targets: `[...]`.
       direction: as in `kl_from_logits`.
+      softcap, reference_softcap: of the policy's logits and the reference's.
       mask, axes, chunk: as in `fused_logps`; where the mask is 0 the KL is 0 too.
 
     Returns: policy log-likelihoods, reference log-likelihoods, KL: each `[...]` float32.
@@ -92,6 +98,7 @@ def fused_logps_and_kl(
     function = "fused_logps_and_kl"
     arguments.choice(function, "direction", direction, DIRECTIONS)
     _at_least_1(function, chunk)
+    _above_0(function, softcap=softcap, reference_softcap=reference_softcap)
     given = targets
     hidden, head, targets = _checked(function, hidden, head, targets)
     reference_hidden, reference_head, _ = _checked(
@@ -111,7 +118,8 @@ def fused_logps_and_kl(
         reference_hidden, reference_head, targets = others
         hidden, head = _vary_together(hidden, head, *others)
         flat, reference = (x.reshape(-1, x.shape[-1]) for x in (hidden, reference_hidden))
-        out = fused(flat, head, reference, reference_head, targets.reshape(-1), parts, chunk, direction)
+        how = How(chunk, direction, softcap, reference_softcap)
+        out = fused(flat, head, reference, reference_head, targets.reshape(-1), parts, how)
         return tuple(x.reshape(targets.shape) for x in out)
 
     logps, reference_logps, kl = automatic(run, 3)(hidden, head, reference_hidden, reference_head, targets)
@@ -147,6 +155,12 @@ def _silent(hidden: Array, mask: Array | None) -> Array:
 def _at_least_1(function: str, chunk: int) -> None:
     if isinstance(chunk, bool) or not isinstance(chunk, int | np.integer) or chunk < 1:
         raise ValueError(f"{function}: chunk is {chunk!r}; it must be a whole number of at least 1")
+
+
+def _above_0(function: str, **softcaps: float | None) -> None:
+    for name, value in softcaps.items():
+        if value is not None:
+            arguments.number(function, name, value, above=0.0)
 
 
 def _vary_together(hidden: Array, head: Array, *others: Array) -> tuple[Array, Array]:

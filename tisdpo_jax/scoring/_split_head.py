@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from tisdpo_jax.models.head import product
+from tisdpo_jax.models import product
+from tisdpo_jax.models.head import capped
 from tisdpo_jax.scoring._axes import Parts, mapped_over
 from tisdpo_jax.scoring._logits import Direction, kl_terms
 
@@ -41,7 +42,16 @@ class _Sums(NamedTuple):
     kl: Array | None  # of the entries that both allow
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+class How(NamedTuple):
+    """What is static."""
+
+    chunk: int
+    direction: Direction | None = None
+    softcap: float | None = None
+    reference_softcap: float | None = None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def fused(
     hidden: Array,
     head: Array,
@@ -49,27 +59,26 @@ def fused(
     reference_head: Array | None,
     targets: Array,
     parts: Parts,
-    chunk: int,
-    direction: Direction | None,
+    how: How,
 ) -> tuple[Array, ...]:
-    return _run_forward(_Tokens(hidden, targets, reference), head, reference_head, parts, chunk, direction)[0]
+    return _run_forward(_Tokens(hidden, targets, reference), head, reference_head, parts, how)[0]
 
 
-def _forward(hidden, head, reference, reference_head, targets, parts, chunk, direction):  # type: ignore[no-untyped-def]
+def _forward(hidden, head, reference, reference_head, targets, parts, how):  # type: ignore[no-untyped-def]
     tokens = _Tokens(hidden.value, targets.value, None if reference is None else reference.value)
     heads = head.value, None if reference_head is None else reference_head.value
-    out, sums = _run_forward(tokens, *heads, parts, chunk, direction)
+    out, sums = _run_forward(tokens, *heads, parts, how)
     trained = () if head.perturbed else None  # decided when traced: an empty container in what is saved, or none
     return out, (tokens, heads, sums, trained)
 
 
-def _backward(parts, chunk, direction, saved, cotangents):  # type: ignore[no-untyped-def]
+def _backward(parts, how, saved, cotangents):  # type: ignore[no-untyped-def]
     tokens, heads, sums, trained = saved
     zero = jax.custom_derivatives.SymbolicZero
     given = [jnp.zeros_like(tokens.targets, jnp.float32) if isinstance(x, zero) else x for x in cotangents]
-    g_kl = None if direction is None else given[2]
+    g_kl = None if how.direction is None else given[2]
     by_token = tokens, sums, given[0], g_kl
-    hidden_grad, head_grad = _run_backward(by_token, heads, parts, chunk, direction, trained is not None)
+    hidden_grad, head_grad = _run_backward(by_token, heads, parts, how, trained is not None)
     return hidden_grad, head_grad, None, None, None
 
 
@@ -81,11 +90,10 @@ def _run_forward(
     head: Array,
     reference_head: Array | None,
     parts: Parts,
-    chunk: int,
-    direction: Direction | None,
+    how: How,
 ) -> tuple[tuple[Array, ...], _Sums]:
     count, vocabulary = tokens.targets.shape[0], head.shape[1]
-    local = functools.partial(_local_forward, vocabulary=vocabulary, chunk=chunk, direction=direction)
+    local = functools.partial(_local_forward, vocabulary=vocabulary, how=how)
     with jax.named_scope("head"):
         out = _on_mesh(local, (tokens,), (head, reference_head), parts, heads_out=False)
     return jax.tree.map(lambda x: x[:count], out)
@@ -95,12 +103,11 @@ def _run_backward(
     by_token: tuple[_Tokens, _Sums, Array, Array | None],
     heads: tuple[Array, Array | None],
     parts: Parts,
-    chunk: int,
-    direction: Direction | None,
+    how: How,
     trained: bool,
 ) -> tuple[Array, Array | None]:
     (width, vocabulary), dtype = heads[0].shape, heads[0].dtype
-    local = functools.partial(_local_backward, vocabulary=vocabulary, chunk=chunk, direction=direction, trained=trained)
+    local = functools.partial(_local_backward, vocabulary=vocabulary, how=how, trained=trained)
     with jax.named_scope("head_gradient"):
         hidden_grad, head_grad = _on_mesh(local, by_token, heads, parts, heads_out=True)
     if head_grad is not None:
@@ -143,14 +150,13 @@ def _local_forward(
     parts: Parts,
     *,
     vocabulary: int,
-    chunk: int,
-    direction: Direction | None,
+    how: How,
 ) -> tuple[tuple[Array, ...], _Sums]:
     (tokens,) = by_token
-    table = _Slice(heads[0], tokens.hidden, vocabulary, parts)
+    table = _Slice(heads[0], tokens.hidden, vocabulary, parts, how.softcap)
     reference = None
     if heads[1] is not None and tokens.reference is not None:
-        reference = _Slice(heads[1], tokens.reference, vocabulary, parts)
+        reference = _Slice(heads[1], tokens.reference, vocabulary, parts, how.reference_softcap)
 
     def block(_: None, cut: _Tokens) -> tuple[None, Any]:
         cut = jax.tree.map(functools.partial(_gather, group=parts.fsdp), cut)
@@ -159,14 +165,14 @@ def _local_forward(
         sums = _Sums(norm, None, None)
         if reference is not None and cut.reference is not None:
             others, reference_norm = reference.log_probs(cut.reference)
-            pair = (logps, others) if direction == "policy||reference" else (others, logps)
+            pair = (logps, others) if how.direction == "policy||reference" else (others, logps)
             impossible = ((pair[0] != -jnp.inf) & (pair[1] == -jnp.inf) & (jnp.exp(pair[0]) > 0)).any(-1)
             kl, impossible = table.sum((kl_terms(*pair).sum(-1), impossible.astype(jnp.float32)))
             out += reference.at(others, cut.targets), jnp.where(impossible > 0, jnp.inf, kl)
             sums = _Sums(norm, reference_norm, kl)
         return None, jax.tree.map(functools.partial(_own, group=parts.fsdp), (out, sums))
 
-    _, found = jax.lax.scan(block, None, _cut(tokens, chunk))
+    _, found = jax.lax.scan(block, None, _cut(tokens, how.chunk))
     return jax.tree.map(functools.partial(_join, length=tokens.targets.shape[0]), found)
 
 
@@ -176,36 +182,36 @@ def _local_backward(
     parts: Parts,
     *,
     vocabulary: int,
-    chunk: int,
-    direction: Direction | None,
+    how: How,
     trained: bool,
 ) -> tuple[Array, Array | None]:
     tokens = by_token[0]
-    table = _Slice(heads[0], tokens.hidden, vocabulary, parts)
+    table = _Slice(heads[0], tokens.hidden, vocabulary, parts, how.softcap)
     reference = None
     if heads[1] is not None and tokens.reference is not None:
-        reference = _Slice(heads[1], tokens.reference, vocabulary, parts)
+        reference = _Slice(heads[1], tokens.reference, vocabulary, parts, how.reference_softcap)
 
     def block(head_grad: Array | None, inputs: Any) -> tuple[Array | None, Array]:
         cut, sums, g_logps, g_kl = jax.tree.map(functools.partial(_gather, group=parts.fsdp), inputs)
-        logps = table.logits(cut.hidden) - sums.norm[:, None]
+        z = table.logits(cut.hidden)
+        logps = z - sums.norm[:, None]
         p = jnp.exp(logps)
         g = jnp.where(table.hit(cut.targets), g_logps[:, None], 0.0) - g_logps[:, None] * p
         if reference is not None:
             others = reference.logits(cut.reference) - sums.reference_norm[:, None]
-            if direction == "policy||reference":  # d KL / d z = p (log p - log q - KL)
+            if how.direction == "policy||reference":  # d KL / d z = p (log p - log q - KL)
                 d = jnp.where((p > 0) & (others != -jnp.inf), logps - others, 0.0)
                 g += g_kl[:, None] * p * (d - sums.kl[:, None])
             else:  # of KL(q || p): p - q
                 g += g_kl[:, None] * (p - jnp.exp(others))
-        g = g.astype(cut.hidden.dtype)
+        g = table.uncapped(g, z).astype(cut.hidden.dtype)
         if head_grad is not None:
             head_grad += product(cut.hidden.T, g)
         hidden_grad = product(g, table.kernel.T).astype(cut.hidden.dtype)
         return head_grad, _scatter_sum(hidden_grad, parts)
 
     zeros = jnp.zeros_like(table.kernel, jnp.float32) if trained else None
-    head_grad, hidden_grad = jax.lax.scan(block, zeros, _cut(by_token, chunk))
+    head_grad, hidden_grad = jax.lax.scan(block, zeros, _cut(by_token, how.chunk))
     if head_grad is not None:
         if parts.data:
             head_grad = jax.lax.psum(head_grad, parts.data)
@@ -216,9 +222,11 @@ def _local_backward(
 class _Slice:
     """The columns of a head that this device has: of its share `[D / fsdp, V / tensor]`, `[D, V / tensor / fsdp]`."""
 
-    def __init__(self, share: Array, hidden: Array, vocabulary: int, parts: Parts) -> None:
+    def __init__(
+        self, share: Array, hidden: Array, vocabulary: int, parts: Parts, softcap: float | None = None
+    ) -> None:
         depth, dtype = hidden.shape[-1], hidden.dtype
-        self._share, self._parts = share.shape, parts
+        self._share, self._parts, self._softcap = share.shape, parts, softcap
         kernel = share.astype(dtype)
         group = parts.size(parts.fsdp)
         width = -(-share.shape[1] // group)
@@ -235,8 +243,14 @@ class _Slice:
         self._padded = width * group != share.shape[1] or bool(parts.tensor)
 
     def logits(self, hidden: Array) -> Array:
-        z = product(hidden, self.kernel)
+        z = capped(product(hidden, self.kernel), self._softcap)
         return jnp.where(self._ids >= 0, z, -jnp.inf) if self._padded else z
+
+    def uncapped(self, g: Array, z: Array) -> Array:
+        """The gradient by what was capped, of that by `z`, the logits; 0 stays 0 where they are -inf."""
+        if self._softcap is None:
+            return g
+        return jnp.where(z == -jnp.inf, 0.0, g * (1.0 - jnp.square(z / self._softcap)))
 
     def log_probs(self, hidden: Array) -> tuple[Array, Array]:
         """This device's columns of the log-softmax, and the log-sum-exp over all of them."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 
 from tisdpo_jax import partitioning
-from tisdpo_jax.models import Model, head_kernel, hidden_states
+from tisdpo_jax.models import Head, Model, head_of, hidden_states
 from tisdpo_jax.routing import take
 from tisdpo_jax.scoring._fused import fused_logps, fused_logps_and_kl
 from tisdpo_jax.scoring._logits import Direction
@@ -20,14 +20,14 @@ class Seen(NamedTuple):
     """A model's last hidden states where the response is predicted, and its head."""
 
     hidden: Array  # [R, M, D], by slot
-    head: Array  # [D, V]
+    head: Head
 
 
 def read(model: Model, variables: Variables, view: View) -> Seen:
     """Runs the model over a view and keeps the places that predict response tokens: that before each."""
     rows = view.rows._replace(tokens=partitioning.constrain(view.rows.tokens, ("batch", None)))
     hidden = take(hidden_states(model, variables, rows), view.slots.source, view.slots.readers)
-    return Seen(partitioning.constrain(hidden, ("batch", None, None)), head_kernel(model.config, variables))
+    return Seen(partitioning.constrain(hidden, ("batch", None, None)), head_of(model.config, variables))
 
 
 def by_element(view: View, values: Array) -> Array:
@@ -42,7 +42,9 @@ def score(model: Model, variables: Variables, batch: Batch, *, view: str = "main
         raise ValueError(f"score: view is {view!r}; the batch has {', '.join(map(repr, batch.views))}")
     shown = batch.views[view]
     seen = read(model, variables, shown)
-    return Scores(by_element(shown, fused_logps(seen.hidden, seen.head, shown.slots.targets, chunk=chunk)))
+    head = seen.head
+    logps = fused_logps(seen.hidden, head.kernel, shown.slots.targets, softcap=head.softcap, chunk=chunk)
+    return Scores(by_element(shown, logps))
 
 
 def score_pair_of_models(
@@ -68,9 +70,15 @@ def score_pair_of_models(
     if batch.states is None:
         theirs = jax.lax.stop_gradient(read(reference_model or model, reference, view))
     else:
-        theirs = Seen(batch.states.astype(ours.hidden.dtype), head_kernel((reference_model or model).config, reference))
-    found = fused_logps_and_kl(*ours, *theirs, view.slots.targets, direction=direction, chunk=chunk)
-    logps, reference_logps, kl = (by_element(view, x) for x in found)
+        theirs = Seen(batch.states.astype(ours.hidden.dtype), head_of((reference_model or model).config, reference))
+    both = fused_logps_and_kl(
+        *(ours.hidden, ours.head.kernel, theirs.hidden, theirs.head.kernel, view.slots.targets),
+        direction=direction,
+        softcap=ours.head.softcap,
+        reference_softcap=theirs.head.softcap,
+        chunk=chunk,
+    )
+    logps, reference_logps, kl = (by_element(view, x) for x in both)
     return Scores(logps, kl), reference_logps
 
 

@@ -67,8 +67,15 @@ class Text:
         shown = batch.views[view]
         seen = read(self.model, variables, shown)
         # KL(p || uniform) = log V - H(p), and hidden states of 0 give the uniform distribution
+        nothing = jnp.zeros_like(seen.hidden)
         _, _, kl = fused_logps_and_kl(
-            *seen, jnp.zeros_like(seen.hidden), seen.head, shown.slots.targets, chunk=self.chunk
+            seen.hidden,
+            seen.head.kernel,
+            nothing,
+            seen.head.kernel,
+            shown.slots.targets,
+            softcap=seen.head.softcap,
+            chunk=self.chunk,
         )
         entropy = jnp.log(jnp.float32(self.model.config.vocab_size)) - kl
         return jax.lax.stop_gradient(by_element(shown, entropy))

@@ -18,7 +18,7 @@ import numpy as np
 
 from tisdpo_jax.config import OptimizerSection
 from tisdpo_jax.data import EncodedPair, EncodedSet, Layout, fit, make_batch
-from tisdpo_jax.models import Model, empty_cache, head_kernel, hidden_states_with_cache, init_params, logits
+from tisdpo_jax.models import Model, empty_cache, head_of, hidden_states_with_cache, init_params, logits
 from tisdpo_jax.roles import Frozen
 from tisdpo_jax.scoring import score
 from tisdpo_jax.testbed import world as language
@@ -183,7 +183,7 @@ def _draw(
 
     def one(params: Params, reference: Params, prompts: Array, key: Array) -> tuple[Array, Array, Array]:
         count = len(prompts)
-        head = head_kernel(config, {"params": params})
+        head = head_of(config, {"params": params}).kernel
 
         def read(tokens: Array, start: Any, cache: Any) -> tuple[Array, Any]:
             """Tokens `[n, T]` from place `start` on: what comes behind the last of them, and the cache."""

@@ -29,12 +29,33 @@ def tiny_config(**overrides: Any) -> TransformerConfig:
     return TransformerConfig(**{**fields, **overrides})
 
 
+_GEMMA: dict[str, Any] = {
+    "sliding_window": 5,
+    "norm_eps": 1e-6,
+    "tied_head": True,
+    "activation": "gelu_tanh",
+    "norm_offset": True,
+    "post_norms": True,
+    "embed_scale": True,
+    "query_pre_attn_scalar": 16.0,
+}
 FAMILIES: dict[str, TransformerConfig] = {
     "llama2": tiny_config(num_kv_heads=4),
     "llama3": tiny_config(rope=RopeConfig(500_000.0, "llama3", factor=8.0, original_max_positions=16)),
     "mistral": tiny_config(sliding_window=5),
     "qwen2": tiny_config(qkv_bias=True, norm_eps=1e-6),
     "qwen3": tiny_config(qk_norm=True, head_dim=16, norm_eps=1e-6),
+    "gemma2": tiny_config(
+        **_GEMMA, pattern=("sliding", "full"), num_layers=3, attention_softcap=2.0, final_softcap=3.0
+    ),
+    "gemma3": tiny_config(
+        **_GEMMA,
+        pattern=("sliding", "sliding", "full"),
+        num_layers=5,
+        qk_norm=True,
+        rope=RopeConfig(1e6, "linear", 8.0),
+        local_rope=RopeConfig(),
+    ),
     "smollm2": tiny_config(tied_head=True, num_heads=3, num_kv_heads=1, head_dim=12),
 }
 """Name -> a tiny model with what sets the family apart."""
@@ -53,7 +74,7 @@ def random_params(seed: int, config: TransformerConfig, dtype: Any = "float32") 
         if kind == "kernel":
             noise *= 1.5 * leaf.shape[-2] ** -0.5
         elif kind == "scale":
-            noise = 1.0 + 0.2 * noise
+            noise = 0.2 * noise + (not config.norm_offset)
         elif kind == "bias":
             noise *= 0.2
         return jnp.asarray(noise, dtype)

@@ -1,0 +1,185 @@
+"""The parameters of a decoder, in one table: what else is known of them follows from it.
+
+A parameter is stored as its layers stacked, `[L, in, out]`. The size of an axis follows from its logical name; how it
+is laid over a mesh does too (`partitioning.AxisRules`). Paths are public, and so are the names in checkpoints: those of
+transformers, whose matrices are `[out, in]`, and those of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from tisdpo_jax.models.config import TransformerConfig
+from tisdpo_jax.types import Params
+
+Naming = Literal["huggingface", "gguf"]
+Condition = Callable[[TransformerConfig], bool]
+
+
+class Parameter(NamedTuple):
+    """A row of the table."""
+
+    path: str  # as in layers/attention/q/kernel
+    axes: tuple[str, ...]
+    huggingface: str  # the tensor's name; of a stack those of its layers, whose number replaces {}
+    gguf: str
+    there: Condition  # whether a model has it
+
+    @property
+    def stacked(self) -> bool:
+        return self.axes[0] == "layers"
+
+    @property
+    def adaptable(self) -> bool:
+        """Whether it is a matrix of the layers, which an adapter can stand beside and int8 can hold."""
+        return self.stacked and self.path.endswith("/kernel")
+
+    def shape(self, config: TransformerConfig) -> tuple[int, ...]:
+        sizes = {
+            "layers": config.num_layers,
+            "embed": config.hidden_size,
+            "norm": config.hidden_size,
+            "head_dim": config.head_dim,
+            "heads": config.num_heads * config.head_dim,
+            "kv_heads": config.num_kv_heads * config.head_dim,
+            "mlp": config.intermediate_size,
+            "vocab": config.vocab_size,
+        }
+        return tuple(sizes[axis] for axis in self.axes)
+
+    def names(self, naming: Naming, layers: int) -> tuple[str, ...]:
+        """The checkpoint's tensors that it is made of, in order."""
+        name = self.huggingface if naming == "huggingface" else self.gguf
+        return tuple(name.format(layer) for layer in range(layers)) if self.stacked else (name,)
+
+
+def _of_layers(path: str, axes: tuple[str, ...], huggingface: str, gguf: str, there: Condition) -> Parameter:
+    return Parameter(f"layers/{path}", ("layers", *axes), f"model.layers.{{}}.{huggingface}", f"blk.{{}}.{gguf}", there)
+
+
+def _norm(
+    path: str, huggingface: str, gguf: str, there: Condition = lambda config: True, axis: str = "norm"
+) -> Parameter:
+    return _of_layers(f"{path}/scale", (axis,), f"{huggingface}.weight", f"{gguf}.weight", there)
+
+
+def _projection(
+    path: str, axes: tuple[str, str], huggingface: str, gguf: str, bias: Condition
+) -> tuple[Parameter, Parameter]:
+    return (
+        _of_layers(f"{path}/kernel", axes, f"{huggingface}.weight", f"{gguf}.weight", lambda config: True),
+        _of_layers(f"{path}/bias", axes[1:], f"{huggingface}.bias", f"{gguf}.bias", bias),
+    )
+
+
+_QKV: Condition = lambda config: config.qkv_bias  # noqa: E731 - columns of the table
+_OUTPUT: Condition = lambda config: config.output_bias  # noqa: E731
+_MLP: Condition = lambda config: config.mlp_bias  # noqa: E731
+_QK: Condition = lambda config: config.qk_norm  # noqa: E731
+_POST: Condition = lambda config: config.post_norms  # noqa: E731
+_NO_POST: Condition = lambda config: not config.post_norms  # noqa: E731
+
+TABLE = (
+    Parameter(
+        "embed/embedding", ("vocab", "embed"), "model.embed_tokens.weight", "token_embd.weight", lambda config: True
+    ),
+    _norm("attention_norm", "input_layernorm", "attn_norm"),
+    _norm("post_attention_norm", "post_attention_layernorm", "post_attention_norm", _POST),
+    # transformers has one name for two things: the norm behind attention, or that before the MLP
+    _norm("mlp_norm", "post_attention_layernorm", "ffn_norm", _NO_POST),
+    _norm("mlp_norm", "pre_feedforward_layernorm", "ffn_norm", _POST),
+    _norm("post_mlp_norm", "post_feedforward_layernorm", "post_ffw_norm", _POST),
+    _norm("attention/q_norm", "self_attn.q_norm", "attn_q_norm", _QK, "head_dim"),
+    _norm("attention/k_norm", "self_attn.k_norm", "attn_k_norm", _QK, "head_dim"),
+    *_projection("attention/q", ("embed", "heads"), "self_attn.q_proj", "attn_q", _QKV),
+    *_projection("attention/k", ("embed", "kv_heads"), "self_attn.k_proj", "attn_k", _QKV),
+    *_projection("attention/v", ("embed", "kv_heads"), "self_attn.v_proj", "attn_v", _QKV),
+    *_projection("attention/o", ("heads", "embed"), "self_attn.o_proj", "attn_output", _OUTPUT),
+    *_projection("mlp/gate", ("embed", "mlp"), "mlp.gate_proj", "ffn_gate", _MLP),
+    *_projection("mlp/up", ("embed", "mlp"), "mlp.up_proj", "ffn_up", _MLP),
+    *_projection("mlp/down", ("mlp", "embed"), "mlp.down_proj", "ffn_down", _MLP),
+    Parameter("final_norm/scale", ("norm",), "model.norm.weight", "output_norm.weight", lambda config: True),
+    Parameter(
+        "head/kernel", ("embed", "vocab"), "lm_head.weight", "output.weight", lambda config: not config.tied_head
+    ),
+)
+"""In the order in which an export writes them."""
+
+
+def _adapter_axes() -> Iterator[tuple[str, tuple[str, ...]]]:
+    for parameter in TABLE:
+        if parameter.adaptable:
+            path = parameter.path.removesuffix("/kernel")
+            inputs, outputs = (axis if axis == "embed" else f"adapter_{axis}" for axis in parameter.axes[1:])
+            yield f"{path}/a", ("layers", inputs, "rank")
+            yield f"{path}/b", ("layers", "rank", outputs)
+
+
+PARAM_AXES: dict[str, tuple[str, ...]] = {row.path: row.axes for row in TABLE} | dict(_adapter_axes())
+"""Logical axes of every parameter and adapter leaf, by its path."""
+
+
+def parameters(config: TransformerConfig) -> list[Parameter]:
+    """Those that the model has."""
+    return [row for row in TABLE if row.there(config)]
+
+
+def abstract_params(config: TransformerConfig, dtype: Any = "float32") -> Params:
+    """Shapes and dtypes of the parameters, without making them."""
+    return unflatten(
+        {row.path: jax.ShapeDtypeStruct(row.shape(config), jnp.dtype(dtype)) for row in parameters(config)}
+    )
+
+
+def init_params(key: jax.Array, config: TransformerConfig, dtype: Any = "float32") -> Params:
+    """Random parameters as a plain nested dict: matrices normal with 0.02, norms that do nothing, biases 0."""
+    return unflatten({row.path: _initial(key, row, config, jnp.dtype(dtype)) for row in parameters(config)})
+
+
+def _initial(key: jax.Array, row: Parameter, config: TransformerConfig, dtype: Any) -> jax.Array:
+    shape, kind = row.shape(config), row.path.rpartition("/")[2]
+    if kind in ("scale", "bias"):
+        return jnp.full(shape, 1.0 if kind == "scale" and not config.norm_offset else 0.0, dtype)
+    draw = jax.nn.initializers.normal(0.02)
+    if not row.stacked:
+        return draw(_key(key, *row.path.split("/")[:-1]), shape, dtype)
+    keys = jax.random.split(_key(key, "layers", last=b""), shape[0])
+    names = row.path.split("/")[1:-1]
+    return jax.vmap(lambda key: draw(_key(key, *names), shape[1:], dtype))(keys)
+
+
+def _key(key: jax.Array, *names: str, last: bytes = b"\x01") -> jax.Array:
+    """A key for each place, as Flax Linen derives it, whose modules these once were: models begin as they did."""
+    digest = hashlib.sha1("".join(names).encode() + last, usedforsecurity=False).digest()
+    return jax.random.fold_in(key, jnp.uint32(int.from_bytes(digest[:4], "big")))
+
+
+def layer_size(config: TransformerConfig) -> int:
+    """Parameters of the matrices of one layer."""
+    return sum(math.prod(row.shape(config)[1:]) for row in TABLE if row.adaptable)
+
+
+def flatten(tree: Params, prefix: str = "") -> dict[str, Any]:
+    """Nested dict -> `{"layers/attention/q/kernel": leaf}`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}/") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def unflatten(flat: dict[str, Any]) -> Params:
+    """The inverse of `flatten`."""
+    tree: Params = {}
+    for path, value in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return tree
