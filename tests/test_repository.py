@@ -30,7 +30,6 @@ FLOORS = [
         "planning",
         "chat",
     },
-    {"testbed"},
     {"recipes"},
     {"cli"},
     {"testing"},

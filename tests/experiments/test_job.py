@@ -1,21 +1,20 @@
-"""`tisdpo run` on a configuration of the testbed: tables, what is kept, mistakes; slowly, the main effects."""
+"""`python -m experiments.testbed`: tables, what is kept, mistakes; slowly, the main effects."""
 
 from __future__ import annotations
 
 import functools
 import json
-import time
+import threading
 
 import numpy as np
 import pytest
 
-from tisdpo_jax.cli.main import main
-from tisdpo_jax.config.testbed import Testbed, TestbedTraining, TinyModelSection, WorldSection, check
-from tisdpo_jax.recipes import testbed
-from tisdpo_jax.testbed import Setting, replicas
-from tisdpo_jax.testbed.bench import Bench, Outcome
-from tisdpo_jax.testbed.cells import ablations, columns, methods
-from tisdpo_jax.testbed.world import draw_pairs, make_world
+from experiments.testbed import Setting, job, replicas
+from experiments.testbed.__main__ import main
+from experiments.testbed.bench import Bench, Outcome
+from experiments.testbed.cells import ablations, columns, methods
+from experiments.testbed.config import Testbed, TestbedTraining, TinyModelSection, WorldSection, check
+from experiments.testbed.world import draw_pairs, make_world
 
 TINY = {
     "seeds": 2,
@@ -41,22 +40,14 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """Runs the command with the tiny fields and others over them: exit code, in one directory unless told."""
-    file = tmp_path_factory.mktemp("testbed") / "tiny.yaml"
-    file.write_text("recipe: testbed\n")
-
-    def command(verb="run", run_dir=file.parent / "run", **fields):
-        given = {**TINY, **{name.replace("__", "."): value for name, value in fields.items()}, "run_dir": run_dir}
-        options = [part for name, value in given.items() for part in (f"--{name}", str(value))]
-        return main([verb, str(file), *options])
-
-    return command
+def command(run_dir, **fields) -> int:
+    """Exit code of the command with the tiny fields, and others over them."""
+    values = {**TINY, **{name.replace("__", "."): value for name, value in fields.items()}, "run_dir": run_dir}
+    return main([part for name, value in values.items() for part in (f"--{name}", str(value))])
 
 
-def test_a_run_prints_and_writes_its_tables_and_keeps_what_it_computed(told, tmp_path, capsys, monkeypatch):
-    assert told(run_dir=tmp_path) == 0
+def test_a_run_prints_and_writes_its_tables_and_keeps_what_it_computed(tmp_path, capsys, monkeypatch):
+    assert command(tmp_path) == 0
     printed = capsys.readouterr().out
     written = (tmp_path / "testbed.md").read_text()
     content = json.loads((tmp_path / "testbed.json").read_text())
@@ -75,12 +66,12 @@ def test_a_run_prints_and_writes_its_tables_and_keeps_what_it_computed(told, tmp
     def nothing(*_, **__):
         raise AssertionError("what is there is computed again")
 
-    monkeypatch.setattr(testbed, "Bench", nothing)
-    assert told(run_dir=tmp_path) == 0
+    monkeypatch.setattr(job, "Bench", nothing)
+    assert command(tmp_path) == 0
     assert capsys.readouterr().out == printed
     for changed in ({"world__reward": 2.0}, {"training__pairs": 9}, {"training__beta": 0.2}, {"seeds": 3}):
         with pytest.raises(AssertionError, match="computed again"):
-            told(run_dir=tmp_path, **changed)
+            command(tmp_path, **changed)
 
 
 @pytest.mark.parametrize(
@@ -96,29 +87,25 @@ def test_a_run_prints_and_writes_its_tables_and_keeps_what_it_computed(told, tmp
         ({"model__width": 6}, "model.width 6 must be a multiple of twice model.heads 2"),
         ({"world__word": 6}, "unknown field world.word; did you mean world.words?"),
         ({"lora__rank": 6}, "unknown field lora"),
+        ({"run_dir": "s3://x"}, "run_dir is s3://x"),
     ],
     ids=str,
 )
-def test_mistakes_are_one_line(told, capsys, fields, message):
-    assert told(**fields) == 2
+def test_mistakes_are_one_line(tmp_path, capsys, fields, message):
+    assert command(**({"run_dir": tmp_path} | fields)) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
 
-def test_other_verbs_do_not_know_the_testbed(told, capsys):
-    assert told("train") == 2
-    assert "can only be run" in capsys.readouterr().err
-
-
 def test_sweeps_are_settings_of_one_thing_each():
     config = check(Testbed())
-    for name, (_, settings) in testbed.sweeps(config).items():
+    for name, (_, settings) in job.sweeps(config).items():
         assert len(set(settings.values())) == len(settings) > 2, name
-        assert testbed.Lab(config, testbed.Kept(None)).main in settings.values(), name  # type: ignore[arg-type]  # nothing is kept
+        assert job.Lab(config, job.Kept(None)).main in settings.values(), name  # type: ignore[arg-type]  # nothing is kept
 
 
 def test_work_is_done_ahead_and_its_mistakes_are_raised():
-    lab = testbed.Lab(Testbed(workers=2), testbed.Kept(None))  # type: ignore[arg-type]  # nothing is kept
+    lab = job.Lab(Testbed(workers=2), job.Kept(None))  # type: ignore[arg-type]  # nothing is kept
     done = []
     lab.ahead(functools.partial(done.append, number) for number in range(5))
     assert sorted(done) == [0, 1, 2, 3, 4]
@@ -126,24 +113,23 @@ def test_work_is_done_ahead_and_its_mistakes_are_raised():
         lab.ahead([lambda: None, lambda: 1 / 0, lambda: None])
 
 
-def test_what_two_threads_want_is_made_once(tmp_path):
-    lab = testbed.Lab(Testbed(workers=8), testbed.Kept(tmp_path))
-    made = []
+def test_what_several_threads_want_is_made_once(tmp_path):
+    lab = job.Lab(Testbed(workers=8), job.Kept(tmp_path))
+    together = threading.Barrier(8)
+    counted = []
 
-    def make():
-        time.sleep(0.05)
-        made.append(1)
-        return 7
+    def ask():
+        together.wait(10)
+        assert lab.kept.get({"a": 1}, lambda: counted.append(1) or 7) == 7
 
-    found = []
-    lab.ahead([lambda: found.append(lab.kept.get({"a": 1}, make))] * 8)
-    assert found == [7] * 8 and made == [1]
+    lab.ahead([ask] * 8)
+    assert counted == [1]
 
 
 def test_rates_are_chosen_on_the_tuning_seeds_and_reported_on_the_others(tmp_path, monkeypatch):
     """Tuning seeds like the first rate of the policy and the second of the contrast, the reported ones the others."""
     config = Testbed(seeds=3, tuning_seeds=2, cuts=1, training=TestbedTraining(rates="1e-3,1e-2"))
-    lab = testbed.Lab(config, testbed.Kept(tmp_path))
+    lab = job.Lab(config, job.Kept(tmp_path))
 
     def outcome(setting, name, cell, rate=0):
         tuned, reported = np.asarray([[2.0, 1.0]]) + rate, np.asarray([[1.0, 9.0]]) - rate
@@ -195,9 +181,9 @@ def test_weights_of_cells_are_what_they_say():
 
 @pytest.mark.slow
 def test_the_main_effects_have_their_direction(tmp_path):
-    """A reduced version of configs/testbed.yaml, two seeds: what docs/experiments.md rests on."""
+    """A reduced version, two seeds: what docs/experiments.md rests on."""
     config = Testbed(seeds=2, tuning_seeds=1, cuts=1, training=TestbedTraining(rates="3e-4,3e-3"))
-    lab, setting = testbed.Lab(config, testbed.Kept(tmp_path)), Setting(config.world, config.training.pairs)
+    lab, setting = job.Lab(config, job.Kept(tmp_path)), Setting(config.world, config.training.pairs)
     controls = lab.controls(setting)
     keys = {name: values[:, :2].mean(1) for name, values in controls.items()}
     for source in ("prompts", "dpo", "sft"):

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from experiments.testbed.world import Pairs
 from tisdpo_jax.config import LossSection, WeightsSection
-from tisdpo_jax.testbed.world import Pairs
 from tisdpo_jax.training.objective import make_weights
 
 Source = Literal["", "true", "prompts", "sft", "dpo"]

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tisdpo_jax.testbed.statistics import area_under_curve, at_kl, mean_and_error, paired, quality
+from experiments.testbed.statistics import area_under_curve, at_kl, mean_and_error, paired, quality
 
 
 def test_area_under_the_curve_is_the_share_of_pairs_in_order():

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tisdpo_jax.testbed.statistics import Floats, at_kl, mean_and_error, paired
+from experiments.testbed.statistics import Floats, at_kl, mean_and_error, paired
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tisdpo_jax.testbed.world import (
+from experiments.testbed.world import (
     BAD,
     BEGIN,
     END,

@@ -20,13 +20,13 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from experiments.testbed import tables
+from experiments.testbed.bench import Bench, Outcome, Setting, cut_steps
+from experiments.testbed.cells import Cell, Source, ablations, methods
+from experiments.testbed.config import TABLES, Testbed, check, names, rates
+from experiments.testbed.tables import Row, Table
 from tisdpo_jax.artifacts import digest
 from tisdpo_jax.config import resolved
-from tisdpo_jax.config.testbed import TABLES, Testbed, check, names, rates
-from tisdpo_jax.testbed import tables
-from tisdpo_jax.testbed.bench import Bench, Outcome, Setting, cut_steps
-from tisdpo_jax.testbed.cells import Cell, Source, ablations, methods
-from tisdpo_jax.testbed.tables import Row, Table
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class Lab:
 
     def _key(self, setting: Setting, **more: Any) -> dict[str, Any]:
         config = resolved(self.config)
-        for name in ("run_dir", "tables", "methods", "world", "recipe", "workers"):
+        for name in ("run_dir", "tables", "methods", "world", "workers"):
             config.pop(name)
         config["training"].pop("pairs")
         return {"kept": KEPT, "config": config, "setting": dataclasses.asdict(setting), **more}

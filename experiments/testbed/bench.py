@@ -11,15 +11,11 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from tisdpo_jax.config import LossSection
-from tisdpo_jax.config.testbed import Testbed, WorldSection, rates
-from tisdpo_jax.data import EncodedSet, Order
-from tisdpo_jax.models import ComputeConfig, Model, TransformerConfig
-from tisdpo_jax.roles import Casting, Frozen, Role, policy_role
-from tisdpo_jax.testbed import replicas
-from tisdpo_jax.testbed.cells import Cell, Source, columns
-from tisdpo_jax.testbed.statistics import Found, quality
-from tisdpo_jax.testbed.world import (
+from experiments.testbed import replicas
+from experiments.testbed.cells import Cell, Source, columns
+from experiments.testbed.config import Testbed, WorldSection, rates
+from experiments.testbed.statistics import Found, quality
+from experiments.testbed.world import (
     World,
     draw_corpus,
     draw_pairs,
@@ -27,6 +23,10 @@ from tisdpo_jax.testbed.world import (
     make_world,
     token_rewards,
 )
+from tisdpo_jax.config import LossSection
+from tisdpo_jax.data import EncodedSet, Order
+from tisdpo_jax.models import ComputeConfig, Model, TransformerConfig
+from tisdpo_jax.roles import Casting, Frozen, Role, policy_role
 from tisdpo_jax.training.objective import Plan
 from tisdpo_jax.types import Batch, Params
 

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.testbed import replicas
+from experiments.testbed.cells import methods
+from experiments.testbed.world import BAD, GOOD, draw_corpus, draw_pairs, draw_prompts, make_world, steered
 from tisdpo_jax.config import LossSection, OptimizerSection
 from tisdpo_jax.data import Order
 from tisdpo_jax.models import Model, TransformerConfig, logits
 from tisdpo_jax.roles import Casting, Role, policy_role
-from tisdpo_jax.testbed import replicas
-from tisdpo_jax.testbed.cells import methods
-from tisdpo_jax.testbed.world import BAD, GOOD, draw_corpus, draw_pairs, draw_prompts, make_world, steered
 from tisdpo_jax.testing import random_params
 from tisdpo_jax.training import optim
 from tisdpo_jax.training.objective import Plan

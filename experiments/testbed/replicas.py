@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.testbed import world as language
 from tisdpo_jax.config import OptimizerSection
 from tisdpo_jax.data import EncodedPair, EncodedSet, Layout, fit, make_batch
 from tisdpo_jax.models import Model, empty_cache, head_kernel, hidden_states_with_cache, init_params, logits
 from tisdpo_jax.roles import Frozen
 from tisdpo_jax.scoring import score
-from tisdpo_jax.testbed import world as language
 from tisdpo_jax.training import optim
 from tisdpo_jax.training.objective import Plan
 from tisdpo_jax.training.step import init_state, train_step

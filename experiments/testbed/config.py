@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from typing import Literal
+from typing import Any
 
-from tisdpo_jax.config.places import check_path
-from tisdpo_jax.config.schema import OptimizerSection, field
+from tisdpo_jax.config import OptimizerSection
 from tisdpo_jax.errors import ConfigError
+
+
+def field(default: Any, doc: str) -> Any:
+    """A field with the line that `--help` prints for it."""
+    return dataclasses.field(default=default, metadata={"doc": doc})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +60,7 @@ class TestbedTraining:
 class Testbed:
     __test__ = False
 
-    recipe: Literal["testbed"] = field("testbed", "what the file is a configuration of")
-    run_dir: str = field("", "directory that results are written to; what is there is not computed again")
+    run_dir: str = field("runs/testbed", "directory of the results; what is there is not computed again")
     seeds: int = field(8, "seeds that are reported")
     tuning_seeds: int = field(4, "further seeds, on which learning rates are chosen")
     first_seed: int = field(0, "the first of them")
@@ -102,7 +105,8 @@ def rates(text: str) -> tuple[float, ...]:
 
 def check(config: Testbed) -> Testbed:
     """The same configuration. Raises: ConfigError for values that make no sense, by field."""
-    config = dataclasses.replace(config, run_dir=check_path("run_dir", config.run_dir))
+    if "://" in config.run_dir:
+        raise ConfigError(f"run_dir is {config.run_dir}; it must be a directory of this machine")
     world, model, training = config.world, config.model, config.training
     at_least = {
         "seeds": (config.seeds, 2),

@@ -3,11 +3,11 @@
 `world` is the language, `bench` trains in it, `cells` says what is compared, `statistics` and `tables` what came out.
 """
 
-from tisdpo_jax.testbed.bench import Bench, Outcome, Setting
-from tisdpo_jax.testbed.cells import Cell, ablations, methods
-from tisdpo_jax.testbed.statistics import area_under_curve, at_kl, paired, quality
-from tisdpo_jax.testbed.tables import Row, Table
-from tisdpo_jax.testbed.world import Pairs, World, draw_pairs, draw_prompts, draw_responses, make_world, token_rewards
+from experiments.testbed.bench import Bench, Outcome, Setting
+from experiments.testbed.cells import Cell, ablations, methods
+from experiments.testbed.statistics import area_under_curve, at_kl, paired, quality
+from experiments.testbed.tables import Row, Table
+from experiments.testbed.world import Pairs, World, draw_pairs, draw_prompts, draw_responses, make_world, token_rewards
 
 __all__ = [
     "Bench",
