@@ -16,10 +16,11 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"types", "arguments", "errors", "config", "_version"},
     {"losses", "weights"},
+    {"metrics"},
     {"roles", "scoring", "partitioning", "models", "routing"},
     {
         "training",
-        "evaluation",
+        "reporting",
         "judging",
         "data",
         "interchange",
@@ -41,7 +42,7 @@ ARITHMETIC = {"arguments", "losses", "weights"}
 ARITHMETIC_IMPORTS = {"jax", "__future__", "typing", "collections", "dataclasses", "functools", "math"}
 ARITHMETIC_ROOMS = {"types", "arguments"}
 
-MEANING = {"scoring", "models", "roles", "partitioning", "routing"}
+MEANING = {"metrics", "scoring", "models", "roles", "partitioning", "routing"}
 # Whatever reads, writes or talks: files, formats, processes, networks.
 WORLD = {
     *("os", "io", "pathlib", "shutil", "tempfile", "glob", "json", "csv", "pickle", "gzip", "zipfile", "tarfile"),

@@ -5,7 +5,7 @@
 
 from experiments.testbed.bench import Bench, Outcome, Setting
 from experiments.testbed.cells import Cell, ablations, methods
-from experiments.testbed.statistics import area_under_curve, at_kl, paired, quality
+from experiments.testbed.statistics import at_kl, paired, quality
 from experiments.testbed.tables import Row, Table
 from experiments.testbed.world import Pairs, World, draw_pairs, draw_prompts, draw_responses, make_world, token_rewards
 
@@ -19,7 +19,6 @@ __all__ = [
     "Table",
     "World",
     "ablations",
-    "area_under_curve",
     "at_kl",
     "draw_pairs",
     "draw_prompts",

@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
+
+from tisdpo_jax.metrics import area_under_curve, paired_difference
 
 Floats = npt.NDArray[np.float64]
 
@@ -30,15 +32,6 @@ class Difference(NamedTuple):
     p: float  # of a two-sided t-test on pairs
 
 
-def area_under_curve(scores: Floats, positive: npt.NDArray[np.bool_]) -> float:
-    """Probability that a positive scores above a negative, ties one half; NaN where there are none of either."""
-    count, rest = int(positive.sum()), int((~positive).sum())
-    if not count or not rest:
-        return float("nan")
-    ranks = stats.rankdata(scores)
-    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * rest))
-
-
 def quality(scores: Floats, rewards: Floats, mask: Floats) -> Found:
     """Scores of tokens against their true rewards, over all real tokens together.
 
@@ -49,19 +42,15 @@ def quality(scores: Floats, rewards: Floats, mask: Floats) -> Found:
     seen, true = scores[real], rewards[real]
     constant = np.ptp(seen) == 0 or np.ptp(true) == 0
     rank = 0.0 if constant else float(stats.spearmanr(seen, true).statistic)
-    return Found(area_under_curve(seen, true > 0), area_under_curve(-seen, true < 0), rank)
-
-
-def mean_and_error(values: Floats) -> tuple[float, float]:
-    """Over the first axis; the error is NaN for one value."""
-    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+    good = area_under_curve(seen[true > 0], seen[true <= 0])
+    bad = area_under_curve(-seen[true < 0], -seen[true >= 0])
+    return Found(good, bad, rank)
 
 
 def paired(values: Floats, other: Floats) -> Difference:
     """`values - other`, `[S]` each, same seeds in the same order. p is 1 where nothing differs."""
-    mean, error = mean_and_error(values - other)
     p = 1.0 if not (values != other).any() else float(stats.ttest_rel(values, other).pvalue)
-    return Difference(mean, error, p)
+    return Difference(*paired_difference(other, values), p)
 
 
 def at_kl(rewards: Floats, kls: Floats, kl: float) -> Floats:

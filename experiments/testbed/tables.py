@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from experiments.testbed.statistics import Floats, at_kl, mean_and_error, paired
+from experiments.testbed.statistics import Floats, at_kl, paired
+from tisdpo_jax.metrics import mean_and_error
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -24,7 +24,6 @@ from tisdpo_jax.config import Experiment, resolved
 from tisdpo_jax.data import EncodedSet, PairSet, Prompt, apply_policy, encode_pairs, open_template, split_by_prompt
 from tisdpo_jax.data.records import Pair, as_record
 from tisdpo_jax.errors import DataError
-from tisdpo_jax.evaluation import Comparison, histogram
 from tisdpo_jax.recipes import models, run_dir, self_reward
 from tisdpo_jax.recipes.checks import open_checks
 from tisdpo_jax.recipes.export import export
@@ -37,6 +36,7 @@ from tisdpo_jax.recipes.samples import Samples
 from tisdpo_jax.recipes.scores import cached_logps
 from tisdpo_jax.recipes.session import Session, open_session
 from tisdpo_jax.recipes.tisdpo import DERIVED, Columns, derive, finished_policy, policy_plan, policy_stage
+from tisdpo_jax.reporting import Comparison, histogram
 from tisdpo_jax.roles import Frozen, Role, bind, contrast_roles, policy_role
 from tisdpo_jax.scoring import contrast_scores
 from tisdpo_jax.training.interrupt import Interrupt, listening

@@ -22,25 +22,13 @@ from tisdpo_jax.data import EncodedSet, apply_policy, encode_pairs, open_templat
 from tisdpo_jax.data.records import Message
 from tisdpo_jax.data.template import frame, render
 from tisdpo_jax.errors import ConfigError, DataError
-from tisdpo_jax.evaluation import (
-    Change,
-    Comparison,
-    DataCounts,
-    Grid,
-    PairEvaluation,
-    PairScores,
-    as_plain,
-    compare,
-    defined,
-    evaluate_pairs,
-    paired_difference,
-    preference_grids,
-)
+from tisdpo_jax.metrics import Change, PairEvaluation, PairScores, compare, defined, evaluate_pairs, paired_difference
 from tisdpo_jax.models import Model
 from tisdpo_jax.recipes.positions import warn_of_limit, warn_of_pairs
 from tisdpo_jax.recipes.scores import check_finite
 from tisdpo_jax.recipes.session import Session, compute_config, named_path, open_data, open_mesh
 from tisdpo_jax.recipes.subjects import Subject, adapter_base, check_alike, is_adapter
+from tisdpo_jax.reporting import Comparison, DataCounts, Grid, as_plain, preference_grids
 from tisdpo_jax.scoring import score_pair_of_models
 from tisdpo_jax.training.interrupt import Interrupt
 from tisdpo_jax.training.metrics import MetricsLog

@@ -15,7 +15,6 @@ import jax
 from tisdpo_jax import distributed
 from tisdpo_jax.config import Experiment, JudgeSection, resolved, with_prompts
 from tisdpo_jax.errors import ConfigError
-from tisdpo_jax.evaluation import Comparison, Grid, grid_text, table_text
 from tisdpo_jax.recipes import dlma, evaluate, judge, run_dir
 from tisdpo_jax.recipes.checks import open_checks
 from tisdpo_jax.recipes.evaluate import Evaluation, evaluation_dir, open_evaluation
@@ -34,6 +33,7 @@ from tisdpo_jax.recipes.tisdpo import (
     score_stage,
     takes_contrast,
 )
+from tisdpo_jax.reporting import Comparison, Grid, grid_text, table_text
 from tisdpo_jax.roles import Frozen, bind, policy_role
 from tisdpo_jax.training.interrupt import Interrupt, listening
 from tisdpo_jax.types import Params

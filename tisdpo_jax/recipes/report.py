@@ -7,16 +7,16 @@ from pathlib import Path
 import jax
 import yaml
 
-from tisdpo_jax import evaluation
+from tisdpo_jax import reporting
 from tisdpo_jax._version import __version__
 from tisdpo_jax.config import resolved
-from tisdpo_jax.evaluation import Comparison, DataCounts, Grid, Report
 from tisdpo_jax.recipes import pictures
 from tisdpo_jax.recipes.evaluate import Evaluation, counts
 from tisdpo_jax.recipes.samples import NAMES, Samples
 from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.recipes.subjects import Subject
 from tisdpo_jax.recipes.tisdpo import Columns
+from tisdpo_jax.reporting import Comparison, DataCounts, Grid, Report
 from tisdpo_jax.training.objective import WEIGHTED
 
 FILES = (
@@ -63,7 +63,7 @@ def write_report(
         samples=samples.shown,
         prompts=samples.prompts,
         scores=samples.scores,
-        history=evaluation.read_metrics(metrics or session.run_dir / "metrics.jsonl"),
+        history=reporting.read_metrics(metrics or session.run_dir / "metrics.jsonl"),
         weighted_stages=("policy",) if config.loss.name in WEIGHTED else (),
         rewards=rewards,
         weights=pictures.weight_section(config.weights, session.train, columns["train"]),
@@ -75,7 +75,7 @@ def write_report(
     )
     path = session.run_dir / "report.html"
     if jax.process_index() == 0:
-        evaluation.write(path, report)
+        reporting.write(path, report)
     return path
 
 
@@ -118,7 +118,7 @@ def write_evaluation(
     )
     path = directory / "evaluation.html"
     if jax.process_index() == 0:
-        evaluation.write(path, report)
+        reporting.write(path, report)
     return path
 
 
