@@ -24,7 +24,7 @@ def test_wrapped_pieces_are_the_text_in_order_within_the_column_and_apart() -> N
     pieces = wrap(TOKENS, 40)
     for n, token in enumerate(TOKENS):
         own = "".join(piece.text for piece in pieces if piece.token == n)
-        shown = token.replace("\t", "⇥\t").replace("\n", "↵") or "◦"
+        shown = token.replace("\t", "⇥").replace("\n", "↵") or "◦"
         assert own == (shown if token.strip(" ") else token.replace(" ", "·") or "◦")
     assert [piece.token for piece in pieces] == sorted(piece.token for piece in pieces)
     ends: dict[int, int] = {}

@@ -94,15 +94,11 @@ def style_sheet() -> str:
 
 def _side(name: str, side: SidePicture, limit: float) -> dict[str, Any]:
     """What the template shows of a response; `rows` are the numbers of every token."""
-    weights = [exact(weight) for weight in side.weights]
-    spoken = [
-        [f"token {_quoted(token)}", f"position {n}", f"weight {weight} (log {_log(value)})"]
-        for n, (token, weight, value) in enumerate(zip(side.tokens, weights, side.weights, strict=True))
-    ]
-    rows = [
-        [Shown(str(n)), Shown(_quoted(token)), Shown(weight, repr(float(value)))]
-        for n, (token, weight, value) in enumerate(zip(side.tokens, weights, side.weights, strict=True))
-    ]
+    spoken, rows = [], []
+    for n, (token, weight) in enumerate(zip(side.tokens, side.weights, strict=True)):
+        quoted = "“" + token.replace("\n", "↵").replace("\t", "⇥") + "”"
+        spoken.append([f"token {quoted}", f"position {n}", f"weight {exact(weight)} (log {_log(weight)})"])
+        rows.append([Shown(str(n)), Shown(quoted), Shown(exact(weight), repr(float(weight)))])
     facts, columns = [f"{len(side.tokens):,} tokens"], ["n", "token", "weight"]
     if len(side.tokens):
         facts.append(f"mean weight {number(float(np.mean(side.weights)), 3)}")
@@ -122,14 +118,6 @@ def _side(name: str, side: SidePicture, limit: float) -> dict[str, Any]:
     return {"name": name, "facts": facts, "tokens": tokens, "columns": columns, "rows": rows}
 
 
-def visible(token: str) -> str:
-    """The token with the white space that would not be seen marked: ◦ for part of a character, · for a space alone."""
-    text = printable(token) or "◦"
-    if not text.strip(" "):
-        text = text.replace(" ", "·")
-    return text.replace("\t", "⇥\t").replace("\n", "↵\n")
-
-
 def signed(value: float, decimals: int = 4) -> str:
     """With a sign and a real minus; a zero has neither."""
     if not math.isfinite(value):
@@ -146,7 +134,7 @@ def exact(weight: float) -> str:
 
 
 def _marked(token: str) -> Markup:
-    """`visible`, with its marks as elements; those that stand in the token itself stay text."""
+    """The token with the white space that would not be seen marked: by elements, as the marks may stand in a token."""
     mark = Markup('<span class="tw-mark">{}</span>').format
     if not token:
         return mark("◦")
@@ -154,10 +142,6 @@ def _marked(token: str) -> Markup:
     if not token.strip(" "):
         text = text.replace(" ", mark("·"))
     return text.replace("\t", mark("⇥") + "\t").replace("\n", mark("↵") + "\n")
-
-
-def _quoted(token: str) -> str:
-    return "“" + token.replace("\n", "↵").replace("\t", "⇥") + "”"
 
 
 def _log(weight: float) -> str:

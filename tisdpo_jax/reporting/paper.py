@@ -18,8 +18,8 @@ import numpy as np
 
 from tisdpo_jax.reporting import palette
 from tisdpo_jax.reporting.charts import canvas, write_png
-from tisdpo_jax.reporting.heatmap import LIMIT, SIDES, SidePicture, TokenPicture, signed, visible
-from tisdpo_jax.reporting.html import number
+from tisdpo_jax.reporting.heatmap import LIMIT, SIDES, SidePicture, TokenPicture, signed
+from tisdpo_jax.reporting.html import number, printable
 
 _FONT, _CELL = "DejaVu Sans Mono", 0.602  # comes with matplotlib; width of a character, in font sizes
 _QUIET = "#5b6270"
@@ -56,7 +56,7 @@ def pair_png(
     cells = int(width * 72 / (font_size * _CELL))
     column = (cells - 3 * _GAP) // 2
     texts = [picture.prompt, *(token for side in picture.sides for token in side.tokens)]
-    fonts, missing = _fonts(frozenset("".join(map(visible, texts))) - {"\n"})
+    fonts, missing = _fonts(frozenset("".join(map(_visible, texts))) - {"\n"})
     prompt = _lines(picture.prompt, 2 * column + _GAP, missing)
     sides = [wrap(side.tokens, column, missing) for side in picture.sides]
     lines = 1 + max((piece.line for pieces in sides for piece in pieces), default=0)
@@ -71,7 +71,7 @@ def pair_png(
         top = len(prompt) + 2
         for number_of, (side, pieces) in enumerate(zip(picture.sides, sides, strict=True)):
             left = _GAP + number_of * (column + _GAP)
-            axes.text(left, top, _heading(SIDES[number_of], side), weight="bold")
+            axes.text(left, top, _heading(SIDES[number_of], side), family=_FONT, weight="bold")
             for piece in pieces:
                 weight, y = side.weights[piece.token], top + 1.3 + piece.line
                 box: dict[str, Any] = {"facecolor": "white", "edgecolor": _QUIET, "linestyle": "--", "linewidth": 0.5}
@@ -91,7 +91,7 @@ def wrap(tokens: Sequence[str], column: int, missing: frozenset[str] = frozenset
     pieces: list[Piece] = []
     line = cell = 0
     for word in _words(tokens):
-        shown = [[_named(character, missing) for character in visible(tokens[index])] for index in word]
+        shown = [[_named(character, missing) for character in _visible(tokens[index])] for index in word]
         first = "".join(text for texts in shown for text in texts).split("\n")[0]
         if cell and cell + _width(first) > column:
             line, cell = line + 1, 0
@@ -147,6 +147,14 @@ def _scale(axes: Any, left: float, width: float, rows: float, limit: float) -> N
         axes.text(left + share * width, rows - 0.6, signed(mark, 2), ha="center", color=_QUIET)
     axes.text(left - 3 * size, rows - 1.5, "weight", ha="right")
     axes.text(left - 3 * size, rows - 0.6, "logarithm", ha="right", color=_QUIET)
+
+
+def _visible(token: str) -> str:
+    """The token with marks for white space that would not be seen, and ◦ for part of a character."""
+    text = printable(token) or "◦"
+    if not text.strip(" "):
+        text = text.replace(" ", "·")
+    return text.replace("\t", "⇥").replace("\n", "↵\n")
 
 
 def _named(character: str, missing: frozenset[str]) -> str:

@@ -51,11 +51,11 @@ def grid_text(grid: Grid) -> str:
     """Aligned plain text: names to the left, numbers to the right."""
     cells = [list(grid.columns)] + [[printable(shown(cell).text) for cell in row] for row in grid.rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(grid.columns))]
-    lines = [
-        "  ".join([line[0].ljust(widths[0]), *(f"{cell:>{width}}" for cell, width in zip(line[1:], widths[1:]))])  # noqa: B905 (of one line)
+    aligned = [
+        [f"{cell:{'>' if i else '<'}{width}}" for i, (cell, width) in enumerate(zip(line, widths, strict=True))]
         for line in cells
     ]
-    return "\n".join([grid.title, *(line.rstrip() for line in lines)])
+    return "\n".join([grid.title, *("  ".join(line).rstrip() for line in aligned)])
 
 
 def grid_html(grid: Grid, css: str = "numbers") -> str:
