@@ -7,7 +7,7 @@ page (`--c0`, `--c1`, ..., `--grid`) and has its own where the page sets none; s
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import functools
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -31,24 +31,25 @@ _WIDTH, _HEIGHT = 400, 215
 _FEW = 40  # points that are drawn as dots too
 _SETTINGS = {
     "svg.fonttype": "none",
+    "svg.hashsalt": "",
     "text.parse_math": False,  # a dollar is a dollar
     "text.usetex": False,
     "font.family": "DejaVu Sans",  # comes with matplotlib
-    "font.size": 9,
+    "font.size": 11,
     "axes.formatter.useoffset": False,
     "axes.formatter.limits": (-4, 6),
     "lines.scale_dashes": False,
 }
 
 
-def line_chart(title: str, x_label: str, series: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Markup:
+def line_chart(title: str, x_label: str, series: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> str:
     """A `<figure>` with a line for each named (xs, ys). A y that is not finite is a gap, a lone point a dot."""
     lines = {name: (np.asarray(xs, np.float64), np.asarray(ys, np.float64)) for name, (xs, ys) in series.items()}
     words = "; ".join(_in_words(name, ys) for name, (_, ys) in lines.items())
     return _figure(title, x_label, tuple(lines), words, lambda axes: _draw_lines(axes, lines))
 
 
-def histogram(title: str, x_label: str, series: Mapping[str, ArrayLike], *, bins: int = 40) -> Markup:
+def histogram(title: str, x_label: str, series: Mapping[str, ArrayLike], *, bins: int = 40) -> str:
     """A `<figure>` with the distribution of each named array, as shares of it, over common bins.
 
     Values that are not finite are left out, and counted in the description.
@@ -65,8 +66,8 @@ def distribution_png(
 ) -> None:
     """The same as a PNG, with its words in it."""
     values = {name: np.asarray(array, np.float64).ravel() for name, array in series.items()}
-    with canvas(4.2, 2.8) as figure:
-        axes = _axes(figure)
+    with canvas(4.2, 2.8, layout="constrained") as figure:
+        axes = _axes(figure.add_subplot())
         _draw_shares(axes, values, bins)
         axes.set(xlabel=x_label, ylabel="share", title=title)
         axes.legend(frameon=False)
@@ -74,7 +75,7 @@ def distribution_png(
 
 
 @contextlib.contextmanager
-def canvas(width: float, height: float, *, layout: str = "constrained", **settings: Any) -> Iterator[Any]:
+def canvas(width: float, height: float, *, layout: str = "none", **settings: Any) -> Iterator[Any]:
     """A figure of that many inches, outside of pyplot; how text is drawn does not depend on a user's own settings."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -91,8 +92,7 @@ def write_png(figure: Any, path: str | Path, dpi: int) -> None:
         figure.savefig(temporary, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
 
 
-def _axes(figure: Any) -> Any:
-    axes = figure.add_subplot()
+def _axes(axes: Any) -> Any:
     axes.grid(axis="y", color=_GRID, linewidth=1)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, labelcolor=_TEXT, pad=5)
@@ -101,15 +101,22 @@ def _axes(figure: Any) -> Any:
     return axes
 
 
+def _style(index: int) -> dict[str, Any]:
+    dash = _DASHES[index % len(_DASHES)]
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": (0, dash) if dash else "-"}
+
+
 def _draw_lines(axes: Any, lines: Mapping[str, tuple[Floats, Floats]]) -> None:
     for index, (xs, ys) in enumerate(lines.values()):
         good = np.isfinite(xs) & np.isfinite(ys)
         few = xs.size <= _FEW
-        gaps = np.concatenate([[False], good, [False]])
-        dots = np.flatnonzero(good if few else good & ~gaps[:-2] & ~gaps[2:])
-        style = {"color": COLOURS[index % len(COLOURS)], "linestyle": (0, _DASHES[index % len(_DASHES)])}
-        style |= {"marker": "o", "markevery": dots.tolist(), "markersize": 5 if few else 3, "clip_on": False}
-        axes.plot(xs, np.where(good, ys, np.nan), linewidth=2 if few else 1.3, **style)
+        axes.plot(xs, np.where(good, ys, np.nan), linewidth=2 if few else 1.3, **_style(index))
+        beside = np.concatenate([[False], good, [False]])
+        dots = good if few else good & ~beside[:-2] & ~beside[2:]
+        # lines of no length with round ends: markers of matplotlib would need names within the page
+        gaps = np.full(dots.sum(), np.nan)
+        ends = [np.stack([values[dots], values[dots], gaps], -1).ravel() for values in (xs, ys)]
+        axes.plot(*ends, linewidth=5 if few else 3, color=_style(index)["color"], solid_capstyle="round")
     if not any((np.isfinite(xs) & np.isfinite(ys)).any() for xs, ys in lines.values()):
         _say_nothing(axes)
 
@@ -124,9 +131,8 @@ def _draw_shares(axes: Any, values: Mapping[str, Floats], bins: int) -> None:
     edges = np.histogram_bin_edges(everything, bins=bins)
     for index, (name, array) in enumerate(finite.items()):
         share = np.histogram(array, edges)[0] / max(array.size, 1)
-        style = {"color": COLOURS[index % len(COLOURS)], "linestyle": (0, _DASHES[index % len(_DASHES)])}
-        axes.stairs(share, edges, linewidth=1.5, label=f"{name} ({array.size:,})", **style)
-        axes.stairs(share, edges, fill=True, color=style["color"], alpha=0.16)
+        axes.stairs(share, edges, linewidth=1.5, label=f"{name} ({array.size:,})", **_style(index))
+        axes.stairs(share, edges, fill=True, color=_style(index)["color"], alpha=0.16)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylim(bottom=0)
 
@@ -136,22 +142,25 @@ def _say_nothing(axes: Any) -> None:
     axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", color=_TEXT)
 
 
-def _figure(title: str, x_label: str, names: tuple[str, ...], words: str, draw: Callable[[Any], None]) -> Markup:
-    """The drawing as SVG of the page: no ids but those that are used, the page's font and colours."""
-    salt = hashlib.sha256(f"{title}\n{words}".encode(errors="backslashreplace")).hexdigest()  # ids differ within a page
+def _figure(title: str, x_label: str, names: tuple[str, ...], words: str, draw: Callable[[Any], None]) -> str:
+    """The drawing as SVG of the page: short, without names, with the page's font and colours."""
     file = io.StringIO()
-    with canvas(_WIDTH / 72, _HEIGHT / 72, **{"svg.hashsalt": salt}) as figure:
-        axes = _axes(figure)
+    with canvas(_WIDTH / 72, _HEIGHT / 72) as figure:
+        axes = _axes(figure.add_axes((0.135, 0.12, 0.845, 0.84)))
         draw(axes)
+        axes.locator_params(nbins=5)
         for paper in (figure.patch, axes.patch):
             paper.set_visible(False)
+        for artist in axes.findobj():
+            artist.set_clip_on(False)  # nothing lies outside
         nothing = dict.fromkeys(("Date", "Format", "Type", "Creator"))
         figure.savefig(file, format="svg", metadata=nothing)
     svg = re.sub(r"<defs>\s*<style.*?</defs>", "", file.getvalue(), flags=re.DOTALL)
-    svg = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")].strip()
-    used = set(re.findall(r"#([\w-]+)", svg))
-    svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
-    svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
+    svg = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
+    svg = re.sub(r' (id|transform)="[^"]*"|<g ?/>', "", svg)  # nothing is turned
+    short = functools.partial(re.sub, r"\d+\.\d+", lambda match: f"{float(match[0]):.1f}")
+    svg = re.sub(r' (d|x|y)="[^"]*"', lambda match: short(match[0]), svg)
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", re.sub(r"\s+", " ", svg))
     for index, colour in enumerate(COLOURS):
         svg = svg.replace(colour, _colour(index))
     svg = svg.replace(_GRID, f"var(--grid,{_GRID})").replace(_TEXT, "currentColor")
@@ -159,7 +168,7 @@ def _figure(title: str, x_label: str, names: tuple[str, ...], words: str, draw: 
         (name, _colour(index % len(COLOURS)), " ".join(map(str, _DASHES[index % len(_DASHES)])) or "none")
         for index, name in enumerate(names)
     ]
-    return part("figure", title, x_label, keys, f"0 0 {_WIDTH} {_HEIGHT}", Markup(svg), words)
+    return str(part("figure", title, x_label, keys, f"0 0 {_WIDTH} {_HEIGHT}", Markup(svg), words))
 
 
 def _colour(index: int) -> str:

@@ -72,15 +72,15 @@ def pair_html(picture: TokenPicture, *, limit: float = LIMIT, alone: bool = True
     sides = [_side(name, side, limit) for name, side in zip(SIDES, picture.sides, strict=True)]
     article = part("pair", picture.pair_id, prompt, end, sides)
     if not alone:
-        return article
-    return Markup("<style>{}</style>\n{}\n{}").format(style_sheet(), legend_html(limit=limit), article)
+        return str(article)
+    return f"<style>{style_sheet()}</style>\n{legend_html(limit=limit)}\n{article}"
 
 
 def legend_html(*, limit: float = LIMIT) -> str:
     """The scale: swatches of every level, and under it weights and their natural logarithms."""
     marks = [limit * part / 3 for part in range(-3, 4)]
     ticks = [(number(math.exp(mark), 3), signed(mark, 2)) for mark in marks]
-    return part("legend", [_css(step) for step in _STEPS], ticks)
+    return str(part("legend", [_css(step) for step in _STEPS], ticks))
 
 
 def style_sheet() -> str:

@@ -50,7 +50,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def charts(rows: Sequence[Row], *, weighted: Sequence[str] = ()) -> Markup:
+def charts(rows: Sequence[Row], *, weighted: Sequence[str] = ()) -> str:
     """Charts of every numeric metric, stage by stage in the order in which they ran; only the last is unfolded.
 
     `weighted` are the stages whose objective is weighted token by token; their charts say so.
@@ -61,12 +61,12 @@ def charts(rows: Sequence[Row], *, weighted: Sequence[str] = ()) -> Markup:
         own = [row for row in rows if str(row["stage"]) == stage]
         titles = TITLES | ({"objective": "objective (weighted)"} if stage in weighted else {})
         drawn = [
-            line_chart(titles.get(metric, metric.replace("_", " ")), "step", series(own, metric))
+            Markup(line_chart(titles.get(metric, metric.replace("_", " ")), "step", series(own, metric)))
             for metric in metrics(own)
         ]
         if drawn:
             folds.append(part("stage", stage, drawn, stage == stages[-1]))
-    return Markup("\n").join(folds)
+    return "\n".join(folds)
 
 
 def metrics(rows: Sequence[Row]) -> list[str]:

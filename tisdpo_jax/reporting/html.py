@@ -61,14 +61,14 @@ def _environment() -> jinja2.Environment:
 
 
 def part(name: str, *values: Any) -> Markup:
-    """What the macro `name` of parts.html makes of the values."""
+    """What the macro `name` of parts.html makes of the values; HTML among them is Markup, all else is text."""
     macro: Any = getattr(_environment().get_template("parts.html").module, name)
     return Markup(macro(*values))
 
 
-def render_template(name: str, **values: Any) -> Markup:
+def render_template(name: str, **values: Any) -> str:
     """A whole template."""
-    return Markup(_environment().get_template(name).render(values))
+    return _environment().get_template(name).render(values)
 
 
 def _name(code: int) -> str:

@@ -137,21 +137,22 @@ def render(report: Report) -> str:
     sections = (
         ("samples", f"Answers to {report.prompts} prompts", _samples(report.samples)),
         ("scores", "Answers by their words", grid_html(score_grid(report.scores)) if report.scores else ""),
-        ("result", "Result", _joined(map(comparison_html, report.comparisons))),
-        ("measures", "Measures on pairs", _joined(map(grid_html, report.measures))),
-        ("judging", "Answers compared", _joined(map(grid_html, report.judging))),
+        ("result", "Result", "\n".join(map(comparison_html, report.comparisons))),
+        ("measures", "Measures on pairs", "\n".join(map(grid_html, report.measures))),
+        ("judging", "Answers compared", "\n".join(map(grid_html, report.judging))),
         ("rewards", "Self-reward of the pairs", part("charts", [Markup(report.rewards)]) if report.rewards else ""),
         ("heat-maps", "Token weights of some pairs", _pictures(report.pictures, report.picture_limit)),
         ("weights", f"Token weights of all {report.weighted} pairs", _weights(report.weights)),
-        ("tokens", "Tokens that weigh most and least", _joined(map(grid_html, report.tokens))),
+        ("tokens", "Tokens that weigh most and least", "\n".join(map(grid_html, report.tokens))),
         ("training", "Training", charts(report.history, weighted=report.weighted_stages)),
         ("run", "Run", "" if lead is facts else facts),
         ("data", "Data", _data(report.data)),
         ("files", "Files", _files(report.files)),
         ("config", "Configuration", part("source", report.config) if report.config else ""),
     )
-    shown_sections = [section for section in sections if section[2]]
-    return render_template("page.html", title=report.title, lead=lead, sections=shown_sections, style=style_sheet())
+    filled = [(anchor, heading, Markup(html)) for anchor, heading, html in sections if html]
+    style = Markup(style_sheet())
+    return render_template("page.html", title=report.title, lead=lead, sections=filled, style=style)
 
 
 def write(path: str | Path, report: Report) -> None:
@@ -181,23 +182,19 @@ def score_grid(scores: Sequence[Score]) -> Grid:
     return Grid("Answers by their words", ("answer", "prompts", *scores[0].models), tuple(rows))
 
 
-def _joined(parts: Any) -> Markup:
-    return Markup("\n").join(parts)
-
-
-def _samples(samples: Sequence[Sample]) -> Markup:
+def _samples(samples: Sequence[Sample]) -> str:
     checked = any(answer.good is not None for sample in samples for answer in sample.answers)
     return part("samples", samples[:UNFOLDED], samples[UNFOLDED:], checked)
 
 
-def _pictures(pictures: Sequence[TokenPicture], limit: float) -> Markup:
+def _pictures(pictures: Sequence[TokenPicture], limit: float) -> str:
     pairs = [pair_html(picture, limit=limit, alone=False) for picture in pictures]
-    return _joined([legend_html(limit=limit), *pairs] if pairs else [])
+    return "\n".join([legend_html(limit=limit), *pairs] if pairs else [])
 
 
-def _weights(section: WeightSection | None) -> Markup:
+def _weights(section: WeightSection | None) -> str:
     if section is None:
-        return Markup("")
+        return ""
     names = [f"{share:.0%}" for share in QUANTILES]
     names[0], names[len(names) // 2], names[-1] = "smallest", "median", "largest"
     rows = tuple(
@@ -209,20 +206,20 @@ def _weights(section: WeightSection | None) -> Markup:
     )
     columns = ("side", "tokens", "mean", "std", *names, "at smallest allowed", "at largest allowed")
     log_weights = {"chosen": section.chosen_log_weights, "rejected": section.rejected_log_weights}
-    drawn = [histogram("Distribution", "natural logarithm of the weight", log_weights)]
+    drawn = [Markup(histogram("Distribution", "natural logarithm of the weight", log_weights))]
     if section.chosen_log_ratios is not None and section.rejected_log_ratios is not None:
         ratios = {"chosen": section.chosen_log_ratios, "rejected": section.rejected_log_ratios}
-        drawn.append(histogram("Before clamping", "log π⁺/π⁻ of a token", ratios))
-    return _joined([grid_html(Grid("Token weights by side", columns, rows)), part("charts", drawn)])
+        drawn.append(Markup(histogram("Before clamping", "log π⁺/π⁻ of a token", ratios)))
+    return "\n".join([grid_html(Grid("Token weights by side", columns, rows)), part("charts", drawn)])
 
 
 def _percent(share: float) -> Shown:
     return Shown(number(share) if math.isnan(share) else f"{share:.1%}", repr(share))
 
 
-def _data(counts: Sequence[DataCounts]) -> Markup:
+def _data(counts: Sequence[DataCounts]) -> str:
     if not counts:
-        return Markup("")
+        return ""
     rows = tuple((c.name, Shown(c.source, css="code"), c.records, c.used, len(c.rejected)) for c in counts)
     parts = [grid_html(Grid("Records of each file", ("pairs", "file", "records", "used", "rejected"), rows))]
     for c in counts:
@@ -231,11 +228,11 @@ def _data(counts: Sequence[DataCounts]) -> Markup:
             listed = grid_html(Grid(f"Rejected records, {c.name}", ("record", "reason", "detail"), cells), "words")
             reasons = collections.Counter(r.reason for r in c.rejected).most_common()
             why = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
-            parts.append(part("fold", f"Rejected, {c.name}: {why}", listed, len(cells) <= _UNFOLDED_RECORDS))
-    return _joined(parts)
+            parts.append(part("fold", f"Rejected, {c.name}: {why}", Markup(listed), len(cells) <= _UNFOLDED_RECORDS))
+    return "\n".join(parts)
 
 
-def _files(files: Sequence[tuple[str, str]]) -> Markup:
+def _files(files: Sequence[tuple[str, str]]) -> str:
     rows = tuple((Shown(name, css="code"), what) for name, what in files)
     grid = Grid("What the run wrote", ("file", "what it is"), rows)
-    return Markup(grid_html(grid, "words")) if files else Markup("")
+    return grid_html(grid, "words") if files else ""

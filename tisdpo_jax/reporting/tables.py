@@ -61,7 +61,7 @@ def grid_text(grid: Grid) -> str:
 def grid_html(grid: Grid, css: str = "numbers") -> str:
     """The same as HTML; each number stands exactly in a `<data>` element."""
     rows = [[_typeset(shown(cell)) for cell in row] for row in grid.rows]
-    return part("table", grid.title, grid.columns, rows, css)
+    return str(part("table", grid.title, grid.columns, rows, css))
 
 
 def table_text(comparison: Comparison) -> str:
