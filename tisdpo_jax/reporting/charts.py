@@ -29,7 +29,7 @@ _GRID, _TEXT = "#dcdfe5", "#5b6271"  # what a page replaces by its own; not blac
 _DASHES = ((), (6, 3), (2, 3), (9, 3, 2, 3), (12, 4), (4, 2))
 _WIDTH, _HEIGHT = 400, 215
 _FEW = 40  # points that are drawn as dots too
-_SETTINGS = {
+_SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "",
     "text.parse_math": False,  # a dollar is a dollar
@@ -75,7 +75,7 @@ def distribution_png(
 
 
 @contextlib.contextmanager
-def canvas(width: float, height: float, *, layout: str = "none", **settings: Any) -> Iterator[Any]:
+def canvas(width: float, height: float, *, layout: Any = None, **settings: Any) -> Iterator[Any]:
     """A figure of that many inches, outside of pyplot; how text is drawn does not depend on a user's own settings."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -129,12 +129,12 @@ def _draw_shares(axes: Any, values: Mapping[str, Floats], bins: int) -> None:
     if not everything.size:
         return _say_nothing(axes)
     edges = np.histogram_bin_edges(everything, bins=bins)
-    for index, (name, array) in enumerate(finite.items()):
-        share = np.histogram(array, edges)[0] / max(array.size, 1)
+    shares = [np.histogram(array, edges)[0] / max(array.size, 1) for array in finite.values()]
+    for index, ((name, array), share) in enumerate(zip(finite.items(), shares, strict=True)):
         axes.stairs(share, edges, linewidth=1.5, label=f"{name} ({array.size:,})", **_style(index))
         axes.stairs(share, edges, fill=True, color=_style(index)["color"], alpha=0.16)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.04 * max(share.max() for share in shares))
 
 
 def _say_nothing(axes: Any) -> None:

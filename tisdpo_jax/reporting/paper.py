@@ -61,7 +61,7 @@ def pair_png(
     sides = [wrap(side.tokens, column, missing) for side in picture.sides]
     lines = 1 + max((piece.line for pieces in sides for piece in pieces), default=0)
     rows = len(prompt) + lines + 6.5  # blank, headings, and the scale below
-    settings = {"font.size": font_size, "font.family": list(fonts)}
+    settings: dict[str, Any] = {"font.size": font_size, "font.family": list(fonts)}
     with canvas(width, rows * font_size * 1.75 / 72, **settings) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, width * 72 / (font_size * _CELL)), ylim=(rows, 0))

@@ -197,20 +197,17 @@ def _weights(section: WeightSection | None) -> str:
         return ""
     names = [f"{share:.0%}" for share in QUANTILES]
     names[0], names[len(names) // 2], names[-1] = "smallest", "median", "largest"
-    rows = tuple(
-        (
-            *(name, side.count, side.mean, side.std, *side.quantiles),
-            *(_percent(share) for share in (side.share_at_lowest, side.share_at_highest)),
-        )
-        for name, side in (("chosen", section.chosen), ("rejected", section.rejected))
-    )
+    rows: list[tuple[Cell, ...]] = []
+    for name, side in (("chosen", section.chosen), ("rejected", section.rejected)):
+        shares = (_percent(share) for share in (side.share_at_lowest, side.share_at_highest))
+        rows.append((name, side.count, side.mean, side.std, *side.quantiles, *shares))
     columns = ("side", "tokens", "mean", "std", *names, "at smallest allowed", "at largest allowed")
     log_weights = {"chosen": section.chosen_log_weights, "rejected": section.rejected_log_weights}
     drawn = [Markup(histogram("Distribution", "natural logarithm of the weight", log_weights))]
     if section.chosen_log_ratios is not None and section.rejected_log_ratios is not None:
         ratios = {"chosen": section.chosen_log_ratios, "rejected": section.rejected_log_ratios}
         drawn.append(Markup(histogram("Before clamping", "log π⁺/π⁻ of a token", ratios)))
-    return "\n".join([grid_html(Grid("Token weights by side", columns, rows)), part("charts", drawn)])
+    return "\n".join([grid_html(Grid("Token weights by side", columns, tuple(rows))), part("charts", drawn)])
 
 
 def _percent(share: float) -> Shown:
