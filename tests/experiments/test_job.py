@@ -46,7 +46,27 @@ def command(run_dir, **fields) -> int:
     return main([part for name, value in values.items() for part in (f"--{name}", str(value))])
 
 
+class Untrained(Bench):
+    """A bench that trains nothing: policies are numbers drawn, log-ratios the true rewards and noise."""
+
+    def __init__(self, config, setting, *, whole=True, log=None):
+        self.config, self.setting = config, setting
+        self.seeds = range(config.tuning_seeds + config.seeds)
+        world = make_world(0, topics=2, words=8, shortest=2, longest=3, context=1)
+        self.pairs = self.fresh = [draw_pairs(world, seed, setting.pairs) for seed in self.seeds]
+
+    def baseline(self):
+        return Outcome(*np.zeros((3, 1, len(self.seeds), 1)))
+
+    def train(self, cell, ratios=None):
+        return Outcome(*np.random.default_rng(0).random((3, self.config.cuts, len(self.seeds), 1)))
+
+    def ratios(self, source, rate=0, *, fresh=False):
+        return [pairs.rewards + np.random.default_rng(1).normal(size=pairs.rewards.shape) for pairs in self.pairs]
+
+
 def test_a_run_prints_and_writes_its_tables_and_keeps_what_it_computed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(job, "Bench", Untrained)
     assert command(tmp_path) == 0
     printed = capsys.readouterr().out
     written = (tmp_path / "testbed.md").read_text()
@@ -143,6 +163,7 @@ def test_rates_are_chosen_on_the_tuning_seeds_and_reported_on_the_others(tmp_pat
     np.testing.assert_array_equal(row.reward, np.zeros((1, 3)))  # 1 - rate: of the reported seeds, at what was chosen
 
 
+@pytest.mark.slow
 def test_log_ratios_are_those_of_the_better_model_over_the_worse_one():
     small = {
         "world": WorldSection(topics=2, words=8, shortest=2, longest=3, context=1),

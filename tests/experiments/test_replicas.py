@@ -119,6 +119,7 @@ def test_what_is_drawn_ends_with_the_end_token():
     assert (drawn.tokens[drawn.mask == 0] == 0).all()
 
 
+@pytest.mark.slow
 def test_pretraining_learns_the_language():
     corpora = [draw_corpus(world, seed, 256) for world, seed in zip(WORLDS, SEEDS, strict=True)]
     taught = replicas.pretrain(MODEL, corpora, SEEDS, steps=150, batch=64)
