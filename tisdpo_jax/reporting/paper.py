@@ -72,13 +72,11 @@ def pair_png(
         for number_of, (side, pieces) in enumerate(zip(picture.sides, sides, strict=True)):
             left = _GAP + number_of * (column + _GAP)
             axes.text(left, top, _heading(SIDES[number_of], side), family=_FONT, weight="bold")
+            weights = [side.weights[piece.token] for piece in pieces]
+            levels = [palette.level(weight, limit) if weight >= 0 else None for weight in weights]
+            _boxes(axes, [(left + p.cell, top + 0.62 + p.line, p.cells, 0.9) for p in pieces], levels)
             for piece in pieces:
-                weight, y = side.weights[piece.token], top + 1.3 + piece.line
-                box: dict[str, Any] = {"facecolor": "white", "edgecolor": _QUIET, "linestyle": "--", "linewidth": 0.5}
-                if weight >= 0:
-                    box = {"facecolor": palette.background(palette.level(weight, limit))}
-                axes.broken_barh([(left + piece.cell, piece.cells)], (y - 0.68, 0.9), **box)
-                axes.text(left + piece.cell, y, piece.text)
+                axes.text(left + piece.cell, top + 1.3 + piece.line, piece.text)
         _scale(axes, 0.2 * cells, 0.6 * cells, rows, limit)
         write_png(figure, path, dpi)
 
@@ -136,11 +134,21 @@ def _heading(name: str, side: SidePicture) -> str:
     return f"{name} ({len(side.tokens)} tokens{mean})"
 
 
+def _boxes(axes: Any, boxes: Sequence[tuple[float, float, float, float]], levels: Sequence[int | None]) -> None:
+    """Boxes (left, top, width, height) in the colours of their levels; dashed where there is none."""
+    from matplotlib.collections import PolyCollection
+
+    corners = [[(x, y), (x + w, y), (x + w, y + h), (x, y + h)] for x, y, w, h in boxes]
+    style: dict[str, Any] = {"linewidths": 0.5, "linestyles": "--", "antialiaseds": False}
+    style["facecolors"] = ["white" if level is None else palette.background(level) for level in levels]
+    style["edgecolors"] = [_QUIET if level is None else "none" for level in levels]
+    axes.add_collection(PolyCollection(corners, **style), autolim=False)
+
+
 def _scale(axes: Any, left: float, width: float, rows: float, limit: float) -> None:
     levels = range(-palette.LEVELS, palette.LEVELS + 1)
     size = width / len(levels)
-    for n, level in enumerate(levels):
-        axes.broken_barh([(left + n * size, size * 1.02)], (rows - 3, 0.7), facecolor=palette.background(level))
+    _boxes(axes, [(left + n * size, rows - 3, size * 1.02, 0.7) for n in range(len(levels))], levels)
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         mark = limit * (2 * share - 1)
         axes.text(left + share * width, rows - 1.5, number(math.exp(mark), 3), ha="center")
