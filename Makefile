@@ -69,7 +69,7 @@ install: $(ENVIRONMENT)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	find tisdpo_jax tests launch -name __pycache__ -type d -prune -exec rm -rf {} +
+	find tisdpo_jax tests launch experiments -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian's Python has venv but not always ensurepip; its own pip then fills the environment.
 $(ENVIRONMENT):

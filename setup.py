@@ -27,7 +27,6 @@ GGUF = ["gguf"]
 HF_DATA = ["datasets"]
 TENSORBOARD = ["tensorboardX"]
 JUDGES = ["vaderSentiment"]
-PICTURES = ["matplotlib"]
 
 setup(
     name="tisdpo_jax",
@@ -51,20 +50,30 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["tisdpo_jax", "tisdpo_jax.*"]),
-    package_data={"tisdpo_jax": ["py.typed", "data/demo/*.jsonl", "data/demo/README.md", "planning/*.json"]},
+    package_data={
+        "tisdpo_jax": [
+            "py.typed",
+            "data/demo/*.jsonl",
+            "data/demo/README.md",
+            "planning/*.json",
+            "reporting/templates/*",
+        ]
+    },
     entry_points={"console_scripts": ["tisdpo = tisdpo_jax.cli:command"]},
     install_requires=[
         "array-record",
         # importlib_resources is imported by tensorflow-datasets, which does not ask for it.
         "importlib_resources",
         "jax>=0.7.2",
-        # jinja2 renders chat templates; transformers does not ask for it.
+        # jinja2 renders chat templates and pages; transformers does not ask for it.
         "jinja2>=3.1",
+        "matplotlib>=3.8",
         "numpy",
         "optax",
         "orbax-checkpoint>=0.12",
         "pyyaml",
         "safetensors",
+        "scipy",
         "tensorflow-datasets>=4.9",
         "tqdm",
         "transformers>=5,<6",
@@ -79,7 +88,6 @@ setup(
         "tensorboard": TENSORBOARD,
         "wandb": ["wandb"],
         "judges": JUDGES,
-        "pictures": PICTURES,
         "dev": [
             "build",
             "hypothesis",
@@ -91,7 +99,6 @@ setup(
             *HF_DATA,
             *TENSORBOARD,
             *JUDGES,
-            *PICTURES,
         ],
         # Comparison with PyTorch, in tests only; the tests that need it are skipped without it.
         "parity": ["torch", "accelerate", "peft", "trl"],

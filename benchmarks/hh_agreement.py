@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import json
 import logging
-import math
 import os
 import random
 import tempfile
@@ -86,16 +85,11 @@ def main() -> None:
 
 def row(name: str, signs: Any) -> dict[str, Any]:
     """Share of pairs in which the chosen answer scores higher; a tie is half."""
+    from tisdpo_jax.metrics import wilson
+
     count = len(signs)
     share = float(((signs > 0) + 0.5 * (signs == 0)).mean())
     return {"label": name, "pairs": count, "agreement": share, "interval": wilson(share, count)}
-
-
-def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's interval of a proportion."""
-    centre = share + z * z / (2 * count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return (centre - half) / (1 + z * z / count), (centre + half) / (1 + z * z / count)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from experiments.testbed.statistics import paired
+from experiments.testbed.tables import Table, markdown, text
 from tisdpo_jax.cli import options
 from tisdpo_jax.config import Experiment, idle, validate
+from tisdpo_jax.metrics import mean_and_error
 from tisdpo_jax.recipes import perform
-from tisdpo_jax.testbed.statistics import mean_and_error, paired
-from tisdpo_jax.testbed.tables import Table, markdown, text
 
 TISDPO = {"loss.name": "tisdpo"}
 METHODS: dict[str, dict[str, str]] = {

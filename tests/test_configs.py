@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from tisdpo_jax.config import Experiment, build, validate
-from tisdpo_jax.config.testbed import Testbed, check
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -41,18 +40,14 @@ def load(path: Path) -> dict[str, Any]:
     return values
 
 
-def kind(values: dict[str, Any]) -> type:
-    return Testbed if values.get("recipe") == "testbed" else Experiment
-
-
 def test_the_promised_configs_are_there() -> None:
     promised = {f"{model}_hh_{kind}" for model in MODELS for kind in ("prompts", "sft", "dpo", "dpo_lora")}
-    assert promised | {"quickstart", "hh_stories260k", "testbed"} <= {path.stem for path in CONFIGS}
+    assert promised | {"quickstart", "hh_stories260k"} <= {path.stem for path in CONFIGS}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_names_only_fields_that_exist(path: Path) -> None:
-    assert list(unknown_fields(load(path), kind(load(path)))) == []
+    assert list(unknown_fields(load(path), Experiment)) == []
 
 
 # What a file leaves to the command line, as its head comment says.
@@ -64,9 +59,6 @@ OVERRIDES = {
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_builds_and_is_valid(path: Path) -> None:
-    if kind(load(path)) is Testbed:
-        assert check(build(Testbed, load(path), where=path.name)).run_dir == f"runs/{path.stem}"
-        return
     config = build(Experiment, load(path), where=path.name)
     config = build(Experiment, OVERRIDES.get(path.stem, {}), where="command line", base=config)
     assert validate(config).run_dir == f"runs/{path.stem}"

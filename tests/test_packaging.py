@@ -52,7 +52,7 @@ def test_the_installed_version_is_this_one() -> None:
 
 
 def test_extras_are_the_promised_ones(setup_arguments: dict[str, Any]) -> None:
-    promised = {"tpu", "cuda", "hf-data", "gguf", "tensorboard", "wandb", "judges", "pictures", "dev", "parity"}
+    promised = {"tpu", "cuda", "hf-data", "gguf", "tensorboard", "wandb", "judges", "dev", "parity"}
     assert set(setup_arguments["extras_require"]) == promised
 
 

@@ -16,12 +16,13 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"types", "arguments", "errors", "options", "_version"},
     {"losses", "weights"},
+    {"metrics"},
     {"objectives", "estimators"},
     {"config"},
     {"roles", "scoring", "partitioning", "models", "routing"},
     {
         "training",
-        "evaluation",
+        "reporting",
         "judging",
         "data",
         "interchange",
@@ -32,7 +33,6 @@ FLOORS = [
         "planning",
         "chat",
     },
-    {"testbed"},
     {"stages"},
     {"recipes"},
     {"cli"},
@@ -45,7 +45,7 @@ ARITHMETIC = {"arguments", "losses", "weights"}
 ARITHMETIC_IMPORTS = {"jax", "__future__", "typing", "collections", "dataclasses", "functools", "math"}
 ARITHMETIC_ROOMS = {"types", "arguments"}
 
-MEANING = {"objectives", "estimators", "scoring", "models", "roles", "partitioning", "routing"}
+MEANING = {"metrics", "objectives", "estimators", "scoring", "models", "roles", "partitioning", "routing"}
 # Whatever reads, writes or talks: files, formats, processes, networks.
 WORLD = {
     *("os", "io", "pathlib", "shutil", "tempfile", "glob", "json", "csv", "pickle", "gzip", "zipfile", "tarfile"),

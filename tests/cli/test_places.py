@@ -12,7 +12,6 @@ from tisdpo_jax.cli.missing import check_hub_name, check_hub_names
 from tisdpo_jax.cli.options import load
 from tisdpo_jax.config import Experiment, build, check_places, nest
 from tisdpo_jax.config.places import PATHS
-from tisdpo_jax.config.testbed import Testbed, check
 from tisdpo_jax.errors import ConfigError
 
 
@@ -68,14 +67,11 @@ def test_a_run_directory_of_a_bucket_is_refused_before_anything_is_made(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.yaml").write_text("run_dir: gs://bucket/run\nmodel: {path: demo}\ndata: {train: demo:train}\n")
-    (tmp_path / "testbed.yaml").write_text("recipe: testbed\nrun_dir: gs://bucket/run\n")
-    for arguments in (["run", "own.yaml"], ["run", "testbed.yaml"], ["run", "gs://bucket/own.yaml"]):
+    for arguments in (["run", "own.yaml"], ["run", "gs://bucket/own.yaml"]):
         assert main(arguments) == 2
         error = capsys.readouterr().err
         assert "gs:// is not supported" in error and "gcsfuse" in error and "Traceback" not in error
-    assert {path.name for path in tmp_path.iterdir()} == {"own.yaml", "testbed.yaml"}
-    with pytest.raises(ConfigError, match="run_dir is s3://x"):
-        check(Testbed(run_dir="s3://x"))
+    assert [path.name for path in tmp_path.iterdir()] == ["own.yaml"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tisdpo_jax.judging import outcomes_of_orders, outcomes_of_scores, parse_verdict, win_rate
+from tisdpo_jax.judging import outcomes_of_orders, outcomes_of_scores, parse_verdict
+from tisdpo_jax.metrics import win_rate
 
 verdicts = st.sampled_from(["first", "second", "tie", "unparsable", "filtered", "failed"])
 WORDS = {"first": "second", "second": "first", "tie": "tie", "unparsable": "unparsable"}

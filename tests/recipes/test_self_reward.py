@@ -9,7 +9,7 @@ import pytest
 
 from tisdpo_jax.config import DlmaSection
 from tisdpo_jax.data import Message, Prompt
-from tisdpo_jax.recipes.self_reward import auc, candidates, select, taken, turned_columns
+from tisdpo_jax.recipes.self_reward import candidates, select, taken, turned_columns
 from tisdpo_jax.sampling.responses import Response
 from tisdpo_jax.scoring import contrast_scores
 from tisdpo_jax.testing import random_encoded, random_pairs
@@ -88,16 +88,6 @@ def test_turning_a_pair_turns_its_tokens_and_its_columns_alike():
         np.testing.assert_array_equal(pairs[row].chosen, sides[0])
         np.testing.assert_array_equal(pairs[row].rejected, sides[1])
         np.testing.assert_array_equal(columns[row], column[index][::-1] if flip else column[index])
-
-
-def test_auc_of_origins():
-    assert auc(np.array([[2.0, 0.0], [3.0, 1.0]])) == (1.0, 0.0)
-    assert auc(np.zeros((4, 2))) == (0.5, 0.0)
-    random = np.random.default_rng(0)
-    draws = [auc(random.normal([1.0, 0.0], 1.0, (60, 2))) for _ in range(200)]
-    values, errors = np.array(draws).T
-    assert abs(values.mean() - 0.7602) < 0.01  # normal, one standard deviation apart: Phi(1 / sqrt 2)
-    assert abs(errors.mean() / values.std() - 1) < 0.15
 
 
 def test_the_score_is_the_sum_of_token_rewards():

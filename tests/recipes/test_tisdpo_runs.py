@@ -13,8 +13,8 @@ import pytest
 from runs import command, exported, rows
 
 from tisdpo_jax import interchange
-from tisdpo_jax.evaluation.history import TITLES
 from tisdpo_jax.models import merge
+from tisdpo_jax.reporting import TITLES
 
 CASES = {
     "prompts": {"contrast__construction": "prompts"},

@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from tisdpo_jax._version import __version__
 from tisdpo_jax.errors import ConfigError, UserError
@@ -155,13 +155,9 @@ def _main(arguments: list[str]) -> int:
         from tisdpo_jax.cli.generate import generate
 
         return generate(rest)
-    from tisdpo_jax.config.testbed import Testbed
-
     file, overrides, _ = options.read_arguments(rest)
     if file is None and not overrides:
         raise ConfigError(f"name a configuration file: tisdpo {verb} configs/quickstart.yaml")
-    if options.is_testbed(file):
-        return _testbed(verb, options.load_as(Testbed, file, overrides))
     config = options.load_valid(file, overrides, verb)
     from tisdpo_jax.cli.missing import check_hub_names
 
@@ -177,18 +173,6 @@ def _main(arguments: list[str]) -> int:
     from tisdpo_jax.recipes import perform
 
     perform(verb, config)
-    return DONE
-
-
-def _testbed(verb: str, config: Any) -> int:
-    if verb != "run":
-        raise ConfigError(f"tisdpo {verb}: a configuration of the testbed can only be run")
-    from tisdpo_jax.config.testbed import check
-
-    config = check(config)
-    from tisdpo_jax.recipes import testbed
-
-    testbed.run(config)
     return DONE
 
 

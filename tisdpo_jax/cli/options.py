@@ -97,11 +97,6 @@ def load_as(kind: type[C], file: Path | None, overrides: dict[str, str]) -> C:
     return config
 
 
-def is_testbed(file: Path | None) -> bool:
-    """Whether a configuration file is one of the testbed."""
-    return file is not None and read_yaml(file).get("recipe") == "testbed"
-
-
 def read_yaml(file: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises: ConfigError that names the file, and the line where there is one."""
     file = configuration_file(file)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Floats = NDArray[np.float64]
+from tisdpo_jax.metrics import Outcomes
 
 FIRST, SECOND, TIE = "first", "second", "tie"
 UNPARSABLE, FILTERED, FAILED = (
@@ -31,14 +30,6 @@ _MARKS = (
     (r"<\|channel\|>analysis", r"<\|channel\|>final(?:<\|message\|>)?"),
     (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),
 )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Outcomes:
-    """One model against another, prompt by prompt."""
-
-    values: Floats  # [n] 1, 1/2, 0, or nan
-    inconsistent: NDArray[np.bool_]  # [n], ties that are none: the verdict turned with the order
 
 
 def parse_verdict(reply: str) -> str:

@@ -26,7 +26,6 @@ from tisdpo_jax.data import EncodedSet, PairSet, Prompt, apply_policy, encode_pa
 from tisdpo_jax.data.records import Pair, as_record
 from tisdpo_jax.errors import DataError
 from tisdpo_jax.estimators import CONTRAST, Read
-from tisdpo_jax.evaluation import Comparison, histogram
 from tisdpo_jax.recipes import run_dir, self_reward
 from tisdpo_jax.recipes.checks import open_checks
 from tisdpo_jax.recipes.export import export
@@ -36,6 +35,7 @@ from tisdpo_jax.recipes.judges import open_scorer
 from tisdpo_jax.recipes.report import write_report
 from tisdpo_jax.recipes.samples import Samples
 from tisdpo_jax.recipes.tisdpo import policy_training
+from tisdpo_jax.reporting import Comparison, histogram
 from tisdpo_jax.roles import Frozen, Role, bind, contrast_roles, policy_role
 from tisdpo_jax.scoring import contrast_scores
 from tisdpo_jax.stages import models

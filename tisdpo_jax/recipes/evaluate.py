@@ -22,23 +22,11 @@ from tisdpo_jax.data import EncodedSet, apply_policy, encode_pairs, open_templat
 from tisdpo_jax.data.records import Message
 from tisdpo_jax.data.template import frame, render
 from tisdpo_jax.errors import ConfigError, DataError
-from tisdpo_jax.evaluation import (
-    Change,
-    Comparison,
-    DataCounts,
-    Grid,
-    PairEvaluation,
-    PairScores,
-    as_plain,
-    compare,
-    defined,
-    evaluate_pairs,
-    paired_difference,
-    preference_grids,
-)
+from tisdpo_jax.metrics import Change, PairEvaluation, PairScores, compare, defined, evaluate_pairs, paired_difference
 from tisdpo_jax.models import Model
 from tisdpo_jax.objectives import implicit_beta
 from tisdpo_jax.recipes.subjects import Subject, adapter_base, check_alike, is_adapter
+from tisdpo_jax.reporting import Comparison, DataCounts, Grid, as_plain, preference_grids
 from tisdpo_jax.scoring import score_pair_of_models
 from tisdpo_jax.stages.positions import warn_of_limit, warn_of_pairs
 from tisdpo_jax.stages.scores import check_finite

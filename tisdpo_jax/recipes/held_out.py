@@ -14,13 +14,14 @@ import numpy as np
 
 from tisdpo_jax import partitioning
 from tisdpo_jax.data import EncodedSet, Pair, PairSet, Prompt, balanced_batches, encode_pairs, open_template
-from tisdpo_jax.evaluation import Change, Comparison, as_json, paired_difference, table_text
 from tisdpo_jax.judging import Store
+from tisdpo_jax.metrics import Change, paired_difference
 from tisdpo_jax.recipes.answers import Asked
 from tisdpo_jax.recipes.checks import open_checks
 from tisdpo_jax.recipes.generate import Voice, answers, questions, summary
 from tisdpo_jax.recipes.judges import open_scorer
 from tisdpo_jax.recipes.samples import Samples, side_by_side
+from tisdpo_jax.reporting import Comparison, as_plain, table_text
 from tisdpo_jax.sampling.responses import Response
 from tisdpo_jax.scoring import contrast_scores
 from tisdpo_jax.stages import models
@@ -151,7 +152,8 @@ def _save(session: Session, tables: Sequence[Comparison]) -> None:
     if jax.process_index() != 0:
         return
     content: list[dict[str, Any]] = [
-        {"title": table.title, "prompts": table.pairs, "rows": [as_json(row) for row in table.rows]} for table in tables
+        {"title": table.title, "prompts": table.pairs, "rows": [as_plain(row) for row in table.rows]}
+        for table in tables
     ]
     path = session.run_dir / "evaluation.json"
     temporary = path.with_suffix(".tmp")

@@ -18,7 +18,6 @@ from tisdpo_jax.checkpoint import other_configuration
 from tisdpo_jax.config import Experiment, JudgeSection, resolved, with_prompts
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.estimators import CONTRAST
-from tisdpo_jax.evaluation import Comparison, Grid, grid_text, table_text
 from tisdpo_jax.recipes import dlma, evaluate, judge, run_dir
 from tisdpo_jax.recipes.checks import open_checks
 from tisdpo_jax.recipes.evaluate import Evaluation, evaluation_dir, open_evaluation
@@ -27,6 +26,7 @@ from tisdpo_jax.recipes.report import write_evaluation, write_report
 from tisdpo_jax.recipes.samples import model_names, take_samples
 from tisdpo_jax.recipes.subjects import Subject, open_subject
 from tisdpo_jax.recipes.tisdpo import Graph, tisdpo, wanted_reads
+from tisdpo_jax.reporting import Comparison, Grid, grid_text, table_text
 from tisdpo_jax.roles import Frozen, bind, policy_role
 from tisdpo_jax.stages.models import Base
 from tisdpo_jax.stages.session import Session, open_session

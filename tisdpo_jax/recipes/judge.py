@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from tisdpo_jax import judging
+from tisdpo_jax import judging, metrics
 from tisdpo_jax.config.places import is_address
 from tisdpo_jax.data import Message, Rejection, read_prompts
 from tisdpo_jax.errors import ConfigError, DataError
-from tisdpo_jax.evaluation import Grid, Interval, mean_interval
-from tisdpo_jax.judging import Outcomes, Rating, Store, WinRate
+from tisdpo_jax.judging import Store
+from tisdpo_jax.metrics import Interval, Outcomes, Rating, WinRate, mean_interval
 from tisdpo_jax.recipes import answers
 from tisdpo_jax.recipes.answers import Asked
 from tisdpo_jax.recipes.judges import endpoint_verdicts, open_scorer
 from tisdpo_jax.recipes.subjects import Subject, open_subject
+from tisdpo_jax.reporting import Grid
 from tisdpo_jax.stages.session import Session
 
 log = logging.getLogger(__name__)
@@ -104,10 +105,10 @@ def _summary(
 ) -> Judged:
     section = session.config.evaluation
     options: dict[str, Any] = {"resamples": section.resamples, "seed": section.seed}
-    found = tuple(judging.win_rate(*pair, outcome, **options) for pair, outcome in outcomes.items())
+    found = tuple(metrics.win_rate(*pair, outcome, **options) for pair, outcome in outcomes.items())
     rated: tuple[Rating, ...] = ()
     if len(names) > 2:
-        rated = judging.ratings(names, outcomes, anchor=section.judge.anchor, **options)
+        rated = metrics.ratings(names, outcomes, anchor=section.judge.anchor, **options)
     return Judged(
         judge=section.judge.by,
         prompts=prompts,

@@ -11,7 +11,8 @@ from tisdpo_jax import interchange, judging, partitioning
 from tisdpo_jax.chat import key_from
 from tisdpo_jax.data import open_template, tokenizer_identity
 from tisdpo_jax.errors import ConfigError
-from tisdpo_jax.judging import Endpoint, Outcomes, Question, Reply, RewardModel, Score, Store, key_of
+from tisdpo_jax.judging import Endpoint, Question, Reply, RewardModel, Score, Store, key_of
+from tisdpo_jax.metrics import Outcomes
 from tisdpo_jax.models import Model
 from tisdpo_jax.recipes.answers import Asked
 from tisdpo_jax.stages import models

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tisdpo_jax import evaluation
+from tisdpo_jax import metrics, reporting
 from tisdpo_jax.config import Experiment
 from tisdpo_jax.data import EncodedSet, recorded_columns
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.estimators import Estimator, Formula
-from tisdpo_jax.evaluation import Grid, Report, SidePicture, TokenPicture, WeightSection
-from tisdpo_jax.evaluation.extremes import TokenMean, extreme_grid, token_means
 from tisdpo_jax.interchange import load_tokenizer
+from tisdpo_jax.metrics import TokenMean, token_means
+from tisdpo_jax.reporting import Grid, Report, SidePicture, TokenPicture, WeightSection, extreme_grid
 from tisdpo_jax.stages.scores import peek, token_weights
 from tisdpo_jax.stages.session import model_path, open_data
-
-log = logging.getLogger(__name__)
 
 Columns = dict[str, np.ndarray]
 SIDES = ("chosen", "rejected")
@@ -32,7 +28,7 @@ SIDES = ("chosen", "rejected")
 def write_pictures(
     config: Experiment, encoded: EncodedSet, tokenizer: Any, split: str, directory: Path, indices: Sequence[int]
 ) -> list[Path]:
-    """index.html, tokens.json and, with matplotlib, PNGs of pairs and of distributions; returns their paths.
+    """index.html, tokens.json, and PNGs of pairs and of distributions; returns their paths.
 
     Raises: ConfigError when the run has no weights for these pairs.
     """
@@ -55,16 +51,11 @@ def write_pictures(
         weighted={"train": "training", "eval": "held-out"}[split],
         tokens=token_grids(tokenizer, encoded, columns),
     )
-    evaluation.write(written[0], report)
+    reporting.write(written[0], report)
     written[1].write_text(_tokens_json(tokenizer, encoded, columns), encoding="utf-8")
-    if importlib.util.find_spec("matplotlib") is None:
-        log.info("no PNGs: they need matplotlib, pip install 'tisdpo_jax[pictures]'")
-        return written
-    from tisdpo_jax.evaluation.png import distribution_png, pair_png
-
     for index, picture in zip(indices, drawn, strict=True):
         written.append(directory / f"pair-{index}.png")
-        pair_png(picture, written[-1])
+        reporting.pair_png(picture, written[-1])
     for name, label, kinds in (
         ("weights", "log-weight", ("chosen_log_weights", "rejected_log_weights")),
         ("log-ratios", "log π⁺/π⁻", ("chosen_log_ratios", "rejected_log_ratios")),
@@ -72,7 +63,7 @@ def write_pictures(
         values = [getattr(section, kind) for kind in kinds]
         if values[0] is not None:
             written.append(directory / f"{name}.png")
-            distribution_png("", label, dict(zip(SIDES, values, strict=True)), written[-1])
+            reporting.distribution_png("", label, dict(zip(SIDES, values, strict=True)), written[-1])
     return written
 
 
@@ -133,10 +124,10 @@ def weight_section(estimator: Estimator, encoded: EncodedSet, columns: Columns) 
         return None
     limits = None
     if isinstance(estimator, Formula):
-        limits = evaluation.weight_limits(**estimator.formula)
+        limits = metrics.weight_limits(**estimator.formula)
     weights = columns["token_weights"]
     mask = encoded.mask(weights.shape[-1]) > 0
-    statistics = evaluation.weight_statistics(weights, mask, limits=limits)
+    statistics = metrics.weight_statistics(weights, mask, limits=limits)
     logs = [_logs(weights[:, side][mask[:, side]]) for side in (0, 1)]
     ratios: list[np.ndarray | None] = [None, None]
     if "plus_logps" in columns:
@@ -172,7 +163,7 @@ def picture(tokenizer: Any, encoded: EncodedSet, columns: Columns, index: int) -
         def row(name: str) -> list[float] | None:
             return columns[name][index, number, : len(ids)].tolist() if name in columns else None
 
-        pieces = evaluation.decode_pieces(tokenizer, ids.tolist())
+        pieces = reporting.decode_pieces(tokenizer, ids.tolist())
         return SidePicture(pieces, row("token_weights") or [], row("plus_logps"), row("minus_logps"))
 
     prompt = str(tokenizer.decode(pair.prompt, skip_special_tokens=False))
@@ -207,7 +198,7 @@ def _tokens_json(tokenizer: Any, encoded: EncodedSet, columns: Columns) -> str:
         side: [{"text": token_text(tokenizer, one.token), **dataclasses.asdict(one)} for one in means]
         for side, means in _means(encoded, columns).items()
     }
-    return json.dumps(evaluation.as_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(reporting.as_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _logs(weights: np.ndarray) -> np.ndarray:

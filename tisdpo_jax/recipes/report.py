@@ -7,14 +7,14 @@ from pathlib import Path
 import jax
 import yaml
 
-from tisdpo_jax import evaluation
+from tisdpo_jax import reporting
 from tisdpo_jax._version import __version__
 from tisdpo_jax.config import resolved
-from tisdpo_jax.evaluation import Comparison, DataCounts, Grid, Report
 from tisdpo_jax.recipes import pictures
 from tisdpo_jax.recipes.evaluate import Evaluation, counts
 from tisdpo_jax.recipes.samples import Samples
 from tisdpo_jax.recipes.subjects import Subject
+from tisdpo_jax.reporting import Comparison, DataCounts, Grid, Report
 from tisdpo_jax.stages.scores import Columns
 from tisdpo_jax.stages.session import Session
 
@@ -62,8 +62,8 @@ def write_report(
         samples=samples.shown,
         prompts=samples.prompts,
         scores=samples.scores,
-        history=evaluation.read_metrics(metrics or session.run_dir / "metrics.jsonl"),
         weighted_stages=("policy",) if "token_weights" in config.loss.needs.columns else (),
+        history=reporting.read_metrics(metrics or session.run_dir / "metrics.jsonl"),
         rewards=rewards,
         weights=pictures.weight_section(config.weights, session.train, columns["train"]),
         tokens=pictures.token_grids(session.tokenizer, session.train, columns["train"]),
@@ -74,7 +74,7 @@ def write_report(
     )
     path = session.run_dir / "report.html"
     if jax.process_index() == 0:
-        evaluation.write(path, report)
+        reporting.write(path, report)
     return path
 
 
@@ -117,7 +117,7 @@ def write_evaluation(
     )
     path = directory / "evaluation.html"
     if jax.process_index() == 0:
-        evaluation.write(path, report)
+        reporting.write(path, report)
     return path
 
 

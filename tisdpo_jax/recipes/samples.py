@@ -11,11 +11,10 @@ import jax
 
 from tisdpo_jax.artifacts import digest, write_text
 from tisdpo_jax.data import Prompt
-from tisdpo_jax.evaluation import Answer, Sample, Score, as_plain, grid_text, headlines, score_grid
-from tisdpo_jax.evaluation.answers import UNFOLDED
 from tisdpo_jax.judging import is_refusal
 from tisdpo_jax.recipes.checks import Check, check_of, open_checks
 from tisdpo_jax.recipes.generate import Voice, answers, questions
+from tisdpo_jax.reporting import UNFOLDED, Answer, Sample, Score, as_plain, grid_text, headlines, score_grid
 from tisdpo_jax.roles import Frozen, bind, policy_role
 from tisdpo_jax.sampling.responses import Response
 from tisdpo_jax.stages import models

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from tisdpo_jax.config import DlmaSection
 from tisdpo_jax.data import EncodedPair, EncodedSet, Pair, PairSet, Prompt, Rejection
+from tisdpo_jax.metrics import auc
 from tisdpo_jax.sampling.responses import Response
 
 Floats = npt.NDArray[np.float64]
@@ -113,21 +113,6 @@ def turned_columns(columns: Mapping[str, np.ndarray], selection: Selection) -> d
     turn = selection.flipped[:, None, None]
     found = {name: column[selection.indices] for name, column in columns.items()}
     return {name: np.where(turn, column[:, ::-1], column) for name, column in found.items()}
-
-
-def auc(scores: Floats) -> tuple[float, float]:
-    """How well the contrast tells who wrote an answer: P(score behind + > score behind -), ties half; standard error.
-
-    Over all pairs of answers `[n, 2]`, of whatever prompts. Source of the error: DeLong and others, 1988, with the two
-    answers of a prompt taken together.
-    """
-    plus, minus = scores[:, 0], scores[:, 1]
-    wins = (plus[:, None] > minus[None]) + 0.5 * (plus[:, None] == minus[None])
-    count = len(scores)
-    if count < 2:
-        return float(wins.mean()) if count else math.nan, math.nan
-    placement = wins.mean(1) + wins.mean(0)
-    return float(wins.mean()), float(placement.std(ddof=1) / math.sqrt(count))
 
 
 def summary(rejections: Sequence[Rejection], selection: Selection, scores: Floats) -> dict[str, Any]:

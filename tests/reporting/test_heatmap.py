@@ -1,0 +1,178 @@
+"""The picture of a pair: what it shows is what it was given, and text stays text."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tisdpo_jax.reporting import (
+    SidePicture,
+    TokenPicture,
+    legend_html,
+    pair_html,
+    palette,
+    style_sheet,
+)
+from tisdpo_jax.reporting.html import printable
+
+
+def side(tokens, seed: int = 0) -> SidePicture:
+    random = np.random.default_rng(seed)
+    plus, minus = -random.gamma(1.0, 1.0, (2, len(tokens)))
+    weights = np.exp(np.clip(plus - minus, -0.5, 1.5)).astype(np.float32)
+    return SidePicture(tuple(tokens), weights, plus, minus)
+
+
+def pair(chosen, rejected=("No", "."), prompt: str = "A question?", pair_id: str = "p-1") -> TokenPicture:
+    return TokenPicture(pair_id, prompt, (side(chosen, 1), side(rejected, 2)))
+
+
+def field(title: str, name: str) -> str:
+    return re.search(rf"^{re.escape(name)} (.*)$", title, re.MULTILINE)[1].replace("−", "-")
+
+
+def test_every_number_shown_is_the_one_given(read) -> None:
+    picture = pair(["I", " can", "'t", " help", "\n", "."], ["Sure", ",", " do"])
+    for given_side, section in zip(picture.sides, read(pair_html(picture)).all("section"), strict=True):
+        spans = section.all("span", "tw-t")
+        sums = list(itertools.accumulate(np.subtract(given_side.logps_plus, given_side.logps_minus)))
+        for n, span in enumerate(spans):
+            title = span.attributes["title"]
+            weight = field(title, "weight").split(" ")[0]
+            assert np.float32(weight) == given_side.weights[n], "the digits give back the same float32"
+            assert field(title, "position") == str(n)
+            assert float(field(title, "log π⁺")) == pytest.approx(given_side.logps_plus[n], abs=5e-5)
+            assert float(field(title, "log π⁻")) == pytest.approx(given_side.logps_minus[n], abs=5e-5)
+            ratio = given_side.logps_plus[n] - given_side.logps_minus[n]
+            assert float(field(title, "log-ratio")) == pytest.approx(ratio, abs=5e-5)
+            assert float(field(title, "sum of log-ratios so far")) == pytest.approx(sums[n], abs=5e-5)
+            level = palette.level(given_side.weights[n], 1.5)
+            assert f"tw-{'n' if level < 0 else 'p'}{abs(level)}" in span.attributes["class"].split()
+        assert len(spans) == len(given_side.tokens)
+
+
+def test_the_table_says_the_same_exactly(read) -> None:
+    picture = pair(["a", "b", "c"])
+    for given_side, table in zip(picture.sides, read(pair_html(picture)).all("table"), strict=True):
+        shown = [
+            [float(cell.attributes["value"]) for cell in row.all("data")] for row in table.all("tbody")[0].all("tr")
+        ]
+        ratios = np.subtract(given_side.logps_plus, given_side.logps_minus)
+        columns = [given_side.weights, given_side.logps_plus, given_side.logps_minus, ratios, np.cumsum(ratios)]
+        assert np.allclose(shown, np.array(columns, np.float64).T, rtol=1e-12)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.text(max_size=8), min_size=1, max_size=12), st.text(max_size=40))
+def test_any_text_comes_out_as_text(read, tokens: list[str], prompt: str) -> None:
+    root = read(pair_html(pair(tokens, prompt=prompt, pair_id=prompt)))
+    spans = root.all("section")[0].all("span", "tw-t")
+    for token, span in zip(tokens, spans, strict=True):
+        marks = {"↵": "", "⇥": "", "◦": "", "·": " "}
+        given_marks = sum(token.count(mark) for mark in marks)
+        if not given_marks:
+            assert span.text.translate(str.maketrans(marks)) == printable(token)
+    assert root.all("div", "tw-prompt")[0].text == printable(prompt)
+    assert root.all("bdi")[0].text == printable(prompt)
+
+
+def test_hostile_text_stays_text(read, hostile) -> None:
+    root = read(pair_html(pair(hostile, hostile[::-1], "\n".join(hostile), hostile[2]), alone=False))
+    assert "<script>alert(1)</script>" in root.all("section")[0].text
+    titles = [span.attributes["title"] for span in root.all("span", "tw-t")]
+    assert any("“<script>alert(1)</script>”" in title for title in titles)
+
+
+def test_what_cannot_be_seen_is_named(read) -> None:
+    shown = [
+        span.text
+        for span in read(pair_html(pair(["\x00", "\x1b", "\u202e", "\ud800", "\u200b", "\r"])))
+        .all("section")[0]
+        .all("span", "tw-t")
+    ]
+    assert shown == ["␀", "␛", "[U+202E]", "[U+D800]", "[U+200B]", "␍"]
+    joined = ["👩\u200d👧", "क\u094d\u200dष", "\ufffd", "e\u0301"]
+    assert [printable(text) for text in joined] == joined
+
+
+def test_white_space_is_kept_and_marked(read) -> None:
+    shown = [
+        span.text
+        for span in read(pair_html(pair([" a", "  ", "\n\n", "\t", ""]))).all("section")[0].all("span", "tw-t")
+    ]
+    assert shown == [" a", "··", "↵\n↵\n", "⇥\t", "◦"]
+
+
+def test_two_directions_do_not_mix(read) -> None:
+    root = read(pair_html(pair(["שלום", " hello"], prompt="مرحبا")))
+    for block in [*root.all("div", "tw-text"), *root.all("div", "tw-prompt")]:
+        assert block.attributes["dir"] == "auto"
+    assert "unicode-bidi:plaintext" in style_sheet()
+
+
+def test_weights_without_logarithm_or_contrast(read) -> None:
+    odd = SidePicture(("a", "b", "c", "d"), (0.0, -0.5, math.nan, 1.0))
+    root = read(pair_html(TokenPicture("x", "", (odd, SidePicture((), ())))))
+    chosen, rejected = root.all("section")
+    classes = [span.attributes["class"].split()[1] for span in chosen.all("span", "tw-t")]
+    assert classes == [f"tw-n{palette.LEVELS}", "tw-odd", "tw-odd", "tw-p0"]
+    titles = [span.attributes["title"] for span in chosen.all("span", "tw-t")]
+    assert field(titles[0], "weight") == "0.0 (log -∞)" and field(titles[1], "weight") == "-0.5 (log undefined)"
+    assert not any("π" in title for title in titles)
+    assert "empty response" in rejected.text
+
+
+def test_a_long_prompt_is_folded_with_its_end_in_sight(read) -> None:
+    root = read(pair_html(pair(["a"], prompt="start " + "x " * 500 + "the end")))
+    summary = root.all("summary")[0]
+    assert "1,013 characters" in summary.text and summary.text.endswith("the end")
+    assert root.all("div", "tw-prompt")[0].text.startswith("start x")
+
+
+def test_the_legend_is_symmetric_and_says_the_limit(read) -> None:
+    for limit in (1.5, 0.6):
+        ticks = [span.text for span in read(legend_html(limit=limit)).all("div", "tw-ticks")[0].all("span")]
+        numbers = [float(re.sub("[≤≥ ]", "", re.match(r"[≤≥ ]*\d+\.\d{2}", tick)[0])) for tick in ticks]
+        assert numbers[0] == pytest.approx(math.exp(-limit), abs=0.01) and numbers[3] == 1
+        for low, high in zip(numbers, numbers[::-1], strict=True):
+            assert low * high == pytest.approx(1, rel=0.03)
+    swatches = read(legend_html()).all("div", "tw-bar")[0].all("i")
+    assert len(swatches) == 2 * palette.LEVELS + 1
+
+
+def test_the_style_sheet_has_every_class_and_colour(read) -> None:
+    css = style_sheet()
+    tokens = [str(step) for step in range(81)]
+    weights = np.exp(np.linspace(-2, 2, 81))
+    picture = TokenPicture("all", "p", (SidePicture(tokens, weights), SidePicture(tokens, -weights)))
+    for element in read(pair_html(picture)).all():
+        for name in element.attributes.get("class", "").split():
+            assert re.search(rf"\.{name}\b", css) or name in ("tw-numbers", "scroll"), name
+    light, dark = css.split("@media screen and (prefers-color-scheme:dark)")
+    for step in range(-palette.LEVELS, palette.LEVELS + 1):
+        name = f".tw-{'n' if step < 0 else 'p'}{abs(step)}"
+        assert f"{name}{{background:{palette.background(step)}}}" in light
+        assert f"{name}{{background:{palette.background(step, dark=True)}}}" in dark
+
+
+def test_equal_pictures_give_equal_text_and_parts_can_be_left_to_the_page() -> None:
+    picture = pair(["a", "b"])
+    assert pair_html(picture) == pair_html(pair(["a", "b"]))
+    assert pair_html(picture).endswith(pair_html(picture, alone=False))
+    assert "<style>" not in pair_html(picture, alone=False)
+    assert pair_html(picture, limit=0.1) != pair_html(picture)
+
+
+def test_columns_of_unequal_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 tokens but 1 weights"):
+        SidePicture(("a", "b"), (1.0,))
+    with pytest.raises(ValueError, match="2 tokens but 3 logps_minus"):
+        SidePicture(("a", "b"), (1.0, 1.0), (0.0, 0.0), (0.0, 0.0, 0.0))
+    with pytest.raises(ValueError, match="come together"):
+        SidePicture(("a",), (1.0,), (0.0,))
