@@ -18,7 +18,7 @@ from runs import command, exported
 
 from tisdpo_jax.config import PROMPT_PAIRS, Experiment, build, with_prompts
 from tisdpo_jax.config.schema import PromptPair
-from tisdpo_jax.recipes.generate import open_prompts, stops
+from tisdpo_jax.stages.answers import open_prompts, stops
 from tisdpo_jax.training.interrupt import Interrupt, Interrupted
 
 PROMPTS = [

@@ -53,6 +53,16 @@ def lines(run_dir: Path, name: str) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def texts_of(folder: Path) -> dict[tuple[str, str], str]:
+    """What each model answered to each prompt."""
+    texts = {}
+    for path in sorted(folder.glob("evaluations/*/answers/*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            texts[path.stem.rpartition("-")[0], record["id"].removesuffix("/main/0")] = record["response"]
+    return texts
+
+
 def test_three_models_by_rules_and_by_a_function(judged, models, tmp_path, monkeypatch) -> None:
     third = {"evaluation__judge__models": f"file={models / 'said.jsonl'}"}
     code, output, found = judged(tmp_path, "refusal", **third, evaluation__judge__anchor="reference")
@@ -66,16 +76,15 @@ def test_three_models_by_rules_and_by_a_function(judged, models, tmp_path, monke
     elo = {rating["name"]: rating["elo"]["value"] for rating in found["ratings"]}
     assert elo["reference"] == 0.0 and elo["file"] > 100 and elo["policy"] == pytest.approx(0.0, abs=1e-6)
     assert {score["name"]: score["score"]["value"] for score in found["scores"]}["file"] == 1.0
-    answers = (tmp_path / "evaluations").glob("*/answers.jsonl")
-    before = next(answers).read_bytes()
-    assert len(before.splitlines()) == 10  # five of each model
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("evaluations/*/answers/*")}
+    assert len(texts_of(tmp_path)) == 10  # five of each model
     # another judge takes the same answers
     (tmp_path / "my_judge_y.py").write_text("def most_letters(prompt, response): return len(set(response))\n")
     monkeypatch.chdir(tmp_path)
     code, output, found = judged(tmp_path, "my_judge_y:most_letters", **third)
     assert code == 0, output
-    assert next((tmp_path / "evaluations").glob("*/answers.jsonl")).read_bytes() == before
-    texts = {(line["model"], line["prompt"]): line["answer"] for line in lines(tmp_path, "answers.jsonl")}
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("evaluations/*/answers/*")} == before
+    texts = texts_of(tmp_path)
     expected = np.mean([len(set(texts["policy", f"p{n}"])) for n in range(5)])
     scores = {score["name"]: score["score"]["value"] for score in found["scores"]}
     assert scores["policy"] == pytest.approx(expected)
@@ -98,7 +107,7 @@ def test_drawn_answers_differ_from_greedy_ones_and_come_again(judged, tmp_path) 
     }.items():
         code, output, _ = judged(tmp_path / name, "refusal", **options)
         assert code == 0, output
-        texts[name] = [line["answer"] for line in lines(tmp_path / name, "answers.jsonl")]
+        texts[name] = list(texts_of(tmp_path / name).values())
     assert texts["drawn"] == texts["again"] and len({tuple(text) for text in texts.values()}) == 3
 
 
@@ -146,7 +155,7 @@ def test_an_endpoint_that_dies_and_comes_back_is_not_asked_twice(judged, tmp_pat
         assert all("Which is longer?" in request["messages"][-1]["content"] for request in stub.requests)
         (pair,) = found["pairs"]
         assert pair["wins"] + pair["ties"] + pair["losses"] == 4 and pair["undecided"] == 1
-        texts = {(line["model"], line["prompt"]): line["answer"] for line in lines(tmp_path, "answers.jsonl")}
+        texts = texts_of(tmp_path)
         longer = sum(len(texts["policy", f"p{n}"]) > len(texts["reference", f"p{n}"]) for n in range(5))
         assert pair["wins"] in (longer, longer - 1) and sum(k["verdict"] == "unparsable" for k in kept) >= 1
         code, output, _ = judged(tmp_path, stub.url, **{**options, "evaluation__judge__criterion": "Other?"})

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from tisdpo_jax.config import Experiment
-from tisdpo_jax.data import Message
+from tisdpo_jax.data import Message, Prompt
 from tisdpo_jax.errors import DataError
-from tisdpo_jax.recipes import generate
 from tisdpo_jax.roles import Role
+from tisdpo_jax.stages import answers as room
 from tisdpo_jax.stages import scores
 from tisdpo_jax.testing.tokenizer import CHAT_TEMPLATE, tiny_tokenizer
 
@@ -40,18 +40,18 @@ def test_a_moved_model_or_template_is_the_same(tmp_path: Path, monkeypatch: pyte
     for name, text in texts.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     sessions = [session(str(tmp_path / name), f"/models/{name}") for name in texts]
-    asked = [generate.Question("1/main/0", (Message("user", "hi"),))]
-    voice = generate.Voice(sessions[0].model, dict, {"params": "values"})
+    asked = [Prompt("1/main/0", (Message("user", "hi"),), "test")]
+    voice = room.Generator(sessions[0].model, dict, {"params": "values"})
     keys = [scores.cache_key(each, Role("base"), {}, "train") for each in sessions]
-    answers = [generate._key(each, voice, asked) for each in sessions]
+    answers = [room._key(each, voice, asked) for each in sessions]
     for same, moved, other in (keys, answers):
         assert same == moved
         assert {name for name in same if same[name] != other[name]} == {"template"}
-    with_tools = [generate.Question("1/main/0", (Message("tools", '[{"name": "f"}]'), Message("user", "hi")))]
-    assert generate._key(sessions[0], voice, with_tools)["prompts"] != answers[0]["prompts"]
+    with_tools = [Prompt("1/main/0", (Message("tools", '[{"name": "f"}]'), Message("user", "hi")), "test")]
+    assert room._key(sessions[0], voice, with_tools)["prompts"] != answers[0]["prompts"]
 
 
 def test_an_endpoint_is_not_asked_with_half_a_prompt() -> None:
-    left = [generate.Question("1/main/0", (Message("user", "hi", '{"name": "Bob"}'),))]
+    left = [Prompt("1/main/0", (Message("user", "hi", '{"name": "Bob"}'),), "test")]
     with pytest.raises(DataError, match=r"1/main/0: sampling\.engine http sends roles and text"):
-        generate._over_http(session("auto", ""), left, lambda found: None, "answers", None)
+        room._over_http(session("auto", ""), left, lambda found: None, "answers", None)

@@ -13,12 +13,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tisdpo_jax.chat import Endpoint, EndpointFailed, seconds
+from tisdpo_jax.data import Message, Prompt
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.sampling import Draw
-from tisdpo_jax.sampling.http import Question, ask_all
+from tisdpo_jax.sampling.http import ask_all
 from tisdpo_jax.sampling.responses import Response
 
-QUESTIONS = [Question(f"q{number}", (("system", "s"), ("user", f"say {number}"))) for number in range(12)]
+QUESTIONS = [
+    Prompt(f"q{number}", (Message("system", "s"), Message("user", f"say {number}")), "test") for number in range(12)
+]
 
 
 @contextlib.contextmanager

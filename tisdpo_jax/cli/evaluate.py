@@ -62,7 +62,7 @@ def evaluate(arguments: Sequence[str]) -> int:
 
 def _base(policy: str) -> str:
     """What an adapter stands on. Raises: ConfigError for a whole model, which does not say what it came from."""
-    from tisdpo_jax.recipes.subjects import adapter_base, is_adapter
+    from tisdpo_jax.stages.subjects import adapter_base, is_adapter
 
     path = Path(policy).expanduser()
     found = adapter_base(path) if is_adapter(path) else ""

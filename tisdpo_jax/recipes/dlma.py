@@ -29,7 +29,6 @@ from tisdpo_jax.estimators import CONTRAST, Read
 from tisdpo_jax.recipes import run_dir, self_reward
 from tisdpo_jax.recipes.checks import open_checks
 from tisdpo_jax.recipes.export import export
-from tisdpo_jax.recipes.generate import RESPONSES, Voice, answers, open_prompts, questions, summary
 from tisdpo_jax.recipes.held_out import compare_answers
 from tisdpo_jax.recipes.judges import open_scorer
 from tisdpo_jax.recipes.report import write_report
@@ -39,6 +38,7 @@ from tisdpo_jax.reporting import Comparison, histogram
 from tisdpo_jax.roles import Frozen, Role, bind, contrast_roles, policy_role
 from tisdpo_jax.scoring import contrast_scores
 from tisdpo_jax.stages import models
+from tisdpo_jax.stages.answers import RESPONSES, Generator, answers, open_prompts, prompts_in_views, summary
 from tisdpo_jax.stages.models import Base
 from tisdpo_jax.stages.scores import Columns, cached_scores, derive
 from tisdpo_jax.stages.session import Session, open_session
@@ -170,11 +170,11 @@ def _stages(
     session: Session, number: int, prompts: tuple[Prompt, ...], base: Base, first: Base, score_only: bool
 ) -> Round:
     config = session.config
-    asked, unusable = questions(session, prompts, ("plus", "minus"), config.sampling.samples)
+    asked, unusable = prompts_in_views(session, prompts, ("plus", "minus"), config.sampling.samples)
     for rejection in unusable:
         log.warning("no prompt: %s", rejection)
-    voice = Voice(session.model, lambda: {"params": base.frozen()}, {"params": base.identity})
-    responses = answers(session, voice, asked, session.run_dir / RESPONSES, f"round {number}: answers")
+    generator = Generator(session.model, lambda: {"params": base.frozen()}, {"params": base.identity})
+    responses = answers(session, generator, asked, session.run_dir / RESPONSES, f"round {number}: answers")
     _say(f"round {number}\nanswers  {summary(list(responses.values()))}")
     found = self_reward.candidates(prompts, responses, config.sampling.samples, unfinished=config.dlma.unfinished)
     session = with_pairs(session, found)

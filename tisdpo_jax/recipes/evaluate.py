@@ -19,18 +19,16 @@ from tisdpo_jax import interchange, losses, partitioning
 from tisdpo_jax.artifacts import digest, write_text
 from tisdpo_jax.config import Experiment, LoggingSection
 from tisdpo_jax.data import EncodedSet, apply_policy, encode_pairs, open_template, read_pairs
-from tisdpo_jax.data.records import Message
-from tisdpo_jax.data.template import frame, render
 from tisdpo_jax.errors import ConfigError, DataError
 from tisdpo_jax.metrics import Change, PairEvaluation, PairScores, compare, defined, evaluate_pairs, paired_difference
 from tisdpo_jax.models import Model
 from tisdpo_jax.objectives import implicit_beta
-from tisdpo_jax.recipes.subjects import Subject, adapter_base, check_alike, is_adapter
 from tisdpo_jax.reporting import Comparison, DataCounts, Grid, as_plain, preference_grids
 from tisdpo_jax.scoring import score_pair_of_models
 from tisdpo_jax.stages.positions import warn_of_limit, warn_of_pairs
 from tisdpo_jax.stages.scores import check_finite
 from tisdpo_jax.stages.session import Session, compute_config, named_path, open_data, open_mesh
+from tisdpo_jax.stages.subjects import Subject, adapter_base, check_alike, is_adapter
 from tisdpo_jax.training.interrupt import Interrupt
 from tisdpo_jax.training.metrics import MetricsLog
 from tisdpo_jax.training.progress import progress
@@ -291,11 +289,3 @@ def _pair_lines(session: Session, done: Evaluation) -> list[str]:
                 row[f"{side}_{name}"] = float(getattr(scores, name)[index, number])
         lines.append(json.dumps(as_plain(row), ensure_ascii=False) + "\n")
     return lines
-
-
-def end_tokens(tokenizer: Any, template: str, model: str | Path) -> list[int]:
-    """Tokens that end an answer: all that the files of `model` say, the tokenizer's EOS, and what ends a turn."""
-    opened = open_template(template, tokenizer)
-    messages = [Message("user", "a")]
-    written = render(opened, frame(opened, messages), messages, "b").text
-    return sorted({*interchange.stop_ids(model, tokenizer), tokenizer(written, add_special_tokens=False).input_ids[-1]})

@@ -16,15 +16,14 @@ from tisdpo_jax import partitioning
 from tisdpo_jax.data import EncodedSet, Pair, PairSet, Prompt, balanced_batches, encode_pairs, open_template
 from tisdpo_jax.judging import Store
 from tisdpo_jax.metrics import Change, paired_difference
-from tisdpo_jax.recipes.answers import Asked
 from tisdpo_jax.recipes.checks import open_checks
-from tisdpo_jax.recipes.generate import Voice, answers, questions, summary
 from tisdpo_jax.recipes.judges import open_scorer
 from tisdpo_jax.recipes.samples import Samples, side_by_side
 from tisdpo_jax.reporting import Comparison, as_plain, table_text
 from tisdpo_jax.sampling.responses import Response
 from tisdpo_jax.scoring import contrast_scores
 from tisdpo_jax.stages import models
+from tisdpo_jax.stages.answers import Generator, answers, prompts_in_views, summary
 from tisdpo_jax.stages.scores import scorer
 from tisdpo_jax.stages.session import Session
 from tisdpo_jax.training.loop import Pairs
@@ -38,7 +37,7 @@ def compare_answers(
 ) -> tuple[tuple[Comparison, ...], Samples]:
     """Both models answer with the same noise, and the same is measured of both: tables, also in evaluation.json."""
     config = session.config
-    asked, _ = questions(session, prompts, ("main",), 1)
+    asked, _ = prompts_in_views(session, prompts, ("main",), 1)
     by_id = {prompt.id: prompt for prompt in prompts}
     shown = [by_id[question.id.removesuffix("/main/0")] for question in asked]
     found: dict[str, list[Response]] = {}
@@ -46,9 +45,9 @@ def compare_answers(
         local = dataclasses.replace(
             session, config=dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, engine="local"))
         )
-        voice = _voice(session, variables)
+        generator = _generator(session, variables)
         path = session.run_dir / f"held_out-{name}.jsonl"
-        responses = answers(local, voice, asked, path, f"held-out answers {name}")
+        responses = answers(local, generator, asked, path, f"held-out answers {name}")
         found[name] = [responses[question.id] for question in asked]
         _say(f"{name:<8} {summary(found[name])}")
     texts = {name: [response.response for response in responses] for name, responses in found.items()}
@@ -63,9 +62,9 @@ def compare_answers(
     return tables, samples
 
 
-def _voice(session: Session, variables: Variables) -> Voice:
+def _generator(session: Session, variables: Variables) -> Generator:
     identity = {name: models.identify(tree) for name, tree in variables.items()}
-    return Voice(session.model, lambda: variables, identity)
+    return Generator(session.model, lambda: variables, identity)
 
 
 def _tables(
@@ -84,9 +83,8 @@ def _tables(
     by = session.config.evaluation.judge.by
     if by:
         judge, store = open_scorer(session), Store(session.run_dir / "judgements.jsonl")
-        questions_of = [Asked(prompt.id, prompt.messages) for prompt in prompts]
         scores = {
-            name: np.asarray(judge(store, name, questions_of, [text or None for text in found]))
+            name: np.asarray(judge(store, name, list(prompts), [text or None for text in found]))
             for name, found in texts.items()
         }
         both = np.isfinite(scores["before"]) & np.isfinite(scores["after"])

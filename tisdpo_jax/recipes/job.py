@@ -24,12 +24,12 @@ from tisdpo_jax.recipes.evaluate import Evaluation, evaluation_dir, open_evaluat
 from tisdpo_jax.recipes.export import export
 from tisdpo_jax.recipes.report import write_evaluation, write_report
 from tisdpo_jax.recipes.samples import model_names, take_samples
-from tisdpo_jax.recipes.subjects import Subject, open_subject
 from tisdpo_jax.recipes.tisdpo import Graph, tisdpo, wanted_reads
 from tisdpo_jax.reporting import Comparison, Grid, grid_text, table_text
 from tisdpo_jax.roles import Frozen, bind, policy_role
 from tisdpo_jax.stages.models import Base
 from tisdpo_jax.stages.session import Session, open_session
+from tisdpo_jax.stages.subjects import Subject, open_subject
 from tisdpo_jax.training.interrupt import Interrupt, listening
 from tisdpo_jax.types import Params
 

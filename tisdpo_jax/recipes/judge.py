@@ -16,20 +16,19 @@ import numpy as np
 
 from tisdpo_jax import judging, metrics
 from tisdpo_jax.config.places import is_address
-from tisdpo_jax.data import Message, Rejection, read_prompts
+from tisdpo_jax.data import Message, Prompt, Rejection, read_prompts
 from tisdpo_jax.errors import ConfigError, DataError
 from tisdpo_jax.judging import Store
 from tisdpo_jax.metrics import Interval, Outcomes, Rating, WinRate, mean_interval
-from tisdpo_jax.recipes import answers
-from tisdpo_jax.recipes.answers import Asked
 from tisdpo_jax.recipes.judges import endpoint_verdicts, open_scorer
-from tisdpo_jax.recipes.subjects import Subject, open_subject
 from tisdpo_jax.reporting import Grid
+from tisdpo_jax.stages.answers import answers_of, from_file, text_of
 from tisdpo_jax.stages.session import Session
+from tisdpo_jax.stages.subjects import Subject, open_subject
 
 log = logging.getLogger(__name__)
 
-ANSWERS = "answers.jsonl"
+ANSWERS = "answers"
 JUDGEMENTS = "judgements.jsonl"
 
 
@@ -67,15 +66,15 @@ def judge(session: Session, directory: Path, policy: Subject, reference: Subject
         raise ConfigError(f"evaluation.judge.anchor {section.anchor!r} is none of the models {', '.join(names)}")
     scorer = None if is_endpoint(section.by) else open_scorer(session)  # found out before anything is generated
     prompts, rejected, source = open_prompts(session)
-    store = Store(directory / ANSWERS)
     texts: dict[str, list[str | None]] = {}
     for name in names:
         if name in others and others[name].endswith(".jsonl"):
-            texts[name] = answers.from_file(others[name], prompts)
+            texts[name] = from_file(others[name], prompts)
             continue
         known = {policy.name: policy, reference.name: reference}
         subject = known[name] if name in known else open_subject(session, name, others[name], base=reference)
-        texts[name] = list(answers.generated(session, subject, prompts, store))
+        responses = answers_of(session, subject, prompts, directory / ANSWERS, temperature=section.temperature)
+        texts[name] = [text_of(response) for response in responses]
         del subject
     kept = Store(directory / JUDGEMENTS)
     scores: dict[str, np.ndarray] = {}
@@ -142,19 +141,18 @@ def named_models(text: str) -> dict[str, str]:
     return found
 
 
-def open_prompts(session: Session) -> tuple[list[Asked], tuple[Rejection, ...], str]:
+def open_prompts(session: Session) -> tuple[list[Prompt], tuple[Rejection, ...], str]:
     """Prompts to answer, those of the file or of the held-out pairs, each once; bad records; the source."""
     section = session.config.evaluation.judge
     if section.prompts:
         prompts, rejected = read_prompts(section.prompts)
-        found = [Asked(prompt.id, prompt.messages) for prompt in prompts]
-        if not found:
+        if not prompts:
             raise DataError(f"{section.prompts}: holds no prompt that can be used: {rejected[0]}")
-        return found[: section.limit or None], rejected, section.prompts
+        return list(prompts[: section.limit or None]), rejected, section.prompts
     encoded = session.split("eval")
-    once: dict[tuple[Message, ...], Asked] = {}
+    once: dict[tuple[Message, ...], Prompt] = {}
     for pair in encoded.pairs:
-        once.setdefault(pair.messages, Asked(pair.id, pair.messages))
+        once.setdefault(pair.messages, Prompt(pair.id, pair.messages, pair.origin))
     return list(once.values())[: section.limit or None], (), encoded.source
 
 

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from tisdpo_jax import interchange, judging, partitioning
 from tisdpo_jax.chat import key_from
-from tisdpo_jax.data import open_template, tokenizer_identity
+from tisdpo_jax.data import Prompt, open_template, tokenizer_identity
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.judging import Endpoint, Question, Reply, RewardModel, Score, Store, key_of
 from tisdpo_jax.metrics import Outcomes
 from tisdpo_jax.models import Model
-from tisdpo_jax.recipes.answers import Asked
 from tisdpo_jax.stages import models
 from tisdpo_jax.stages.session import Session
 from tisdpo_jax.training.progress import Progress
@@ -23,7 +22,7 @@ log = logging.getLogger(__name__)
 
 KEYS = ("TISDPO_JUDGE_API_KEY", "OPENAI_API_KEY")  # environment variables, the first that is set
 
-Scorer = Callable[[Store, str, Sequence[Asked], Sequence[str | None]], list[float]]
+Scorer = Callable[[Store, str, Sequence[Prompt], Sequence[str | None]], list[float]]
 """(kept scores, model, prompts, answers) -> a score for each answer, nan where there is none."""
 
 
@@ -47,7 +46,7 @@ def open_scorer(session: Session) -> Scorer:
 
 
 def _with(session: Session, function: Score, identity: str) -> Scorer:
-    def score(store: Store, name: str, prompts: Sequence[Asked], texts: Sequence[str | None]) -> list[float]:
+    def score(store: Store, name: str, prompts: Sequence[Prompt], texts: Sequence[str | None]) -> list[float]:
         found = []
         for prompt, text in zip(prompts, texts, strict=True):
             if text is None:
@@ -81,7 +80,7 @@ def _reward_model(session: Session, path: str) -> Scorer:
     values = [models.identify(tree) for tree in (params, {"head": head})]
     identity = [*values, repr(transformer), config.model.dtype, tokenizer_identity(tokenizer), template.identity]
 
-    def score(store: Store, name: str, prompts: Sequence[Asked], texts: Sequence[str | None]) -> list[float]:
+    def score(store: Store, name: str, prompts: Sequence[Prompt], texts: Sequence[str | None]) -> list[float]:
         keys = [key_of(identity, prompt.text, text) for prompt, text in zip(prompts, texts, strict=True)]
         wanted = [number for number, key in enumerate(keys) if texts[number] is not None and store.get(key) is None]
         conversations = [(prompts[number].messages, texts[number] or "") for number in wanted]
@@ -102,7 +101,7 @@ def endpoint_verdicts(
     session: Session,
     store: Store,
     pairs: Sequence[tuple[str, str]],
-    prompts: Sequence[Asked],
+    prompts: Sequence[Prompt],
     texts: dict[str, list[str | None]],
 ) -> tuple[dict[tuple[str, str], Outcomes], dict[str, int]]:
     """Every two models on every prompt, in both orders; verdicts that are on disk are not asked for again.
@@ -127,7 +126,7 @@ def endpoint_verdicts(
     witness: Question | None = None
     undecided = dict.fromkeys(judging.UNDECIDED, 0)
 
-    def key(one: str, other: str, prompt: Asked, first: str, second: str) -> str:
+    def key(one: str, other: str, prompt: Prompt, first: str, second: str) -> str:
         return key_of(identity, prompt.id, prompt.text, one, other, first, second)
 
     for one, other in [order for pair in pairs for order in (pair, pair[::-1])]:

@@ -9,17 +9,18 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from tisdpo_jax.artifacts import digest, write_text
+from tisdpo_jax.artifacts import write_text
 from tisdpo_jax.data import Prompt
 from tisdpo_jax.judging import is_refusal
 from tisdpo_jax.recipes.checks import Check, check_of, open_checks
-from tisdpo_jax.recipes.generate import Voice, answers, questions
 from tisdpo_jax.reporting import UNFOLDED, Answer, Sample, Score, as_plain, grid_text, headlines, score_grid
 from tisdpo_jax.roles import Frozen, bind, policy_role
 from tisdpo_jax.sampling.responses import Response
 from tisdpo_jax.stages import models
+from tisdpo_jax.stages.answers import answers_of
 from tisdpo_jax.stages.models import Base
 from tisdpo_jax.stages.session import Session
+from tisdpo_jax.stages.subjects import Subject
 from tisdpo_jax.types import Params, Variables
 
 log = logging.getLogger(__name__)
@@ -66,32 +67,20 @@ def take_samples(session: Session, base: Base, trained: Params) -> Samples:
     """
     section = session.config.evaluation
     prompts = _prompts(session, section.generate)
-    asked, unusable = questions(session, prompts, ("main",), 1)
-    for rejection in unusable if jax.process_index() == 0 else ():
-        log.warning("not answered: %s", rejection)
-    if not asked:
-        return Samples()
     checks = open_checks(section.checks)
-    greedy = dataclasses.replace(
-        session.config.sampling,
-        engine="local",
-        temperature=0.0,
-        batch_size=section.batch_size,
-        max_new_tokens=section.max_new_tokens,
-        max_prompt=session.config.data.max_length,
-    )
-    quiet = dataclasses.replace(session, config=dataclasses.replace(session.config, sampling=greedy))
-    found: dict[str, dict[str, Response]] = {}
-    for name, make in _models(session, base, trained):
-        variables = make()
-        identity = {kind: models.identify(tree) for kind, tree in variables.items()}
-        same = digest([[(q.id, repr(q.messages)) for q in asked], identity, section.max_new_tokens])[:8]
-        path = session.run_dir / DIRECTORY / f"{name.replace(' ', '-').lower()}-{same}.jsonl"
-        found[name] = answers(quiet, Voice(session.model, _of(variables), identity), asked, path, f"answers {name}")
-        del variables
-    by_id = {prompt.id: prompt for prompt in prompts}
-    rows = [(by_id[q.id.removesuffix("/main/0")], [found[name][q.id] for name in found]) for q in asked]
-    samples = side_by_side(tuple(found), rows, checks)
+    folder, columns = session.run_dir / DIRECTORY, dict[str, list[Response | None]]()
+    for name, make in _models(session, base, trained) if prompts else ():
+        subject = Subject(name, str(session.run_dir), session.model, make(), session.tokenizer)
+        columns[name] = answers_of(session, subject, prompts, folder)
+        del subject
+    rows = [
+        (prompt, [one for one in column if one is not None])
+        for prompt, *column in zip(prompts, *columns.values(), strict=True)
+        if None not in column
+    ]
+    if not rows:
+        return Samples()
+    samples = side_by_side(tuple(columns), rows, checks)
     samples = dataclasses.replace(samples, prompts="training" if session.eval is None else "held-out")
     if jax.process_index() == 0:
         write_text(session.run_dir / RESULT, json.dumps(as_plain(samples), indent=1, ensure_ascii=False) + "\n")
@@ -138,10 +127,6 @@ def _models(session: Session, base: Base, trained: Params) -> list[tuple[str, Ca
     names = model_names(session)
     made = [pretrained, start, policy] if len(names) > 2 else [start, policy]
     return list(zip(names, made, strict=True))
-
-
-def _of(variables: Variables) -> Callable[[], Variables]:
-    return lambda: variables
 
 
 def _answer(name: str, response: Response, check: Check | None) -> Answer:

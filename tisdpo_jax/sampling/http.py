@@ -6,7 +6,6 @@ for the others.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import threading
 from collections.abc import Callable, Sequence
@@ -14,21 +13,14 @@ from typing import Any
 
 from tisdpo_jax import chat
 from tisdpo_jax.chat import Endpoint
+from tisdpo_jax.data import Prompt
 from tisdpo_jax.sampling._draw import Draw
 from tisdpo_jax.sampling.responses import Response
 
 
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """A conversation that waits for an answer."""
-
-    id: str
-    messages: tuple[tuple[str, str], ...]  # (role, content)
-
-
 def ask_all(
     endpoint: Endpoint,
-    questions: Sequence[Question],
+    questions: Sequence[Prompt],
     *,
     draw: Draw,
     max_new_tokens: int,
@@ -36,7 +28,7 @@ def ask_all(
     seed: int = 0,
     take: Callable[[Response], None],
     poll: Callable[[], None] = lambda: None,
-    witness: Question | None = None,
+    witness: Prompt | None = None,
 ) -> None:
     """Asks every question, several at a time; `take` gets the responses one at a time, in any order.
 
@@ -50,16 +42,16 @@ def ask_all(
     Raises: EndpointFailed for what concerns all questions, ConfigError.
     """
 
-    def ask(question: Question, halt: threading.Event) -> Response | None:
+    def ask(question: Prompt, halt: threading.Event) -> Response | None:
         return _ask(endpoint, question, _body(endpoint, question, draw, max_new_tokens, stop, seed), halt)
 
-    def give_up(question: Question, why: str) -> None:
+    def give_up(question: Prompt, why: str) -> None:
         take(Response(question.id, "", "failed", reason=why))
 
     chat.ask_all(endpoint, questions, ask, lambda _, response: take(response), poll, give_up=give_up, witness=witness)
 
 
-def _ask(endpoint: Endpoint, question: Question, body: dict[str, Any], halt: threading.Event) -> Response | None:
+def _ask(endpoint: Endpoint, question: Prompt, body: dict[str, Any], halt: threading.Event) -> Response | None:
     """The response after as many tries as it takes; None when `halt` is set between two of them."""
     completion = chat.patiently(endpoint, lambda _: chat.complete(endpoint, body), halt, label=f"to {question.id!r}")
     if completion is None:
@@ -67,11 +59,9 @@ def _ask(endpoint: Endpoint, question: Question, body: dict[str, Any], halt: thr
     return Response(question.id, completion.text, completion.finish, reason=completion.reason)
 
 
-def _body(
-    endpoint: Endpoint, question: Question, draw: Draw, new: int, stop: Sequence[str], seed: int
-) -> dict[str, Any]:
+def _body(endpoint: Endpoint, question: Prompt, draw: Draw, new: int, stop: Sequence[str], seed: int) -> dict[str, Any]:
     own = int.from_bytes(hashlib.sha256(f"{seed}\0{question.id}".encode()).digest()[:4], "little") >> 1
-    messages = [{"role": role, "content": content} for role, content in question.messages]
+    messages = [{"role": message.role, "content": message.content} for message in question.messages]
     body: dict[str, Any] = {"model": endpoint.model, "messages": messages, "max_tokens": new, "seed": own}
     body |= {"temperature": draw.temperature, "top_p": draw.top_p, "stream": False}
     # not in the protocol, but vLLM and others know them
