@@ -9,6 +9,7 @@ import pytest
 
 from tisdpo_jax.data import Message, Prompt, read_pairs
 from tisdpo_jax.errors import DataError
+from tisdpo_jax.objectives import OBJECTIVES
 from tisdpo_jax.recipes.checks import Check, check_of, open_checks
 from tisdpo_jax.recipes.samples import model_names, side_by_side
 from tisdpo_jax.sampling.responses import Response
@@ -104,7 +105,7 @@ def test_answers_stand_side_by_side_with_what_was_found_in_them(names: tuple[str
 
 def test_models_are_called_by_the_stages_that_made_them() -> None:
     def names(epochs: float, loss: str) -> tuple[str, ...]:
-        config = SimpleNamespace(sft=SimpleNamespace(epochs=epochs), loss=SimpleNamespace(name=loss))
+        config = SimpleNamespace(sft=SimpleNamespace(epochs=epochs), loss=OBJECTIVES[loss]())
         return model_names(SimpleNamespace(config=config))
 
     assert names(0, "tisdpo") == ("pretrained", "after TIS-DPO")

@@ -12,7 +12,7 @@ from tisdpo_jax.options import option
 
 @dataclasses.dataclass(frozen=True)
 class Sft:
-    title: ClassVar[str] = "SFT"
+    title: ClassVar[str] = "SFT of the policy"
     name: Literal["sft"] = option("sft", "negative log-likelihood of the chosen response, a mean over tokens")
 
     @property
