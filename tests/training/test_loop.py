@@ -13,14 +13,14 @@ import pytest
 from tisdpo_jax import checkpoint, partitioning
 from tisdpo_jax.checkpoint import Checkpoints
 from tisdpo_jax.config import LoggingSection, LossSection, StageSection
-from tisdpo_jax.data import Order, fit
+from tisdpo_jax.data import Batches, Order, fit
 from tisdpo_jax.errors import CheckpointError, UserError
 from tisdpo_jax.models import Model
 from tisdpo_jax.roles import Casting, Role, policy_role
 from tisdpo_jax.testing import random_encoded, tiny_config
 from tisdpo_jax.training import loop
 from tisdpo_jax.training.interrupt import Interrupt, Interrupted
-from tisdpo_jax.training.loop import Job, Pairs
+from tisdpo_jax.training.loop import Job
 from tisdpo_jax.training.metrics import MetricsLog
 from tisdpo_jax.training.objective import Plan
 from tisdpo_jax.types import TrainState
@@ -52,7 +52,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         "policy",
         Plan(Model(tiny_config()), Casting(policy_role(lora=False), Role("base")), LossSection(name="dpo")),
         StageSection(),
-        Pairs(ENCODED, fit(ENCODED, ORDER.batches(), elements=6)),
+        Batches(ENCODED, fit(ENCODED, ORDER.batches(), elements=6)),
         ORDER,
         tmp_path / "checkpoints",
         {"seed": 0},
