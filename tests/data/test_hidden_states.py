@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tisdpo_jax.data import fit, make_batch, states
+from tisdpo_jax.data import Batches, Share, fit, make_batch, states
 from tisdpo_jax.testing import random_encoded
 
 WIDTH = 4
@@ -59,6 +59,15 @@ def test_what_is_read_for_a_token_is_what_was_written_for_it(
         row, slot = divmod(int(view.place[b, s, n]), view.slots.elements.shape[1])
         expected = value(indices[b], made.sides[s], n)
         np.testing.assert_array_equal(got[row * parts + b % parts, slot].astype(np.float32), expected)
+
+
+def test_a_process_reads_what_its_own_rows_need(tmp_path: Path) -> None:
+    found = written(tmp_path / "states.npy", "bfloat16")
+    indices = np.asarray([3, -1, 9, 1, 0, 8, -1, 2])
+    made = fit(ENCODED, [indices], elements=5, shards=4, parts=2)
+    whole = Batches(ENCODED, made, states=found)
+    parts = [whole.batch(indices, Share(held, 4)).states for held in ((0, 1), (2, 3))]
+    np.testing.assert_array_equal(np.concatenate(parts), whole.batch(indices).states)
 
 
 def test_one_row_a_token_and_no_more(tmp_path: Path) -> None:

@@ -10,7 +10,17 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tisdpo_jax.data import EncodedGroup, EncodedSet, Message, Pair, PairSet, apply_policy, encode_pairs
+from tisdpo_jax.data import (
+    EncodedGroup,
+    EncodedSet,
+    Message,
+    Pair,
+    PairSet,
+    Prompt,
+    apply_policy,
+    encode_groups,
+    encode_pairs,
+)
 from tisdpo_jax.errors import ConfigError, DataError
 from tisdpo_jax.testing import batch_of
 from tisdpo_jax.testing.tokenizer import CHAT_TEMPLATE, tiny_tokenizer
@@ -397,3 +407,35 @@ def test_fingerprint_sees_every_token_and_every_boundary() -> None:
     prints = [base.fingerprint(), *(other.fingerprint() for other in others)]
     assert len(set(prints)) == len(prints)
     assert encode(pair("yes", "no")).fingerprint() == base.fingerprint()
+
+
+# Groups of any number of responses
+
+
+@pytest.mark.parametrize("contrast", [None, CONTRAST, AROUND])
+def test_groups_of_two_are_pairs(contrast: Any) -> None:
+    pairs = [pair("yes, it is", "no"), pair("a" * 80, "b"), pair("a", "c", LONG)]
+    prompts = [Prompt(one.id, one.messages, one.origin) for one in pairs]
+    options: dict[str, Any] = {"template": "auto", "max_length": 64, "max_response": 24, "contrast": contrast}
+    found = encode_groups(
+        prompts, [(one.chosen, one.rejected) for one in pairs], TOKENIZER, source="f.jsonl", **options
+    )
+    expected = encode_pairs(PairSet(tuple(pairs), (), "f.jsonl"), TOKENIZER, **options)
+    assert found.fingerprint() == expected.fingerprint() and found.summary() == expected.summary()
+
+
+def test_groups_of_one_and_of_many() -> None:
+    prompts = [Prompt(f"p{i}", (Message("user", f"question {i}"),), f"p:{i}") for i in range(3)]
+    texts = [[f"answer {i} {k}" + " more" * k for k in range(4)] for i in range(3)]
+    options: dict[str, Any] = {"template": "auto", "max_length": 64, "max_response": 24}
+    many = encode_groups(prompts, texts, TOKENIZER, **options)
+    assert many.size == 4 and many.mask(many.elements()).shape[:2] == (3, 4)
+    for k in range(4):
+        alone = encode_groups(prompts, [row[k : k + 1] for row in texts], TOKENIZER, **options)
+        assert alone.size == 1
+        for one, group in zip(alone.groups, many.groups, strict=True):
+            np.testing.assert_array_equal(one.prompt, group.prompt)
+            np.testing.assert_array_equal(one.responses[0], group.responses[k])
+            assert TOKENIZER.decode(one.responses[0]) == f"{texts[int(one.id[1:])][k]}<|im_end|>"
+    with pytest.raises(ValueError, match="p:2: 1 responses in a group, where others have 2"):
+        encode_groups(prompts, [*(row[:2] for row in texts[:2]), texts[2][:1]], TOKENIZER, **options)

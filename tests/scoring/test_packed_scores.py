@@ -115,3 +115,40 @@ def test_responses_are_the_same_behind_the_prompts_of_a_view() -> None:
     found = [run(model, {"params": params("llama3", 0)}, batch, view=view).logps for view in ("main", "plus", "minus")]
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
+
+
+# Groups of any number of responses.
+
+GROUPS = random_encoded(7, pairs=5, responses=4, prompt=9, elements=7)
+
+
+def with_responses(encoded: EncodedSet, change: Any) -> EncodedSet:
+    changed = tuple(dataclasses.replace(one, responses=tuple(change(one.responses))) for one in encoded.groups)
+    return dataclasses.replace(encoded, groups=changed)
+
+
+@EVERY_BACK_END
+def test_groups_of_four_score_as_their_responses_alone(attention: str) -> None:
+    found = scores(GROUPS, attention)
+    for name, values in scores(GROUPS, packed=False).items():
+        np.testing.assert_allclose(found[name], values, atol=2e-5, err_msg=name)
+    for s in range(4):
+        alone = scores(with_responses(GROUPS, lambda responses, s=s: responses[s : s + 1]), attention)
+        for name, values in alone.items():
+            np.testing.assert_allclose(found[name][:, s : s + 1], values, atol=2e-5, err_msg=f"{s} {name}")
+
+
+def test_permuting_responses_permutes_their_scores() -> None:
+    order = [2, 0, 3, 1]
+    permuted = scores(with_responses(GROUPS, lambda responses: [responses[s] for s in order]))
+    for name, values in scores(GROUPS).items():
+        np.testing.assert_allclose(permuted[name], values[:, order], atol=1e-5, err_msg=name)
+
+
+@EVERY_BACK_END
+def test_an_empty_response_says_nothing_and_changes_nothing(attention: str) -> None:
+    empty = with_responses(GROUPS, lambda responses: (responses[0], responses[1][:0], *responses[2:]))
+    before, after = scores(GROUPS, attention), scores(empty, attention)
+    for name, values in after.items():
+        np.testing.assert_array_equal(values[:, 1], 0.0)
+        np.testing.assert_allclose(values[:, [0, 2, 3]], before[name][:, [0, 2, 3]], atol=1e-5, err_msg=name)

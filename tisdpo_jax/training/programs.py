@@ -65,6 +65,10 @@ def keep_on_disk(directory: str) -> None:
 
     A directory that JAX was given (JAX_COMPILATION_CACHE_DIR) stays, and with it what JAX was told to keep.
     """
-    if directory and not jax.config.jax_compilation_cache_dir:
+    if directory and not _configured():
         jax.config.update("jax_compilation_cache_dir", str(Path(directory).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _configured() -> str | None:
+    return jax.config.jax_compilation_cache_dir
