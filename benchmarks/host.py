@@ -1,6 +1,6 @@
 """What the host does for each step, and whether the devices wait for it.
 
-    python benchmarks/host.py [--pairs 512] [--repeats 20] [--step-ms 60]
+    python benchmarks/host.py [--pairs 512] [--repeats 20] [--step-ms 200]
 
 First the time to lay out a batch of pairs of the lengths of Anthropic HH, a view at a time: the whole batch, as one
 process does, and an eighth of it, as each of eight does. Then the time from step to step with batches made in line, and
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--step-ms", type=float, default=60.0)
+    parser.add_argument("--step-ms", type=float, default=200.0)
     asked = parser.parse_args()
     triples = lengths.cut(lengths.hh_lengths(), max_length=512, max_response=256)
     encoded = lengths.blank_pairs(lengths.repeat(triples, 4 * asked.pairs), "hh", contrast=("be kind " * 10,) * 2)

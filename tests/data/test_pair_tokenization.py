@@ -147,7 +147,7 @@ def test_masks_do_not_depend_on_the_padding_token() -> None:
         padded = encode(example, made=made)
         assert padded.fingerprint() == plain.fingerprint()
         batch = batch_of(padded)
-        assert batch.mask[0].sum(-1).tolist() == [len(padded.groups[0].chosen), len(padded.pairs[0].rejected)]
+        assert batch.mask[0].sum(-1).tolist() == [len(padded.groups[0].chosen), len(padded.groups[0].rejected)]
         view = batch.views["main"]
         last = view.place[0, 0, int(batch.mask[0, 0].sum()) - 1]
         assert view.slots.targets.ravel()[last] == made.eos_token_id

@@ -181,12 +181,14 @@ def assign(sizes: npt.NDArray[np.int64], rows: int, weights: Sequence[float]) ->
     if not len(items):
         return [[] for _ in range(rows)]
     items = items / np.maximum(np.maximum(items.sum(0) / rows, items.max(0)), 1.0) * np.asarray(weights)
-    loads = np.zeros((rows, items.shape[1]))
+    loads, with_item = np.zeros((items.shape[1], rows)), np.empty((items.shape[1], rows))
     dealt: list[list[int]] = [[] for _ in range(rows)]
-    for item in np.argsort(-items.max(1), kind="stable"):
-        row = int(np.argmin((loads + items[item]).max(1)))
-        dealt[row].append(int(item))
-        loads[row] += items[item]
+    columns = items[:, :, None]
+    for item in np.argsort(-items.max(1), kind="stable").tolist():
+        np.add(loads, columns[item], out=with_item)
+        row = int(with_item.max(0).argmin())
+        dealt[row].append(item)
+        loads[:, row] = with_item[:, row]
     return dealt
 
 
