@@ -42,7 +42,7 @@ def main() -> None:
         layout = fit(encoded, order.batches(), elements=encoded.elements(), shards=8, **options)
         for share in (Share(), Share((3,), 8)):
             call = lambda step, layout=layout, share=share: lay_out(encoded, order.batch(step), "main", layout, share)  # noqa: E731
-            rows.append([name, f"{len(share.held)}/{share.count}", *timed(call, order.steps, asked.repeats)])
+            rows.append([name, f"{len(share.held)}/{share.pieces}", *timed(call, order.steps, asked.repeats)])
     print(f"one view of {asked.pairs} pairs, ms\n")
     print(table(["rows", "share", "median", "least", "most"], rows))
 

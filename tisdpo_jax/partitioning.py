@@ -232,7 +232,8 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
             raise ValueError(f"{len(x)} rows of a batch are not divisible by the {len(held)} devices that share them")
         size = len(x) // len(held)
 
-        def piece(index: tuple[slice, ...]) -> np.ndarray:
+        def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # of a device of this process
             at = held.index((index[0].start or 0) // size) * size
             return x[at : at + size]
 

@@ -73,7 +73,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             job,
             zero.trained,
             {"params": {}, "lora": {}},
-            mesh=partitioning.make_mesh(1, 8, 1),
+            mesh=partitioning.make_mesh(1, 1, 8),
             metrics=metrics,
             interrupt=interrupt or Interrupt(),
         )

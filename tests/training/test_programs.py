@@ -30,6 +30,7 @@ MESH = (1, 4, 2)
 
 def run(directory: Path, encoded: EncodedSet, *, sides: tuple[int, int] = (0, 1), **fields: Any) -> Any:
     mesh = device_mesh(*MESH)
+    directory.mkdir()
     order = Order(encoded.lengths(), 4, 0, 1.0)
     layout = fit(encoded, order.batches(), elements=6, shards=4, sides=sides)
     section = StageSection(optimizer=OptimizerSection(**fields))

@@ -95,7 +95,8 @@ class Batches:
         if self.states is None:
             return batch
         elements = np.asarray(batch.views["main"].slots.elements)
-        return batch._replace(states=self.states.by_slot(indices, elements, self.layout))
+        states: Any = self.states.by_slot(indices, elements, self.layout)
+        return batch._replace(states=states)
 
     def tokens(self, indices: Indices) -> int:
         """Real tokens that the main view of a batch shows to a model."""

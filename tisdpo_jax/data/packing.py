@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -47,16 +47,16 @@ class Layout:
 
 
 class Share(NamedTuple):
-    """What a process holds of a batch that is cut along its first axis into `count` equal pieces."""
+    """What a process holds of a batch that is cut along its first axis into `pieces` of equal size."""
 
     held: tuple[int, ...] = (0,)
-    count: int = 1
+    pieces: int = 1
 
     def of(self, size: int) -> Indices:
         """The places of an axis that are held, in order."""
-        if size % self.count:
-            raise ValueError(f"{size} rows of a batch cannot be shared by {self.count} devices")
-        return np.arange(size).reshape(self.count, -1)[list(self.held)].reshape(-1)
+        if size % self.pieces:
+            raise ValueError(f"{size} rows of a batch cannot be shared by {self.pieces} devices")
+        return np.arange(size).reshape(self.pieces, -1)[list(self.held)].reshape(-1)
 
 
 WHOLE = Share()
@@ -213,7 +213,7 @@ class _Runs(NamedTuple):
     row: Indices
     number: Indices  # which group it is in its row, from 1
     side: Indices  # which of the responses that the layout takes
-    opens: npt.NDArray[np.bool_]  # whether the prompt is written before it: once a group, or a row
+    opens: Indices  # 1 or 0, whether the prompt is written before it: once a group, or a row
     begin: Indices  # place in the row of its prompt ...
     start: Indices  # ... and of its first token
     slot: Indices  # ... its first slot ...
@@ -224,7 +224,8 @@ class _Runs(NamedTuple):
     ids: Indices
 
     def of(self, kept: npt.NDArray[np.bool_]) -> _Runs:
-        return _Runs(*(x[kept] for x in self))
+        arrays: Any = (x[kept] for x in self)
+        return _Runs(*arrays)
 
 
 def lay_out(encoded: EncodedSet, indices: Indices, view: str, layout: Layout, share: Share = WHOLE) -> LaidOut:
@@ -283,7 +284,7 @@ def _runs(encoded: EncodedSet, indices: Indices, view: str, layout: Layout, shap
         row=row[:, None],
         number=number[:, None],
         side=side,
-        opens=(place == 0)[None],
+        opens=(place == 0)[None].astype(np.int64),
         begin=begin[:, None],
         start=(begin + size)[:, None] + earlier,
         slot=slot[:, None] + earlier,
@@ -293,7 +294,8 @@ def _runs(encoded: EncodedSet, indices: Indices, view: str, layout: Layout, shap
         prompt_ids=prompts.starts[index][:, None],
         ids=responses.starts[which],
     )
-    return _Runs(*(np.broadcast_to(x, length.shape).reshape(-1) for x in each))
+    arrays: Any = (np.broadcast_to(x, length.shape).reshape(-1) for x in each)
+    return _Runs(*arrays)
 
 
 def _deal(
@@ -303,21 +305,22 @@ def _deal(
     and the responses that are laid out behind the prompt, [C, S]; in rows that are not packed one, [C, 1]."""
     real, count, parts = np.flatnonzero(indices >= 0), len(layout.sides), layout.parts
     if not layout.packed:
-        group, side = np.repeat(real, count), np.tile(np.arange(count), len(real))
-        return group, (group // parts * count + side) * parts + group % parts, np.ones_like(group), side[:, None]
-    dealt = []
+        group, side = np.repeat(real, count).astype(np.int64), np.tile(np.arange(count), len(real))
+        row = (group // parts * count + side) * parts + group % parts
+        return group, row, np.ones_like(group), side[:, None]
+    dealt: list[tuple[int, int, int]] = []
     for part in range(parts):
         members = real[real % parts == part]
         weights = _weights(shape.slot_weight, shape.copies > 0)
-        for row, items in enumerate(assign(sizes[indices[members]], shape.rows // parts, weights)):
-            dealt += [(members[item], row * parts + part, number) for number, item in enumerate(items, 1)]
+        for r, items in enumerate(assign(sizes[indices[members]], shape.rows // parts, weights)):
+            dealt += [(int(members[item]), r * parts + part, number) for number, item in enumerate(items, 1)]
     group, row, number = np.asarray(dealt, np.int64).reshape(-1, 3).T
     return group, row, number, np.broadcast_to(np.arange(count), (len(group), count))
 
 
 def _write_tokens(out: LaidOut, runs: _Runs, prompt_ids: Ints, response_ids: Ints) -> None:
     width = out.tokens.shape[1]
-    heads = runs.of(runs.opens)
+    heads = runs.of(runs.opens > 0)
     run, n = _spread(heads.prompt)
     to = (heads.row * width + heads.begin)[run] + n
     out.tokens.reshape(-1)[to] = prompt_ids[heads.prompt_ids[run] + n]

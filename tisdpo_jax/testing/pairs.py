@@ -66,7 +66,7 @@ def random_encoded(
     groups = []
     for number in range(pairs):
         sizes = {"main": fixed["main"] if "main" in fixed else int(random.integers(1, prompt + 1)), **fixed}
-        shown = {view: ids(sizes[view]) for view in ("main", "plus", "minus") if view in sizes}
+        shown: dict[str, np.ndarray] = {view: ids(sizes[view]) for view in ("main", "plus", "minus") if view in sizes}
         answers = tuple(ids(int(random.integers(1, elements + 1))) for _ in range(responses))
         groups.append(EncodedGroup(f"pair-{number}", f"random:{number}", shown, answers))
     return EncodedSet(tuple(groups), (), "random")

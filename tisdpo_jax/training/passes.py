@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ Item = TypeVar("Item")
 AHEAD = 2  # batches that wait for the step, beside the one that it takes
 
 
-def ahead(make: Callable[[Item], T], items: Iterable[Item], *, depth: int = AHEAD) -> Iterator[T]:
+def ahead(make: Callable[[Item], T], items: Iterable[Item], *, depth: int = AHEAD) -> Generator[T, None, None]:
     """`make(item)` of all items, in order, made in a background thread, at most `depth` before they are asked for.
 
     What `make` raises is raised where its result would have come. To be closed where it is left early: that waits for
