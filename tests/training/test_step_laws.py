@@ -26,7 +26,7 @@ objective = jax.jit(eager_objective, static_argnums=0)
 PAIRS = 16
 
 
-ENCODED = random_encoded(0, vocab_size=CONFIG.vocab_size, groups=PAIRS, elements=6)
+ENCODED = random_encoded(0, vocab_size=CONFIG.vocab_size, pairs=PAIRS, elements=6)
 
 
 def laid_out(**options):
