@@ -114,7 +114,7 @@ def one_step(name: str, number: int, ours: Steps, trl: Any) -> dict[str, float]:
         seconds = ours.take(name, number)
         return {"seconds": seconds, "chosen_logps": ours.metrics["logps/chosen"]}
     indices = [i for i in ours.batch(number) if i >= 0]
-    found = [ours.encoded.pairs[i] for i in indices]
+    found = [ours.encoded.groups[i] for i in indices]
     pairs = [(pair.prompt.tolist(), pair.chosen.tolist(), pair.rejected.tolist()) for pair in found]
     examples = trl.examples(pairs) if name == TRL else trl.score(pairs)
     return {"seconds": trl.step(examples), "chosen_logps": trl.metric("logps/chosen")}

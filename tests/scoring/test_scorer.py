@@ -103,7 +103,7 @@ def test_the_entropy_of_text_is_that_of_the_logits() -> None:
     encoded, params = random_encoded(0, vocab_size=config.vocab_size, pairs=2, elements=6), random_params(0, config)
     model = Model(config)
     found = Text(model, 4).entropy({"params": params}, batch_of(encoded, elements=6), jax.random.key(0))
-    for number, pair in enumerate(encoded.pairs):
+    for number, pair in enumerate(encoded.groups):
         for side, response in enumerate((pair.chosen, pair.rejected)):
             tokens = jnp.concatenate([pair.prompt, response])[None]
             logp = jax.nn.log_softmax(logits(model, {"params": params}, tokens)[0])

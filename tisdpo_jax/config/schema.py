@@ -304,6 +304,11 @@ class LoggingSection:
 class Experiment:
     run_dir: str = option("", "directory that the run writes to, and resumes from")
     seed: int = option(0, "seed of adapter initialisation")
+    compile_cache: str = option(
+        "~/.cache/tisdpo_jax/xla",
+        "directory of compiled programs, so that another start of a run compiles nothing; empty keeps none, and one "
+        "that JAX_COMPILATION_CACHE_DIR names is taken instead",
+    )
     model: ModelSection = option(ModelSection(), "the model and how it is computed")
     lora: LoraSection = option(LoraSection(), "adapters")
     data: DataSection = option(DataSection(), "preference pairs")

@@ -15,11 +15,13 @@ from tisdpo_jax.stages.answers import RESPONSES, answers, generator_of, open_pro
 from tisdpo_jax.stages.session import open_session
 from tisdpo_jax.stages.subjects import open_subject
 from tisdpo_jax.training.interrupt import Interrupt, listening
+from tisdpo_jax.training.programs import keep_on_disk
 
 
 def generate(config: Experiment) -> None:
     """`tisdpo generate`: answers to `sampling.prompts`, into `run_dir`/responses.jsonl."""
     config = with_prompts(config)
+    keep_on_disk(config.compile_cache)
     directory, interrupt = Path(config.run_dir).expanduser(), Interrupt()
     distributed.check_alike(json.dumps(dataclasses.asdict(config.sampling), sort_keys=True))
     with listening(interrupt), run_dir.opened(directory, config):

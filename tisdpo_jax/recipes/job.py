@@ -31,6 +31,7 @@ from tisdpo_jax.stages.models import Base
 from tisdpo_jax.stages.session import Session, open_session
 from tisdpo_jax.stages.subjects import Subject, open_subject
 from tisdpo_jax.training.interrupt import Interrupt, listening
+from tisdpo_jax.training.programs import keep_on_disk
 from tisdpo_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ def perform(verb: str, config: Experiment) -> None:
     `evaluate` with `evaluation.policy` is about models that are there: it opens no run and trains nothing.
     """
     config = with_prompts(config)
+    keep_on_disk(config.compile_cache)
     directory, interrupt = Path(config.run_dir).expanduser(), Interrupt()
     # a run may be found in another place by each process, and log to another terminal; all else must agree
     alike = dataclasses.replace(config, logging=type(config.logging)())

@@ -151,7 +151,7 @@ def open_prompts(session: Session) -> tuple[list[Prompt], tuple[Rejection, ...],
         return list(prompts[: section.limit or None]), rejected, section.prompts
     encoded = session.split("eval")
     once: dict[tuple[Message, ...], Prompt] = {}
-    for pair in encoded.pairs:
+    for pair in encoded.groups:
         once.setdefault(pair.messages, Prompt(pair.id, pair.messages, pair.origin))
     return list(once.values())[: section.limit or None], (), encoded.source
 

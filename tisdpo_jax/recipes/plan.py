@@ -25,8 +25,7 @@ from tisdpo_jax import partitioning
 from tisdpo_jax.artifacts import order
 from tisdpo_jax.config import Experiment
 from tisdpo_jax.config.fields import get
-from tisdpo_jax.data import EncodedSet, Layout, States
-from tisdpo_jax.data.states import starts
+from tisdpo_jax.data import Batches, EncodedSet, Layout, States
 from tisdpo_jax.errors import ConfigError, UserError
 from tisdpo_jax.models import head_only
 from tisdpo_jax.models.config import TransformerConfig
@@ -46,7 +45,7 @@ from tisdpo_jax.stages.scores import HEAD, scorer
 from tisdpo_jax.stages.session import Session
 from tisdpo_jax.stages.training import Training, feed
 from tisdpo_jax.training import optim
-from tisdpo_jax.training.loop import Pairs, compile_step, state_shardings
+from tisdpo_jax.training.programs import compile_step, state_shardings
 from tisdpo_jax.training.step import init_state
 
 log = logging.getLogger(__name__)
@@ -124,7 +123,7 @@ def lower_training(session: Session, step: Training) -> Lowered:
     """The step of a training, lowered as `training.loop` does it."""
     plan, section = step.plan(session.config, session.model), get(session.config, step.section)
     batches, layout = feed(session, section, plan, step.sides)
-    pairs = Pairs(
+    pairs = Batches(
         session.train, layout, _blank_columns(session, step.taken), _blank_states(session) if step.states else None
     )
     optimizer = optim.optimizer(section.optimizer, batches.steps)
@@ -196,7 +195,7 @@ def _placed_batch(session: Session, host: Any) -> Any:
 
 
 def _blank_columns(session: Session, names: Sequence[str]) -> dict[str, np.ndarray]:
-    count = len(session.train.pairs)
+    count = len(session.train)
     shapes = {"self_reward": (count,)}
     return {name: np.zeros(shapes.get(name, (count, 2, session.elements)), np.float32) for name in names}
 
@@ -206,7 +205,7 @@ def _blank_states(session: Session) -> States:
     width, dtype = session.model.config.hidden_size, session.config.model.dtype
     row = np.zeros((1, width), np.uint16 if dtype == "bfloat16" else np.float32)
     rows = int(measured.measure(session.train)[:, 1:].sum())
-    return States(np.broadcast_to(row, (rows, width)), starts(session.train), dtype)
+    return States(np.broadcast_to(row, (rows, width)), session.train.responses.starts, dtype)
 
 
 def _scored(session: Session, role: Role, sides: tuple[int, ...]) -> useful.Flops:
@@ -217,7 +216,7 @@ def _scored(session: Session, role: Role, sides: tuple[int, ...]) -> useful.Flop
 
 def _lengths(encoded: EncodedSet, view: str, sides: tuple[int, ...]) -> useful.Lengths:
     """Tokens of the prompt in a view, and of the responses of these sides."""
-    prompts = np.asarray([len(pair.prompts[view]) for pair in encoded.pairs], np.int64)
+    prompts = encoded.prompts(view).sizes
     return np.stack([prompts, *(measured.measure(encoded)[:, 1 + side] for side in sides)], 1)
 
 

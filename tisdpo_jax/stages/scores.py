@@ -21,8 +21,8 @@ from safetensors.numpy import save_file
 from tisdpo_jax import distributed, partitioning
 from tisdpo_jax.artifacts import Run, Stage, Stored, differences, digest, replacing, sha256, write_text
 from tisdpo_jax.checkpoint import quarantine
-from tisdpo_jax.data import EncodedPair, EncodedSet, States, open_template, recorded_columns, tokenizer_identity
-from tisdpo_jax.data.states import create, open_states, write
+from tisdpo_jax.data import EncodedGroup, EncodedSet, States, open_template, recorded_columns, tokenizer_identity
+from tisdpo_jax.data.states import create, open_states
 from tisdpo_jax.errors import CheckpointError, ConfigError, DamagedError, DataError
 from tisdpo_jax.estimators import CONTRAST, Estimator, Read
 from tisdpo_jax.models import head_only
@@ -31,7 +31,7 @@ from tisdpo_jax.scoring import Text, contrast_scores
 from tisdpo_jax.scoring import read as read_states
 from tisdpo_jax.stages.models import Base, identify
 from tisdpo_jax.stages.session import Session
-from tisdpo_jax.training.progress import progress
+from tisdpo_jax.training.passes import collect, one_pass
 from tisdpo_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -185,7 +185,7 @@ def derive(session: Session, encoded: EncodedSet, columns: Columns) -> None:
 
     Each is made where its reads are among the columns.
     """
-    estimator, mask, record = session.config.weights, encoded.mask(session.elements), np.arange(len(encoded.pairs))
+    estimator, mask, record = session.config.weights, encoded.mask(session.elements), np.arange(len(encoded))
     new: Columns = {}
     wanted = "token_weights" in session.config.loss.needs.columns or estimator.reads
     if wanted and all(read.column in columns for read in estimator.reads):
@@ -303,17 +303,14 @@ def compute_scores(session: Session, read: Read, role: Role, frozen: Frozen, spl
     pairs, batches = session.passing(split, role.view)
     variables = bind(role, None, frozen)
     run = scorer(session.model, role.view, config.model.head_chunk, read.kind)
-    found = np.zeros((len(pairs.encoded.pairs), 2, session.elements), np.float32)
-    for indices in progress(batches, label, enabled=config.logging.progress):
-        session.interrupt.poll(label)
-        batch = partitioning.put_batch(pairs.batch(indices), session.mesh)
-        logps = partitioning.to_host(run(variables, batch))
-        found[indices[indices >= 0]] = logps[indices >= 0]
-    check_finite(label, found, pairs.encoded.pairs)
-    return found
+    watched: Any = {"label": label, "interrupt": session.interrupt, "shown": config.logging.progress}
+    everything = one_pass(pairs, batches, session.mesh, **watched)
+    scores: np.ndarray = collect(lambda batch: run(variables, batch), everything, len(pairs.encoded))
+    check_finite(label, scores, pairs.encoded.groups)
+    return scores
 
 
-def check_finite(what: str, values: np.ndarray, pairs: Sequence[EncodedPair]) -> None:
+def check_finite(what: str, values: np.ndarray, pairs: Sequence[EncodedGroup]) -> None:
     """Raises: DataError that names the records whose `values [n, ...]` are not finite."""
     bad = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
     if len(bad):
@@ -369,14 +366,14 @@ def _make_states(session: Session, role: Role, frozen: Frozen, split: str, path:
         states = None
         if jax.process_index() == 0:
             states = create(stack.enter_context(replacing(path)), pairs.encoded, width, dtype)
-        for indices in progress(batches, task, enabled=session.config.logging.progress):
-            session.interrupt.poll(task)
-            host = pairs.batch(indices)
-            found = partitioning.to_host(run(variables, partitioning.put_batch(host, session.mesh)))
-            if not np.isfinite(np.asarray(found, np.float32)).all():
+        watched: Any = {"label": task, "interrupt": session.interrupt, "shown": session.config.logging.progress}
+        for indices, batch in one_pass(pairs, batches, session.mesh, **watched):
+            hidden = partitioning.to_host(run(variables, batch))
+            elements = partitioning.to_host(batch.views[role.view].slots.elements)
+            if not np.isfinite(np.asarray(hidden, np.float32)).all():
                 raise DataError(f"{task}: not finite; nothing is kept: look for NaN in the model, or at these records")
             if states is not None:
-                write(states, indices, np.asarray(host.views[role.view].place), found)
+                states.write(indices, elements, hidden, pairs.layout)
         if states is not None:
             states.values.flush()  # type: ignore[attr-defined]  # a memory map
     if states is not None:

@@ -17,7 +17,7 @@ from tisdpo_jax import partitioning
 from tisdpo_jax.artifacts import Run, Stage, Stored, digest
 from tisdpo_jax.config import Experiment, StageSection
 from tisdpo_jax.config.fields import get
-from tisdpo_jax.data import Layout, Order, States
+from tisdpo_jax.data import Batches, Layout, Order, States
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.models import Model
 from tisdpo_jax.objectives import Objective
@@ -27,8 +27,9 @@ from tisdpo_jax.stages import models
 from tisdpo_jax.stages.models import Base
 from tisdpo_jax.stages.scores import Columns, text_identity
 from tisdpo_jax.stages.session import Session
-from tisdpo_jax.training.loop import Job, Pairs, train
+from tisdpo_jax.training.loop import Job, train
 from tisdpo_jax.training.objective import Plan
+from tisdpo_jax.training.passes import one_pass
 from tisdpo_jax.training.step import evaluate_step, means
 from tisdpo_jax.types import Params
 
@@ -138,7 +139,7 @@ class Training:
             stage=self.name,
             plan=plan,
             section=section,
-            pairs=Pairs(session.train, layout, splits.get("train", {}), states.get("train")),
+            pairs=Batches(session.train, layout, splits.get("train", {}), states.get("train")),
             order=order,
             directory=models.checkpoints_path(session, self.name),
             identity=identity,
@@ -196,8 +197,8 @@ def evaluate_pairs(
     pairs, batches = session.passing("eval", *plan.casting.views())
     pairs = dataclasses.replace(pairs, columns=columns, states=states)
     totals: dict[str, Any] = {}
-    for indices in batches:
-        sums = jax.device_get(run(trained, frozen, partitioning.put_batch(pairs.batch(indices), session.mesh)))
+    for _, batch in one_pass(pairs, batches, session.mesh, label="eval", shown=False):
+        sums = jax.device_get(run(trained, frozen, batch))
         totals = jax.tree.map(np.add, totals, sums) if totals else sums
     return {name: float(value) for name, value in means(totals).items()}
 
