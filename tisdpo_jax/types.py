@@ -79,8 +79,6 @@ class Batch(NamedTuple):
     mask: Array  # [B, S, N] float32, 1 on real response tokens (the end-of-turn token too)
     record: Array  # [B] int32, index of the group in its data set; -1 in a filler row
     columns: dict[str, Array]  # values by group, [B, ...]: "token_weights", "reference_logps", "self_reward"
-        str, Array
-    ]  # precomputed values by group, [B, ...]: "token_weights", "reference_logps", "self_reward"
     states: Array | None = None  # [R, M, D], last hidden states of the reference by slot of "main"
 
 
