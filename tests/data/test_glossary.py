@@ -16,7 +16,7 @@ TEXT = (Path(__file__).resolve().parents[2] / "docs" / "glossary.md").read_text(
 def numbers(name: str) -> list[int]:
     """Those of a line of the drawing."""
     line = next(line for line in TEXT.splitlines() if line.startswith(f"    {name} "))
-    found = re.match(rf"    {name} +((?:\d+ +)*\d+)", line)
+    found = re.match(rf"    {name} +((?:\d+ {{1,3}})*\d+)", line)
     assert found is not None
     return [int(word) for word in found[1].split()]
 

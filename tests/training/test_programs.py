@@ -12,10 +12,12 @@ from typing import Any
 import jax
 import pytest
 
-from tisdpo_jax.config import LoggingSection, LossSection, OptimizerSection, StageSection
+from tisdpo_jax.config import LoggingSection, OptimizerSection, StageSection
 from tisdpo_jax.data import Batches, EncodedSet, Order, fit
 from tisdpo_jax.models import Model
+from tisdpo_jax.objectives import Dpo
 from tisdpo_jax.roles import Casting, Frozen, Role, policy_role
+from tisdpo_jax.scoring import Text
 from tisdpo_jax.testing import device_mesh, random_encoded, random_params, tiny_config
 from tisdpo_jax.training import programs
 from tisdpo_jax.training.interrupt import Interrupt
@@ -24,7 +26,7 @@ from tisdpo_jax.training.metrics import MetricsLog
 from tisdpo_jax.training.objective import Plan
 
 MODEL = Model(tiny_config(num_layers=1))
-PLAN = Plan(MODEL, Casting(policy_role(lora=False), Role("base")), LossSection(name="dpo"))
+PLAN = Plan(Text(MODEL), Casting(policy_role(lora=False), Role("base")), Dpo())
 MESH = (1, 4, 2)
 
 
@@ -67,7 +69,7 @@ def test_what_a_program_depends_on() -> None:
     made = programs.programs(PLAN, section, 7, params, mesh)
     assert programs.programs(PLAN, section, 7, random_params(1, MODEL.config), mesh) is made
     others = [
-        (dataclasses.replace(PLAN, head_chunk=8), section, 7, params, mesh),
+        (dataclasses.replace(PLAN, scorer=Text(MODEL, 8)), section, 7, params, mesh),
         (PLAN, OptimizerSection(b2=0.5), 7, params, mesh),
         (PLAN, section, 8, params, mesh),
         (PLAN, section, 7, {"final_norm": params["final_norm"]}, mesh),
