@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from tisdpo_jax.models import ComputeConfig, Mask, Model, attention, hidden_states
 from tisdpo_jax.models.block import readers_of_first
@@ -110,7 +111,7 @@ def test_the_gradient_through_a_soft_cap_is_that_of_numerical_differences() -> N
     def total(q: jax.Array, k: jax.Array) -> jax.Array:
         return (weights * attention(q, k, v, mask=mask, backend="xla", scale=0.7, softcap=1.5)).sum()
 
-    jax.test_util.check_grads(total, (q, k), order=1, modes=["rev"], atol=2e-2, rtol=2e-2)
+    check_grads(total, (q, k), order=1, modes=["rev"], atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.parametrize("window", [None, 1, 2, 4, 50])
