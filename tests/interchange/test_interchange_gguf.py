@@ -230,9 +230,14 @@ def test_transformers_own_conversion_says_the_same(tmp_path: Path, name: str, ki
     architecture, config = SAME.get(name, ("llama", WIDE))
     if name == "qwen3":  # theirs takes every head for 128 wide
         config = dataclasses.replace(config, head_dim=128)
-    fields = FIELDS.get(name)
+    fields = {f"{architecture}.attention.sliding_window": 5} if config.norm_offset else {}
+    if (
+        config.norm_offset
+    ):  # theirs reads neither soft caps nor scalings, and knows of Gemma what the released ones have
+        caps = {"attention_softcap": 50.0, "final_softcap": 30.0} if name == "gemma2" else {"rope": RopeConfig(1e6)}
+        config = dataclasses.replace(config, head_dim=256, query_pre_attn_scalar=256.0, **caps)
     write_gguf(
-        tmp_path / "model.gguf", random_params(config), config, architecture=architecture, kind=kind, fields=fields
+        *(tmp_path / "model.gguf", random_params(config), config), architecture=architecture, kind=kind, fields=fields
     )
     model = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, gguf_file="model.gguf", dtype=torch.float32
