@@ -18,7 +18,7 @@ from tisdpo_jax.metrics.intervals import (
 from tisdpo_jax.metrics.preference import NO_GROUP, Measure, PairEvaluation, PairScores, evaluate_pairs
 from tisdpo_jax.metrics.ratings import ELO, Outcomes, Rating, WinRate, bradley_terry, ratings, win_rate
 from tisdpo_jax.metrics.token_weights import (
-    QUANTILES,
+    WEIGHT_QUANTILES,
     SideWeights,
     TokenMean,
     token_means,
@@ -29,7 +29,7 @@ from tisdpo_jax.metrics.token_weights import (
 __all__ = [
     "ELO",
     "NO_GROUP",
-    "QUANTILES",
+    "WEIGHT_QUANTILES",
     "Calibration",
     "Change",
     "Interval",

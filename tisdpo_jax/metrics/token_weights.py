@@ -13,7 +13,7 @@ from tisdpo_jax.metrics.intervals import Floats
 Limits = tuple[tuple[float, float], tuple[float, float]]
 """Smallest and largest weight that chosen, and that rejected tokens can get."""
 
-QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+WEIGHT_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 MINIMUM = 5  # occurrences of a token that its mean is said for
 
 
@@ -26,7 +26,7 @@ class SideWeights:
     std: float
     share_at_lowest: float
     share_at_highest: float
-    quantiles: tuple[float, ...]  # at QUANTILES
+    quantiles: tuple[float, ...]  # at WEIGHT_QUANTILES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +90,11 @@ def token_means(tokens: ArrayLike, values: ArrayLike, pairs: ArrayLike, *, minim
 
 def _side(values: Floats, limits: tuple[float, float] | None) -> SideWeights:
     if values.size == 0:
-        return SideWeights(0, math.nan, math.nan, math.nan, math.nan, (math.nan,) * len(QUANTILES))
+        return SideWeights(0, math.nan, math.nan, math.nan, math.nan, (math.nan,) * len(WEIGHT_QUANTILES))
     lowest, highest = (
         (math.nan, math.nan)
         if limits is None
         else (float(np.mean(np.isclose(values, limit, rtol=1e-5, atol=0.0))) for limit in limits)
     )
-    quantiles = tuple(float(q) for q in np.quantile(values, QUANTILES))
+    quantiles = tuple(float(q) for q in np.quantile(values, WEIGHT_QUANTILES))
     return SideWeights(values.size, float(values.mean()), float(values.std()), lowest, highest, quantiles)

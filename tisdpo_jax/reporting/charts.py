@@ -18,9 +18,9 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import ArrayLike, NDArray
 
-from tisdpo_jax.reporting.html import number, part
+from tisdpo_jax.reporting.html import macro, readable
 
-Floats = NDArray[np.float64]
+_Floats = NDArray[np.float64]
 
 COLOURS = ("#0072b2", "#d55e00", "#007a5a", "#a8437f", "#6b6b6b", "#8a6d00")
 """Told apart by every kind of colour vision (after Okabe and Ito), dark enough for lines on white."""
@@ -106,7 +106,7 @@ def _style(index: int) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": (0, dash) if dash else "-"}
 
 
-def _draw_lines(axes: Any, lines: Mapping[str, tuple[Floats, Floats]]) -> None:
+def _draw_lines(axes: Any, lines: Mapping[str, tuple[_Floats, _Floats]]) -> None:
     for index, (xs, ys) in enumerate(lines.values()):
         good = np.isfinite(xs) & np.isfinite(ys)
         few = xs.size <= _FEW
@@ -121,7 +121,7 @@ def _draw_lines(axes: Any, lines: Mapping[str, tuple[Floats, Floats]]) -> None:
         _say_nothing(axes)
 
 
-def _draw_shares(axes: Any, values: Mapping[str, Floats], bins: int) -> None:
+def _draw_shares(axes: Any, values: Mapping[str, _Floats], bins: int) -> None:
     from matplotlib.ticker import PercentFormatter
 
     finite = {name: array[np.isfinite(array)] for name, array in values.items()}
@@ -168,20 +168,20 @@ def _figure(title: str, x_label: str, names: tuple[str, ...], words: str, draw: 
         (name, _colour(index % len(COLOURS)), " ".join(map(str, _DASHES[index % len(_DASHES)])) or "none")
         for index, name in enumerate(names)
     ]
-    return str(part("figure", title, x_label, keys, f"0 0 {_WIDTH} {_HEIGHT}", Markup(svg), words))
+    return str(macro("figure", title, x_label, keys, f"0 0 {_WIDTH} {_HEIGHT}", Markup(svg), words))
 
 
 def _colour(index: int) -> str:
     return f"var(--c{index},{COLOURS[index]})"
 
 
-def _in_words(name: str, ys: Floats) -> str:
+def _in_words(name: str, ys: _Floats) -> str:
     good = ys[np.isfinite(ys)]
     if not good.size:
         return f"{name}: no values"
-    return f"{name}: {number(good[0])} at first, {number(good[-1])} at last{_missing(ys)}"
+    return f"{name}: {readable(good[0])} at first, {readable(good[-1])} at last{_missing(ys)}"
 
 
-def _missing(values: Floats) -> str:
+def _missing(values: _Floats) -> str:
     bad = int((~np.isfinite(values)).sum())
     return f", {bad:,} not finite" if bad else ""

@@ -16,13 +16,13 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from tisdpo_jax.reporting import palette
-from tisdpo_jax.reporting.html import number, part, printable, render_template
+from tisdpo_jax.reporting.html import macro, printable, readable, render_template
 from tisdpo_jax.reporting.tables import Shown
 
 LIMIT = 1.5
 """Log-weight at the ends of the scale; the paper's weights lie in [exp(-1.5), exp(1.5)]."""
 
-SIDES = ("Chosen", "Rejected")
+SIDE_NAMES = ("Chosen", "Rejected")
 _SHORT_PROMPT = 600  # characters; a longer one is folded
 _PROMPT_END = 150  # characters of a folded prompt that stay in sight
 
@@ -69,8 +69,8 @@ def pair_html(picture: TokenPicture, *, limit: float = LIMIT, alone: bool = True
     """
     prompt = picture.prompt
     end = " ".join(prompt[-_PROMPT_END:].split()) if len(prompt) > _SHORT_PROMPT else ""
-    sides = [_side(name, side, limit) for name, side in zip(SIDES, picture.sides, strict=True)]
-    article = part("pair", picture.pair_id, prompt, end, sides)
+    sides = [_side(name, side, limit) for name, side in zip(SIDE_NAMES, picture.sides, strict=True)]
+    article = macro("pair", picture.pair_id, prompt, end, sides)
     if not alone:
         return str(article)
     return f"<style>{style_sheet()}</style>\n{legend_html(limit=limit)}\n{article}"
@@ -79,8 +79,8 @@ def pair_html(picture: TokenPicture, *, limit: float = LIMIT, alone: bool = True
 def legend_html(*, limit: float = LIMIT) -> str:
     """The scale: swatches of every level, and under it weights and their natural logarithms."""
     marks = [limit * part / 3 for part in range(-3, 4)]
-    ticks = [(number(math.exp(mark), 3), signed(mark, 2)) for mark in marks]
-    return str(part("legend", [_css(step) for step in _STEPS], ticks))
+    ticks = [(readable(math.exp(mark), 3), with_sign(mark, 2)) for mark in marks]
+    return str(macro("legend", [_css(step) for step in _STEPS], ticks))
 
 
 def style_sheet() -> str:
@@ -101,16 +101,16 @@ def _side(name: str, side: SidePicture, limit: float) -> dict[str, Any]:
         rows.append([Shown(str(n)), Shown(quoted), Shown(exact(weight), repr(float(weight)))])
     facts, columns = [f"{len(side.tokens):,} tokens"], ["n", "token", "weight"]
     if len(side.tokens):
-        facts.append(f"mean weight {number(float(np.mean(side.weights)), 3)}")
+        facts.append(f"mean weight {readable(float(np.mean(side.weights)), 3)}")
     if side.logps_plus is not None and side.logps_minus is not None:
         ratios = [float(plus) - float(minus) for plus, minus in zip(side.logps_plus, side.logps_minus, strict=True)]
-        facts.append(f"log π⁺/π⁻ {signed(sum(ratios), 2)} in all")
+        facts.append(f"log π⁺/π⁻ {with_sign(sum(ratios), 2)} in all")
         columns += ["log π⁺", "log π⁻", "ratio", "sum"]
         words = ("log π⁺", "log π⁻", "log-ratio", "sum of log-ratios so far")
         values = zip(side.logps_plus, side.logps_minus, ratios, itertools.accumulate(ratios), strict=True)
         for title, row, four in zip(spoken, rows, values, strict=True):
-            title += [f"{word} {signed(value)}" for word, value in zip(words, four, strict=True)]
-            row += [Shown(signed(value), repr(float(value))) for value in four]
+            title += [f"{word} {with_sign(value)}" for word, value in zip(words, four, strict=True)]
+            row += [Shown(with_sign(value), repr(float(value))) for value in four]
     tokens = [
         (_css(palette.level(float(weight), limit)) if weight >= 0 else "odd", "\n".join(title), _marked(token))
         for token, weight, title in zip(side.tokens, side.weights, spoken, strict=True)
@@ -118,7 +118,7 @@ def _side(name: str, side: SidePicture, limit: float) -> dict[str, Any]:
     return {"name": name, "facts": facts, "tokens": tokens, "columns": columns, "rows": rows}
 
 
-def signed(value: float, decimals: int = 4) -> str:
+def with_sign(value: float, decimals: int = 4) -> str:
     """With a sign and a real minus; a zero has neither."""
     if not math.isfinite(value):
         return "undefined" if math.isnan(value) else ("+∞" if value > 0 else "−∞")
@@ -129,7 +129,7 @@ def signed(value: float, decimals: int = 4) -> str:
 def exact(weight: float) -> str:
     """With the digits that give back the same float32."""
     if not math.isfinite(weight):
-        return signed(weight)
+        return with_sign(weight)
     return np.format_float_positional(np.float32(weight), unique=True, trim="0").replace("-", "−")
 
 
@@ -146,7 +146,7 @@ def _marked(token: str) -> Markup:
 
 def _log(weight: float) -> str:
     if weight > 0:
-        return signed(math.log(weight))
+        return with_sign(math.log(weight))
     return "−∞" if weight == 0 else "undefined"
 
 

@@ -12,9 +12,9 @@ from markupsafe import Markup
 
 from tisdpo_jax.errors import DataError
 from tisdpo_jax.reporting.charts import line_chart
-from tisdpo_jax.reporting.html import part
+from tisdpo_jax.reporting.html import macro
 
-Row = Mapping[str, Any]
+_Row = Mapping[str, Any]
 Series = dict[str, tuple[list[float], list[float]]]
 
 TITLES = {
@@ -50,7 +50,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def charts(rows: Sequence[Row], *, weighted: Sequence[str] = ()) -> str:
+def charts(rows: Sequence[_Row], *, weighted: Sequence[str] = ()) -> str:
     """Charts of every numeric metric, stage by stage in the order in which they ran; only the last is unfolded.
 
     `weighted` are the stages whose objective is weighted token by token; their charts say so.
@@ -65,17 +65,17 @@ def charts(rows: Sequence[Row], *, weighted: Sequence[str] = ()) -> str:
             for metric in metrics(own)
         ]
         if drawn:
-            folds.append(part("stage", stage, drawn, stage == stages[-1]))
+            folds.append(macro("stage", stage, drawn, stage == stages[-1]))
     return "\n".join(folds)
 
 
-def metrics(rows: Sequence[Row]) -> list[str]:
+def metrics(rows: Sequence[_Row]) -> list[str]:
     """Names of the numeric metrics of some rows: the usual ones first, then the others by name."""
     names = {name for row in rows for name, value in row.items() if name not in _KEYS and _is_number(value)}
     return [name for name in _FIRST if name in names] + sorted(names.difference(_FIRST))
 
 
-def series(rows: Sequence[Row], metric: str) -> Series:
+def series(rows: Sequence[_Row], metric: str) -> Series:
     """`{split: (steps, values)}` by step. Of two rows of one step, which a resumed run writes, the later counts."""
     points: dict[str, dict[float, float]] = {}
     for row in rows:

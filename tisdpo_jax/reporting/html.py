@@ -31,7 +31,7 @@ def printable(text: str) -> str:
     return _UNSEEN.sub(lambda match: _name(ord(match[0])), text)
 
 
-def number(value: float | int | None, digits: int = 4) -> str:
+def readable(value: float | int | None, digits: int = 4) -> str:
     """A number for people: `digits` significant digits, no exponent for usual sizes, a dash where undefined."""
     if value is None or math.isnan(value):
         return "–"
@@ -48,7 +48,7 @@ def number(value: float | int | None, digits: int = 4) -> str:
 @functools.cache
 def _environment() -> jinja2.Environment:
     """Autoescape quotes markup; `finalize`, which every printed value passes first, names what cannot be seen."""
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         finalize=lambda value: value if isinstance(value, Markup) else printable(str(value)),
@@ -56,14 +56,12 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
-    return environment
 
 
-def part(name: str, *values: Any) -> Markup:
+def macro(name: str, *values: Any) -> Markup:
     """What the macro `name` of parts.html makes of the values; HTML among them is Markup, all else is text."""
-    macro: Any = getattr(_environment().get_template("parts.html").module, name)
-    return Markup(macro(*values))
+    written: Any = getattr(_environment().get_template("parts.html").module, name)
+    return Markup(written(*values))
 
 
 def render_template(name: str, **values: Any) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tisdpo_jax.metrics import Measure, PairEvaluation, TokenMean
 from tisdpo_jax.reporting.tables import Cell, Grid
 
-SHOWN = 15  # tokens at each end
+_SHOWN = 15  # tokens at each end
 
 
 def preference_grids(evaluation: PairEvaluation, *, policy: str, reference: str) -> tuple[Grid, ...]:
@@ -42,7 +42,7 @@ def preference_grids(evaluation: PairEvaluation, *, policy: str, reference: str)
     return tuple(grids)
 
 
-def extreme_grid(title: str, means: Sequence[TokenMean], names: Sequence[str], *, shown: int = SHOWN) -> Grid:
+def extreme_grid(title: str, means: Sequence[TokenMean], names: Sequence[str], *, shown: int = _SHOWN) -> Grid:
     """A table of the `shown` tokens with the largest means and as many with the smallest; `names[i]` is `means[i]`."""
     rows = [
         (name, one.count, one.pairs, one.mean, one.error, math.exp(one.mean))

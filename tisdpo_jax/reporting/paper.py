@@ -18,8 +18,8 @@ import numpy as np
 
 from tisdpo_jax.reporting import palette
 from tisdpo_jax.reporting.charts import canvas, write_png
-from tisdpo_jax.reporting.heatmap import LIMIT, SIDES, SidePicture, TokenPicture, signed
-from tisdpo_jax.reporting.html import number, printable
+from tisdpo_jax.reporting.heatmap import LIMIT, SIDE_NAMES, SidePicture, TokenPicture, with_sign
+from tisdpo_jax.reporting.html import printable, readable
 
 _FONT, _CELL = "DejaVu Sans Mono", 0.602  # comes with matplotlib; width of a character, in font sizes
 _QUIET = "#5b6270"
@@ -71,7 +71,7 @@ def pair_png(
         top = len(prompt) + 2
         for number_of, (side, pieces) in enumerate(zip(picture.sides, sides, strict=True)):
             left = _GAP + number_of * (column + _GAP)
-            axes.text(left, top, _heading(SIDES[number_of], side), family=_FONT, weight="bold")
+            axes.text(left, top, _heading(SIDE_NAMES[number_of], side), family=_FONT, weight="bold")
             weights = [side.weights[piece.token] for piece in pieces]
             levels = [palette.level(weight, limit) if weight >= 0 else None for weight in weights]
             _boxes(axes, [(left + p.cell, top + 0.62 + p.line, p.cells, 0.9) for p in pieces], levels)
@@ -130,7 +130,7 @@ def _lines(prompt: str, column: int, missing: frozenset[str]) -> list[str]:
 
 
 def _heading(name: str, side: SidePicture) -> str:
-    mean = f", mean weight {number(float(np.mean(side.weights)), 3)}" if len(side.weights) else ""
+    mean = f", mean weight {readable(float(np.mean(side.weights)), 3)}" if len(side.weights) else ""
     return f"{name} ({len(side.tokens)} tokens{mean})"
 
 
@@ -151,8 +151,8 @@ def _scale(axes: Any, left: float, width: float, rows: float, limit: float) -> N
     _boxes(axes, [(left + n * size, rows - 3, size * 1.02, 0.7) for n in range(len(levels))], levels)
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         mark = limit * (2 * share - 1)
-        axes.text(left + share * width, rows - 1.5, number(math.exp(mark), 3), ha="center")
-        axes.text(left + share * width, rows - 0.6, signed(mark, 2), ha="center", color=_QUIET)
+        axes.text(left + share * width, rows - 1.5, readable(math.exp(mark), 3), ha="center")
+        axes.text(left + share * width, rows - 0.6, with_sign(mark, 2), ha="center", color=_QUIET)
     axes.text(left - 3 * size, rows - 1.5, "weight", ha="right")
     axes.text(left - 3 * size, rows - 0.6, "logarithm", ha="right", color=_QUIET)
 

@@ -13,11 +13,11 @@ from markupsafe import Markup
 from numpy.typing import ArrayLike
 
 from tisdpo_jax.artifacts import replacing
-from tisdpo_jax.metrics import QUANTILES, SideWeights
+from tisdpo_jax.metrics import WEIGHT_QUANTILES, SideWeights
 from tisdpo_jax.reporting.charts import histogram
 from tisdpo_jax.reporting.heatmap import LIMIT, TokenPicture, legend_html, pair_html, style_sheet
 from tisdpo_jax.reporting.history import charts
-from tisdpo_jax.reporting.html import number, part, render_template
+from tisdpo_jax.reporting.html import macro, readable, render_template
 from tisdpo_jax.reporting.tables import Cell, Comparison, Grid, Shown, comparison_html, grid_html
 
 UNFOLDED = 6
@@ -130,17 +130,17 @@ class Report:
 
 def render(report: Report) -> str:
     """The page. Equal reports give equal text: no clock, no random names."""
-    facts = part("facts", report.facts)
+    facts = macro("facts", report.facts)
     wanted = [score for score in report.scores if score.wanted is not None]
     # what came of the run where something is known of it, else what was run
-    lead = part("lead", wanted, report.headline) if wanted or report.headline else facts
+    lead = macro("lead", wanted, report.headline) if wanted or report.headline else facts
     sections = (
         ("samples", f"Answers to {report.prompts} prompts", _samples(report.samples)),
         ("scores", "Answers by their words", grid_html(score_grid(report.scores)) if report.scores else ""),
         ("result", "Result", "\n".join(map(comparison_html, report.comparisons))),
         ("measures", "Measures on pairs", "\n".join(map(grid_html, report.measures))),
         ("judging", "Answers compared", "\n".join(map(grid_html, report.judging))),
-        ("rewards", "Self-reward of the pairs", part("charts", [Markup(report.rewards)]) if report.rewards else ""),
+        ("rewards", "Self-reward of the pairs", macro("charts", [Markup(report.rewards)]) if report.rewards else ""),
         ("heat-maps", "Token weights of some pairs", _pictures(report.pictures, report.picture_limit)),
         ("weights", f"Token weights of all {report.weighted} pairs", _weights(report.weights)),
         ("tokens", "Tokens that weigh most and least", "\n".join(map(grid_html, report.tokens))),
@@ -148,7 +148,7 @@ def render(report: Report) -> str:
         ("run", "Run", "" if lead is facts else facts),
         ("data", "Data", _data(report.data)),
         ("files", "Files", _files(report.files)),
-        ("config", "Configuration", part("source", report.config) if report.config else ""),
+        ("config", "Configuration", macro("source", report.config) if report.config else ""),
     )
     filled = [(anchor, heading, Markup(html)) for anchor, heading, html in sections if html]
     style = Markup(style_sheet())
@@ -184,7 +184,7 @@ def score_grid(scores: Sequence[Score]) -> Grid:
 
 def _samples(samples: Sequence[Sample]) -> str:
     checked = any(answer.good is not None for sample in samples for answer in sample.answers)
-    return part("samples", samples[:UNFOLDED], samples[UNFOLDED:], checked)
+    return macro("samples", samples[:UNFOLDED], samples[UNFOLDED:], checked)
 
 
 def _pictures(pictures: Sequence[TokenPicture], limit: float) -> str:
@@ -195,7 +195,7 @@ def _pictures(pictures: Sequence[TokenPicture], limit: float) -> str:
 def _weights(section: WeightSection | None) -> str:
     if section is None:
         return ""
-    names = [f"{share:.0%}" for share in QUANTILES]
+    names = [f"{share:.0%}" for share in WEIGHT_QUANTILES]
     names[0], names[len(names) // 2], names[-1] = "smallest", "median", "largest"
     rows: list[tuple[Cell, ...]] = []
     for name, side in (("chosen", section.chosen), ("rejected", section.rejected)):
@@ -207,11 +207,11 @@ def _weights(section: WeightSection | None) -> str:
     if section.chosen_log_ratios is not None and section.rejected_log_ratios is not None:
         ratios = {"chosen": section.chosen_log_ratios, "rejected": section.rejected_log_ratios}
         drawn.append(Markup(histogram("Before clamping", "log π⁺/π⁻ of a token", ratios)))
-    return "\n".join([grid_html(Grid("Token weights by side", columns, tuple(rows))), part("charts", drawn)])
+    return "\n".join([grid_html(Grid("Token weights by side", columns, tuple(rows))), macro("charts", drawn)])
 
 
 def _percent(share: float) -> Shown:
-    return Shown(number(share) if math.isnan(share) else f"{share:.1%}", repr(share))
+    return Shown(readable(share) if math.isnan(share) else f"{share:.1%}", repr(share))
 
 
 def _data(counts: Sequence[DataCounts]) -> str:
@@ -225,7 +225,7 @@ def _data(counts: Sequence[DataCounts]) -> str:
             listed = grid_html(Grid(f"Rejected records, {c.name}", ("record", "reason", "detail"), cells), "words")
             reasons = collections.Counter(r.reason for r in c.rejected).most_common()
             why = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
-            parts.append(part("fold", f"Rejected, {c.name}: {why}", Markup(listed), len(cells) <= _UNFOLDED_RECORDS))
+            parts.append(macro("fold", f"Rejected, {c.name}: {why}", Markup(listed), len(cells) <= _UNFOLDED_RECORDS))
     return "\n".join(parts)
 
 

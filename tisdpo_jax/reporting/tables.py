@@ -7,7 +7,7 @@ import math
 from typing import Any, NamedTuple
 
 from tisdpo_jax.metrics import Change, Interval
-from tisdpo_jax.reporting.html import number, part, printable
+from tisdpo_jax.reporting.html import macro, printable, readable
 
 
 class Shown(NamedTuple):
@@ -61,7 +61,7 @@ def grid_text(grid: Grid) -> str:
 def grid_html(grid: Grid, css: str = "numbers") -> str:
     """The same as HTML; each number stands exactly in a `<data>` element."""
     rows = [[_typeset(shown(cell)) for cell in row] for row in grid.rows]
-    return str(part("table", grid.title, grid.columns, rows, css))
+    return str(macro("table", grid.title, grid.columns, rows, css))
 
 
 def table_text(comparison: Comparison) -> str:
@@ -79,7 +79,7 @@ def shown(cell: Cell | None) -> Shown:
     if isinstance(cell, Shown):
         return cell
     if cell is None or isinstance(cell, str):
-        return Shown(number(None) if cell is None else cell)
+        return Shown(readable(None) if cell is None else cell)
     if isinstance(cell, Interval):
         half = (cell.high - cell.low) / 2
         digits = max(0, 1 - math.floor(math.log10(half))) if 0 < half < math.inf else 4
@@ -87,18 +87,18 @@ def shown(cell: Cell | None) -> Shown:
         low, high = (_unsigned(format(end, form)) for end in (cell.low, cell.high))
         value = _unsigned(format(cell.value, form))
         whole = math.isfinite(cell.low) and math.isfinite(cell.high)
-        return Shown(f"{value} [{low}, {high}]" if whole else number(cell.value), repr(float(cell.value)))
+        return Shown(f"{value} [{low}, {high}]" if whole else readable(cell.value), repr(float(cell.value)))
     exact = cell.item() if hasattr(cell, "item") else cell
-    return Shown(number(exact), repr(exact))
+    return Shown(readable(exact), repr(exact))
 
 
 def with_error(value: float, error: float, *, signed: bool = False) -> Shown:
     """`value ± error`, both to the second significant digit of the error (or four of the value, where it has none)."""
     sign = "+" if signed and value > 0 else ""
     if not math.isfinite(value):
-        text = number(value)
+        text = readable(value)
     elif not (math.isfinite(error) and error > 0):
-        text = sign + number(value) + (" ± 0" if error == 0 else "")
+        text = sign + readable(value) + (" ± 0" if error == 0 else "")
     else:
         digits = max(0, 1 - math.floor(math.log10(error)))
         text = f"{value:,.{digits}f} ± {error:,.{digits}f}" if digits <= 7 else f"{value:.3g} ± {error:.2g}"
@@ -123,7 +123,7 @@ def as_plain(value: Any) -> Any:
 def _change(row: Change) -> tuple[Shown, ...]:
     before, after = with_error(row.before, row.before_se), with_error(row.after, row.after_se)
     if row.by_definition:
-        before = Shown(f"{number(row.before)} by definition", before.exact)
+        before = Shown(f"{readable(row.before)} by definition", before.exact)
         return before, after, Shown("–"), Shown("not compared")
     return before, after, with_error(row.difference, row.difference_se, signed=True), _verdict(row)
 
