@@ -75,13 +75,37 @@ def encode_pairs(pair_set: PairSet, tokenizer: Tokenizer, **options: Any) -> Enc
     Args:
         pair_set: the pairs; their rejections are carried over.
         tokenizer: a fast tokenizer of transformers.
-        options: those of `encode_groups`.
+        template: an open template, or what `data.template` says: "auto", "hh", the path of a jinja file.
+        system: system text for conversations that have none; "", the default, adds none.
+        max_length: tokens of prompt and response together, in the main view.
+        max_response: tokens of a response.
+        contrast: (positive, negative) prompt text, None by default. Each is a system text put before the
+            conversation's own or, with `{prompt}` in it, a template for the last turn of the user.
 
     Returns:
         An `EncodedSet`. A pair that cannot be encoded is among its rejections.
+
+    Raises:
+        ConfigError: lengths, template or contrastive prompts that can suit no pair.
     """
     waiting = [_of_pair(pair) for pair in pair_set.pairs]
     return _encode(waiting, tokenizer, pair_set.source, pair_set.rejections, **options)
+
+
+def encode_groups(
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[str]],
+    tokenizer: Tokenizer,
+    *,
+    source: str = "responses",
+    **options: Any,
+) -> EncodedSet:
+    """Token ids of K texts in answer to each prompt, else as `encode_pairs`; `source` is their name in errors."""
+    waiting = [
+        Unencoded(prompt.id, prompt.origin, prompt.messages, tuple(Message("assistant", text) for text in texts))
+        for prompt, texts in zip(prompts, responses, strict=True)
+    ]
+    return _encode(waiting, tokenizer, source, (), **options)
 
 
 def _of_pair(pair: Pair) -> Unencoded:
@@ -91,46 +115,6 @@ def _of_pair(pair: Pair) -> Unencoded:
     if pair.chosen_weights is not None and pair.rejected_weights is not None:
         weights = (pair.chosen_weights, pair.rejected_weights)
     return Unencoded(pair.id, pair.origin, pair.messages, responses, weights, pair.margin, pair.group, pair.unread)
-
-
-def encode_groups(
-    prompts: Sequence[Prompt],
-    responses: Sequence[Sequence[str]],
-    tokenizer: Tokenizer,
-    *,
-    template: Template | str,
-    max_length: int,
-    max_response: int,
-    system: str = "",
-    contrast: tuple[str, str] | None = None,
-    source: str = "responses",
-) -> EncodedSet:
-    """Token ids of K responses to each prompt, in every view.
-
-    Args:
-        prompts: the prompts.
-        responses: K texts for each.
-        tokenizer: a fast tokenizer of transformers.
-        template: an open template, or what `data.template` says: "auto", "hh", the path of a jinja file.
-        max_length: tokens of prompt and response together, in the main view.
-        max_response: tokens of a response.
-        system: system text for conversations that have none; "" adds none.
-        contrast: (positive, negative) prompt text. Each is a system text put before the conversation's own
-            or, with `{prompt}` in it, a template for the last turn of the user.
-        source: where the responses come from, as an error would name it.
-
-    Returns:
-        An `EncodedSet`. A group that cannot be encoded is among its rejections.
-
-    Raises:
-        ConfigError: lengths, template or contrastive prompts that can suit no group.
-    """
-    waiting = [
-        Unencoded(prompt.id, prompt.origin, prompt.messages, tuple(Message("assistant", text) for text in texts))
-        for prompt, texts in zip(prompts, responses, strict=True)
-    ]
-    limits = {"max_length": max_length, "max_response": max_response}
-    return _encode(waiting, tokenizer, source, (), template=template, system=system, contrast=contrast, **limits)
 
 
 def _encode(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -66,7 +66,7 @@ def keep_on_disk(directory: str) -> None:
     A directory that JAX was given (JAX_COMPILATION_CACHE_DIR) stays, and with it what JAX was told to keep.
     """
     if directory and not _configured():
-        jax.config.update("jax_compilation_cache_dir", str(Path(directory).expanduser()))
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(directory))  # or gs://, which JAX knows
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
