@@ -35,7 +35,7 @@ from reporting import GIB, in_own_process, machine, table, write_json
 from tisdpo_jax.cli.options import load
 from tisdpo_jax.config import validate
 from tisdpo_jax.planning.program import Program, read_text
-from tisdpo_jax.planning.topology import CHIPS, parse_topology, prepare
+from tisdpo_jax.planning.topology import CHIPS, parse_topology, prepare_topology
 
 PACKAGES = ("tisdpo_jax", "jax", "jaxlib", "libtpu", "flax", "optax")
 BASE = COMMON | {
@@ -151,7 +151,7 @@ def main() -> None:
 def compile_here(*, topology: str, lengths: str, fields: dict[str, str]) -> dict[str, Any]:
     """The plan of one step, in this process."""
     spec = parse_topology(topology)
-    prepare([spec])
+    prepare_topology([spec])
     from tisdpo_jax.recipes.plan import plan
 
     found = plan(validate(load(None, fields)), [spec], lengths=lengths)[0].as_json()  # type: ignore[arg-type]  # a word of the command line

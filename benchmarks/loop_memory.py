@@ -18,7 +18,7 @@ from typing import Any
 from reporting import machine, table, write_json
 
 from tisdpo_jax.planning.program import dump_options, reserved
-from tisdpo_jax.planning.topology import open_topology, parse_topology, prepare
+from tisdpo_jax.planning.topology import open_topology, parse_topology, prepare_topology
 
 MIB = 2**20
 LAYERS, WIDTH = 16, 2048
@@ -39,7 +39,7 @@ def main() -> None:
     spec = parse_topology(options.topology)
     if spec.chip is None:
         parser.error(f"--topology {options.topology}: this is about the compiler for TPUs, as in v5e:2x2")
-    prepare([spec])
+    prepare_topology([spec])
     device = open_topology(spec).devices[0]
     try:
         found = [measure(sizes, device) for sizes in programs]

@@ -147,3 +147,35 @@ def test_arithmetic_loads_nothing_but_jax(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+def test_no_public_name_is_defined_twice() -> None:
+    places: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "tisdpo_jax").rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
+def test_no_file_reaches_past_the_face_of_another_room() -> None:
+    past = []
+    for path in sorted((ROOT / "tisdpo_jax").rglob("*.py")):
+        room = path.relative_to(ROOT / "tisdpo_jax").parts[0]
+        for line, name in imported(path, ".".join(path.relative_to(ROOT).parts[:-1])):
+            parts = name.split(".")
+            inner = len(parts) > 2 and parts[0] == "tisdpo_jax" and parts[1] != room
+            if (
+                inner
+                and (ROOT / "tisdpo_jax" / parts[1] / f"{parts[2]}.py").exists()
+                and not exported(parts[1], parts[2])
+            ):
+                past.append(f"{path.relative_to(ROOT)}:{line}: {name}")
+    assert past == []
+
+
+def exported(room: str, name: str) -> bool:
+    """Whether a package's face offers a name, which a module of it may have too."""
+    tree = ast.parse((ROOT / "tisdpo_jax" / room / "__init__.py").read_text(encoding="utf-8"))
+    lists = (node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "__all__")
+    return any(name in ast.literal_eval(value) for value in lists)

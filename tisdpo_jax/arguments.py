@@ -45,7 +45,7 @@ def elements(function: str, mask: Any, **arrays: Any) -> tuple[Array, ...]:
     return _checked(function, mask, arrays, _elements)
 
 
-def pairs(function: str, mask: Any, **arrays: Any) -> tuple[Array, ...]:
+def pair_arrays(function: str, mask: Any, **arrays: Any) -> tuple[Array, ...]:
     """Float arrays `[..., 2, N]` and their mask, all of one shape: the arrays in order, then the mask."""
     return _checked(function, mask, arrays, _pairs)
 

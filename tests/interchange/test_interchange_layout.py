@@ -15,7 +15,7 @@ from safetensors import safe_open
 from tiny_decoders import BASE, assert_trees_equal, random_params
 
 from tisdpo_jax.interchange import load_params, read_config, save_huggingface
-from tisdpo_jax.interchange._assemble import Index, Source, assemble, halves_from_pairs, layout
+from tisdpo_jax.interchange._assemble import Index, TensorSource, assemble, halves_from_pairs, layout
 from tisdpo_jax.interchange._safetensors import open_directory
 from tisdpo_jax.interchange.peft import adapter_layout, projections
 from tisdpo_jax.models import TransformerConfig, abstract_params, flatten, unflatten
@@ -116,7 +116,7 @@ def test_any_mesh_reads_and_writes_the_same(tmp_path: Path, checkpoint: Checkpoi
     assert (tmp_path / "again" / file).read_bytes() == (directory / file).read_bytes()
 
 
-def counting(source: Source) -> tuple[Source, dict[str, list[Index]]]:
+def counting(source: TensorSource) -> tuple[TensorSource, dict[str, list[Index]]]:
     reads: dict[str, list[Index]] = {}
 
     def read(name: str, index: Index) -> np.ndarray:

@@ -12,17 +12,17 @@ from chat_stub import Stub
 
 from tisdpo_jax.chat import EndpointFailed
 from tisdpo_jax.errors import ConfigError
-from tisdpo_jax.judging import Endpoint, Question, ask, ask_all
+from tisdpo_jax.judging import JudgeEndpoint, Question, ask, ask_judge
 
 
 @pytest.fixture
 def serve():
     stubs = []
 
-    def start(answer) -> tuple[Stub, Endpoint]:
+    def start(answer) -> tuple[Stub, JudgeEndpoint]:
         stub = Stub(answer)
         stubs.append(stub)
-        return stub, Endpoint(
+        return stub, JudgeEndpoint(
             stub.url, "some-model", criterion="Which is better?", timeout=5.0, retries=3, first_wait=0.01
         )
 
@@ -113,7 +113,7 @@ def test_waits_grow(serve) -> None:
 def test_questions_are_asked_several_at_a_time_and_each_once(serve) -> None:
     stub, endpoint = serve(lambda n, body: time.sleep(0.05) or "verdict: first")
     taken = {}
-    ask_all(dataclasses.replace(endpoint, concurrency=4), QUESTIONS, lambda q, r: taken.update({q.key: r.verdict}))
+    ask_judge(dataclasses.replace(endpoint, concurrency=4), QUESTIONS, lambda q, r: taken.update({q.key: r.verdict}))
     assert taken == {question.key: "first" for question in QUESTIONS} and len(stub.requests) == 12
     assert 1 < stub.most_at_once <= 4
 
@@ -122,7 +122,7 @@ def test_when_the_server_dies_what_was_answered_is_kept(serve) -> None:
     stub, endpoint = serve(lambda n, body: "verdict: first" if n < 6 else None)
     taken: list[str] = []
     with pytest.raises(EndpointFailed):
-        ask_all(dataclasses.replace(endpoint, concurrency=2, retries=1), QUESTIONS, lambda q, r: taken.append(q.key))
+        ask_judge(dataclasses.replace(endpoint, concurrency=2, retries=1), QUESTIONS, lambda q, r: taken.append(q.key))
     assert (
         len(taken) == 6 and len(stub.requests) <= 6 + 2 * 4
     )  # the two that are lost, one more, and one that was answered before
@@ -131,7 +131,7 @@ def test_when_the_server_dies_what_was_answered_is_kept(serve) -> None:
 def test_no_further_question_is_asked_while_replies_wait_to_be_taken(serve) -> None:
     stub, endpoint = serve(lambda n, body: "verdict: first" if n < 3 else None)
     with pytest.raises(EndpointFailed):
-        ask_all(dataclasses.replace(endpoint, concurrency=1, retries=0), QUESTIONS, lambda q, r: time.sleep(0.2))
+        ask_judge(dataclasses.replace(endpoint, concurrency=1, retries=0), QUESTIONS, lambda q, r: time.sleep(0.2))
     assert len(stub.requests) == 5  # one that was answered before is lost too: it is the endpoint
 
 
@@ -140,9 +140,9 @@ def test_nobody_at_the_address() -> None:
     url = gone.url
     gone.stop()
     with pytest.raises(EndpointFailed, match="no answer in 2 tries"):
-        ask(Endpoint(url, "m", criterion="c", retries=1, first_wait=0.01, timeout=1.0), QUESTION)
+        ask(JudgeEndpoint(url, "m", criterion="c", retries=1, first_wait=0.01, timeout=1.0), QUESTION)
     with pytest.raises(ConfigError, match="HOST:PORT"):
-        ask(Endpoint("http://[nowhere/v1", "m", criterion="c", retries=0), QUESTION)
+        ask(JudgeEndpoint("http://[nowhere/v1", "m", criterion="c", retries=0), QUESTION)
 
 
 def test_stopping_on_request_asks_no_more(serve) -> None:
@@ -157,7 +157,7 @@ def test_stopping_on_request_asks_no_more(serve) -> None:
             raise Stop
 
     with pytest.raises(Stop):
-        ask_all(dataclasses.replace(endpoint, concurrency=1), QUESTIONS, lambda q, r: taken.append(q.key), poll)
+        ask_judge(dataclasses.replace(endpoint, concurrency=1), QUESTIONS, lambda q, r: taken.append(q.key), poll)
     assert 3 <= len(taken) <= 5 and len(stub.requests) <= 5
 
 
@@ -184,6 +184,6 @@ def test_one_comparison_without_a_verdict_is_counted_and_ends_nothing(serve, wha
     odd, verdict, reason, asked = UNDECIDED[what]
     stub, endpoint = serve(lambda n, body: odd if "prompt 1\n" in str(body["messages"][1]["content"]) else THOUGHT)
     taken = {}
-    ask_all(endpoint, QUESTIONS[:3], lambda q, r: taken.update({q.key: r}))
+    ask_judge(endpoint, QUESTIONS[:3], lambda q, r: taken.update({q.key: r}))
     assert {key: reply.verdict for key, reply in taken.items()} == {"0": "second", "1": verdict, "2": "second"}
     assert reason in taken["1"].reason and len(stub.requests) in (2 + asked, 3 + asked)  # one may be asked again

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tisdpo_jax.models.leaves import take
+from tisdpo_jax.models.leaves import take_rows
 from tisdpo_jax.testing import device_mesh
 
 VOCABULARY, WIDTH = 48, 16
@@ -48,19 +48,19 @@ def test_on_a_mesh_it_is_plain_indexing(shape: tuple[int, int, int]) -> None:
     placed = jax.device_put(table, NamedSharding(mesh, PartitionSpec("tensor", "fsdp")))
     dealt = jax.device_put(tokens, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
     with jax.set_mesh(mesh):
-        out, gradient = pull(take, placed, dealt)
+        out, gradient = pull(take_rows, placed, dealt)
     np.testing.assert_array_equal(out, expected()[0])
     np.testing.assert_allclose(gradient, expected()[1], rtol=1e-6, atol=1e-6)
 
 
 def test_without_a_mesh_and_with_rows_that_do_not_divide() -> None:
     """Generation reads one row on any mesh."""
-    out, gradient = pull(take, *table_and_tokens())
+    out, gradient = pull(take_rows, *table_and_tokens())
     np.testing.assert_array_equal(out, expected()[0])
     np.testing.assert_allclose(gradient, expected()[1], rtol=1e-6, atol=1e-6)
     table, tokens = table_and_tokens(3)
     with jax.set_mesh(device_mesh(2, 2, 2)):
-        out, gradient = pull(take, table, tokens)
+        out, gradient = pull(take_rows, table, tokens)
     np.testing.assert_array_equal(out, expected(3)[0])
     np.testing.assert_allclose(gradient, expected(3)[1], rtol=1e-6, atol=1e-6)
 
@@ -83,16 +83,16 @@ def test_no_device_ever_holds_a_whole_table(shape: tuple[int, int, int]) -> None
             text = jax.jit(jax.grad(total), out_shardings=where).lower(table, tokens).compile().as_text()
         return [math.prod(map(int, shape.split(","))) for shape in re.findall(r"\bf32\[([0-9,]+)\]", text)]
 
-    assert max(sizes(take)) == vocabulary * width // (shape[1] * shape[2])
+    assert max(sizes(take_rows)) == vocabulary * width // (shape[1] * shape[2])
 
 
 def test_the_table_is_read_in_the_dtype_of_the_computation_and_learns_in_its_own() -> None:
     table, tokens = table_and_tokens()
     with jax.set_mesh(device_mesh(1, 4, 2)):
         low, gradient = jax.jit(
-            jax.value_and_grad(lambda table: take(table, tokens, "bfloat16").astype(jnp.float32).sum())
+            jax.value_and_grad(lambda table: take_rows(table, tokens, "bfloat16").astype(jnp.float32).sum())
         )(table)
-        assert jax.eval_shape(lambda: take(jnp.asarray(table), tokens, "bfloat16")).dtype == jnp.bfloat16
+        assert jax.eval_shape(lambda: take_rows(jnp.asarray(table), tokens, "bfloat16")).dtype == jnp.bfloat16
     np.testing.assert_allclose(low, table[tokens].astype(jnp.bfloat16).astype(np.float32).sum(), rtol=1e-5)
     assert gradient.dtype == jnp.float32
     np.testing.assert_array_equal(gradient.sum(1) / WIDTH, np.bincount(tokens.ravel(), minlength=VOCABULARY))

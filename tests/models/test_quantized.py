@@ -12,7 +12,7 @@ import pytest
 
 from tisdpo_jax import partitioning
 from tisdpo_jax.models import Int8, Model, abstract_params, hidden_states, quantize
-from tisdpo_jax.models.leaves import dense, take
+from tisdpo_jax.models.leaves import dense, take_rows
 from tisdpo_jax.testing import FAMILIES, device_mesh, random_adapters, random_params, tiny_config
 from tisdpo_jax.types import Params
 
@@ -53,7 +53,7 @@ def test_every_entry_is_within_half_a_step_and_the_largest_of_a_channel_is_exact
     assert after.keys() == before.keys()
     some = np.asarray([[3, 0], [1, 3]])
     table = Int8.of(before["embed/embedding"])
-    np.testing.assert_array_equal(take(table, some, "float32"), table.dense()[some])
+    np.testing.assert_array_equal(take_rows(table, some, "float32"), table.dense()[some])
 
 
 def test_a_channel_of_nothing_stays_nothing() -> None:

@@ -13,7 +13,7 @@ from tisdpo_jax.cli import main
 from tisdpo_jax.config import Experiment, build, idle, nest, validate, without
 from tisdpo_jax.errors import ConfigError, UserError
 from tisdpo_jax.models.zoo import SIZES
-from tisdpo_jax.planning.advice import changes
+from tisdpo_jax.planning.advice import savings
 from tisdpo_jax.planning.program import Memory, Program, large_buffers, read_program
 from tisdpo_jax.planning.report import StagePlan, plan_text
 from tisdpo_jax.planning.resident import resident
@@ -196,7 +196,7 @@ def test_what_a_change_is_said_to_save_it_saves(
 
     config, plan = refused({**tiny, **now})
     _, changed = refused({**tiny, **now, field: value})
-    (found,) = [change for change in changes(config, plan) if change.text.startswith(text)]
+    (found,) = [change for change in savings(config, plan) if change.text.startswith(text)]
     assert found.saves == pytest.approx(bytes_of(plan) - bytes_of(changed), rel=0.05)
 
 
@@ -205,7 +205,7 @@ def test_a_plan_that_fits_is_left_alone_and_one_that_does_not_is_helped(tiny: di
 
     config, plan = refused({**tiny, "model.remat": "none"})
     assert plan.fits is False
-    words = " ".join(change.text for change in changes(config, plan))
+    words = " ".join(change.text for change in savings(config, plan))
     for field in ("lora.rank", "model.remat full", "chips", "train.optimizer.name", "model.param_dtype"):
         assert field in words
     big = dataclasses.replace(plan, needed=CHIPS["v5e"].hbm + 2**30)

@@ -69,7 +69,7 @@ def test_without_libtpu_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     ("name", "count"), [("v5e:8x8", 64), ("v5p:4x4x4", 64), ("v4:4x4x4", 64), ("v6e:8x8", 64), ("v5e:1x1", 1)]
 )
 def test_libtpu_knows_the_topologies_one_device_a_chip(name: str, count: int) -> None:
-    topology.prepare([])
+    topology.prepare_topology([])
     opened = open_topology(parse_topology(name))
     assert len(opened.devices) == count
     assert opened.platform == opened.devices[0].platform == "tpu"
@@ -78,6 +78,6 @@ def test_libtpu_knows_the_topologies_one_device_a_chip(name: str, count: int) ->
 @needs_libtpu
 @pytest.mark.slow
 def test_what_libtpu_refuses_is_one_line() -> None:
-    topology.prepare([])
+    topology.prepare_topology([])
     with pytest.raises(UserError, match=r"topology v5e:3x3: libtpu refuses it"):
         open_topology(parse_topology("v5e:3x3"))

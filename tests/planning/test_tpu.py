@@ -44,7 +44,7 @@ def plan_for(model: Path, attention: str) -> StagePlan:
     values = {name: str(value) for name, value in fields.items()}
     config = validate(build(Experiment, nest(values, where="test"), where="test"))
     spec = topology.parse_topology("v5e:2x2")
-    topology.prepare([spec])
+    topology.prepare_topology([spec])
     with jax.default_matmul_precision("default"):  # as outside of tests: the kernel takes no more for bfloat16
         (found,) = recipe.plan(config, [spec], lengths="hh")
     return found
@@ -87,7 +87,7 @@ def test_what_loops_fill_is_reserved_once_and_summed_twice() -> None:
         return jnp.sum(first * second)
 
     spec = topology.parse_topology("v5e:2x2")
-    topology.prepare([spec])
+    topology.prepare_topology([spec])
     here = jax.sharding.SingleDeviceSharding(topology.open_topology(spec).devices[0])
     shapes = [
         jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=here) for shape in ((count, width, width), (rows, width))

@@ -15,18 +15,18 @@ import pytest
 
 from tisdpo_jax.metrics import compare, weight_limits, weight_statistics
 from tisdpo_jax.reporting import (
-    Answer,
     Comparison,
     DataCounts,
     Report,
     Sample,
     Score,
+    ShownAnswer,
     SidePicture,
     TokenPicture,
     WeightSection,
     headlines,
     palette,
-    render,
+    render_report,
     style_sheet,
     write,
 )
@@ -48,7 +48,10 @@ def report(text: str = "plain") -> Report:
         facts=((text, text), ("pairs", "12")),
         comparisons=(Comparison(text, 30, compare(*random.normal(size=(4, 30)))),),
         headline=(text, "12 of 24"),
-        samples=(Sample(text, (Answer(text, text, True, text, True), Answer("last", "", note="x", good=False))),) * 7,
+        samples=(
+            Sample(text, (ShownAnswer(text, text, True, text, True), ShownAnswer("last", "", note="x", good=False))),
+        )
+        * 7,
         scores=(Score(text, text, (text, "last"), (0, 3), 4, True), Score(text, "b", (text, "last"), (1, 1), 4, None)),
         history=[*ROWS, {"stage": text, "step": 1, "split": text, text or "x": 1.0}],
         weights=WeightSection(*statistics, *log_weights),
@@ -63,14 +66,14 @@ def report(text: str = "plain") -> Report:
 
 def test_hostile_text_anywhere_stays_text(read, hostile) -> None:
     for text in hostile:
-        root = read(render(dataclasses.replace(report(text), history=(), weights=None)))
+        root = read(render_report(dataclasses.replace(report(text), history=(), weights=None)))
         assert len(root.all("html")) == 1 and len(root.all("body")) == 1
     everything = "\n".join(hostile)
-    assert "<script>alert(1)</script>" in read(render(report(everything))).all("pre")[0].text
+    assert "<script>alert(1)</script>" in read(render_report(report(everything))).all("pre")[0].text
 
 
 def test_the_page_is_accessible(read) -> None:
-    html = render(report())
+    html = render_report(report())
     root = read(html)
     assert root.all("html")[0].attributes["lang"] == "en" and root.all("title")[0].text == "plain"
     levels = [int(element.tag[1]) for element in root.all() if re.fullmatch("h[1-6]", element.tag)]
@@ -94,7 +97,7 @@ def test_the_page_is_accessible(read) -> None:
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_text_and_lines_of_the_page_have_contrast(read, contrast, dark: bool) -> None:
-    css = read(render(report())).all("style")[0].text
+    css = read(render_report(report())).all("style")[0].text
     light_rules, *dark_rules = css.split("@media screen and (prefers-color-scheme:dark)")
     colours = {f"c{i}": colour for i, colour in enumerate(COLOURS)} | {"tw-ink": palette.ink()}
     for rules in (light_rules, *dark_rules) if dark else (light_rules,):
@@ -112,7 +115,7 @@ def test_text_and_lines_of_the_page_have_contrast(read, contrast, dark: bool) ->
 
 def test_values_shown_are_the_values_given(read) -> None:
     given = report()
-    root = read(render(given))
+    root = read(render_report(given))
     result, *_ = [section for section in root.all("section") if section.attributes.get("id") == "result"]
     shown = [float(cell.attributes["value"]) for cell in result.all("data")]
     assert shown == [x for row in given.comparisons[0].rows for x in (row.before, row.after, row.difference)]
@@ -130,7 +133,7 @@ def test_every_rejected_record_is_named(read) -> None:
     rejected = [
         Rejected(f"pairs.jsonl:{n}", "prompts differ" if n % 3 else "empty response", f"record {n}") for n in range(60)
     ]
-    root = read(render(Report("t", data=(DataCounts("training", "pairs.jsonl", 100, 40, rejected),))))
+    root = read(render_report(Report("t", data=(DataCounts("training", "pairs.jsonl", 100, 40, rejected),))))
     rows = root.all("table")[1].all("tbody")[0].all("tr")
     assert [tuple(cell.text for cell in row.all("bdi")) for row in rows] == rejected
     assert [cell.text for cell in root.all("table")[0].all("data")] == ["100", "40", "60"]
@@ -139,7 +142,7 @@ def test_every_rejected_record_is_named(read) -> None:
 
 def test_a_reader_sees_first_what_came_of_the_run(read) -> None:
     """Scores as bars and a sentence, then the answers; what was run stands further down."""
-    root = read(render(report()))
+    root = read(render_report(report()))
     header = root.all("header")[0]
     assert [bar.attributes["aria-label"] for bar in header.all("svg")] == ["0 of 4", "3 of 4"]
     assert [line.text for line in header.all("p", "headline")] == ["plain", "12 of 24"] and not header.all("dl")
@@ -153,33 +156,33 @@ def test_a_reader_sees_first_what_came_of_the_run(read) -> None:
     assert notes == [("note better", "✓ plain"), ("note worse", "✗ x")]
     assert "(cut off)" in answers[1].text
     assert headlines(report().scores) == ("Plain: plain, 0 → 3 of 4",)
-    bare = read(render(dataclasses.replace(report(), headline=(), scores=())))
+    bare = read(render_report(dataclasses.replace(report(), headline=(), scores=())))
     assert bare.all("header")[0].all("dl"), "without a result, what was run"
 
 
 def test_sections_without_content_are_left_out(read) -> None:
-    assert read(render(Report("empty"))).all("section") == []
+    assert read(render_report(Report("empty"))).all("section") == []
     for name in ("comparisons", "samples", "scores", "history", "weights", "pictures", "data", "config", "files"):
         only = Report("t", **{name: getattr(report(), name)})
-        page = read(render(only))
+        page = read(render_report(only))
         sections = [section for section in page.all("section") if "id" in section.attributes]
         assert len(sections) == len(page.all("nav")[0].all("a")) == 1
 
 
 def test_equal_reports_give_equal_pages() -> None:
-    assert render(report()) == render(report())
+    assert render_report(report()) == render_report(report())
 
 
 def test_writing_replaces_the_whole_file_or_leaves_it(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     write(path, report("first"))
-    assert path.read_text(encoding="utf-8") == render(report("first")) and path.stat().st_mode & 0o777 == 0o644
+    assert path.read_text(encoding="utf-8") == render_report(report("first")) and path.stat().st_mode & 0o777 == 0o644
     broken = dataclasses.replace(report("second"), data=(None,))
     with pytest.raises(AttributeError):
         write(path, broken)
-    assert path.read_text(encoding="utf-8") == render(report("first"))
+    assert path.read_text(encoding="utf-8") == render_report(report("first"))
     write(path, report("second"))
-    assert path.read_text(encoding="utf-8") == render(report("second"))
+    assert path.read_text(encoding="utf-8") == render_report(report("second"))
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 

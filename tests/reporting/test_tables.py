@@ -19,7 +19,7 @@ from tisdpo_jax.reporting import (
     grid_html,
     grid_text,
     preference_grids,
-    render,
+    render_report,
     table_text,
 )
 
@@ -76,7 +76,7 @@ def test_what_holds_by_definition_is_compared_with_nothing(read) -> None:
     text = table_text(comparison)
     assert "SE" not in text and text.count("not compared") == text.count("by definition") == 3
     assert "after SFT" in text and "0.6931 by definition" in text
-    page = read(render(Report("t", comparisons=(comparison,))))
+    page = read(render_report(Report("t", comparisons=(comparison,))))
     assert not page.all("span", "better") and page.text.count("by definition") == 3
     assert [cell.text for cell in page.all("thead")[0].all("th")][1:3] == ["after SFT", "after DPO"]
     assert all(row.by_definition and math.isnan(row.difference) and math.isnan(row.before_se) for row in rows)
@@ -89,7 +89,7 @@ def test_the_table_for_the_terminal_is_aligned_and_says_what_the_page_says(read)
     ends = [header.index(word) + len(word) for word in ("before", "after", "change")]
     for row in rows:
         assert all(row[end - 1].isdigit() and row[end : end + 1] in ("", " ") for end in ends)
-    page = read(render(Report("t", comparisons=(comparison,))))
+    page = read(render_report(Report("t", comparisons=(comparison,))))
     for row, cells in zip(rows, page.all("tbody")[0].all("tr"), strict=True):
         shown = [cell.text.replace("−", "-").replace("\u00a0", " ") for cell in cells.all("td")]
         assert re.split(r"\s{2,}", row)[1:] == shown

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from tisdpo_jax.models import Model, logits
-from tisdpo_jax.sampling import generate
+from tisdpo_jax.sampling import continuations
 from tisdpo_jax.testing import device_mesh, random_params, tiny_config
 
 CONFIG = tiny_config(sliding_window=9)
@@ -30,21 +30,21 @@ def plainly(variables, prompt, count):
 
 def test_greedy_equals_the_model_without_a_cache(variables):
     expected = [plainly(variables, prompt, 12) for prompt in PROMPTS]
-    assert generate(Model(CONFIG), variables, PROMPTS, max_new_tokens=12, eos_ids=[]) == expected
-    alone = [generate(Model(CONFIG), variables, [prompt], max_new_tokens=12, eos_ids=[])[0] for prompt in PROMPTS]
+    assert continuations(Model(CONFIG), variables, PROMPTS, max_new_tokens=12, eos_ids=[]) == expected
+    alone = [continuations(Model(CONFIG), variables, [prompt], max_new_tokens=12, eos_ids=[])[0] for prompt in PROMPTS]
     assert alone == expected
 
 
 def test_an_end_token_ends_its_row_alone(variables):
-    full = generate(Model(CONFIG), variables, PROMPTS, max_new_tokens=12, eos_ids=[])
+    full = continuations(Model(CONFIG), variables, PROMPTS, max_new_tokens=12, eos_ids=[])
     end = full[0][4]
-    cut = generate(Model(CONFIG), variables, PROMPTS, max_new_tokens=12, eos_ids=[end])
+    cut = continuations(Model(CONFIG), variables, PROMPTS, max_new_tokens=12, eos_ids=[end])
     for short, long in zip(cut, full, strict=True):
         assert short == (long[: long.index(end)] if end in long else long)
 
 
 def test_sampling_depends_on_the_seed_and_the_row(variables):
-    draw = lambda seed: generate(  # noqa: E731
+    draw = lambda seed: continuations(  # noqa: E731
         Model(CONFIG), variables, [PROMPTS[0]] * 2, max_new_tokens=8, eos_ids=[], temperature=1.0, seed=seed
     )
     assert draw(0) == draw(0) != draw(1)
@@ -53,13 +53,13 @@ def test_sampling_depends_on_the_seed_and_the_row(variables):
 
 def test_rows_that_do_not_divide_the_mesh(variables):
     with jax.set_mesh(device_mesh(2, 2, 2)):
-        found = generate(Model(CONFIG), variables, PROMPTS, max_new_tokens=6, eos_ids=[])
-    assert found == generate(Model(CONFIG), variables, PROMPTS, max_new_tokens=6, eos_ids=[])
+        found = continuations(Model(CONFIG), variables, PROMPTS, max_new_tokens=6, eos_ids=[])
+    assert found == continuations(Model(CONFIG), variables, PROMPTS, max_new_tokens=6, eos_ids=[])
 
 
 def test_an_empty_prompt_is_refused(variables):
     with pytest.raises(ValueError, match="at least one token"):
-        generate(Model(CONFIG), variables, [[]], max_new_tokens=1, eos_ids=[])
+        continuations(Model(CONFIG), variables, [[]], max_new_tokens=1, eos_ids=[])
 
 
 class Stop(Exception):
@@ -71,4 +71,4 @@ def test_a_request_to_stop_is_heard_before_each_batch(variables):
         raise Stop
 
     with pytest.raises(Stop):
-        generate(Model(CONFIG), variables, [[1]], max_new_tokens=1, eos_ids=[], on_batch=stop)
+        continuations(Model(CONFIG), variables, [[1]], max_new_tokens=1, eos_ids=[], on_batch=stop)

@@ -16,7 +16,7 @@ from tisdpo_jax.chat import Endpoint, EndpointFailed, seconds
 from tisdpo_jax.data import Message, Prompt
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.sampling import Draw
-from tisdpo_jax.sampling.http import ask_all
+from tisdpo_jax.sampling.http import ask_endpoint
 from tisdpo_jax.sampling.responses import Response
 
 QUESTIONS = [
@@ -81,7 +81,7 @@ def ask(url, questions=QUESTIONS, **options):
     witness = options.pop("witness", None)
     settings = {"timeout": 5.0, "retries": 3, "concurrency": 4, "first_wait": 0.01, "key": "secret", **options}
     try:
-        ask_all(
+        ask_endpoint(
             Endpoint(url, "some-model", **settings),
             questions,
             draw=Draw(0.7),
@@ -319,7 +319,7 @@ def test_a_stop_does_not_wait_for_a_server_that_hangs(monkeypatch):
 
     with server(hang) as (url, _):
         with pytest.raises(KeyboardInterrupt):
-            ask_all(Endpoint(url, "m"), QUESTIONS[:1], draw=Draw(), max_new_tokens=2, take=print, poll=stop)
+            ask_endpoint(Endpoint(url, "m"), QUESTIONS[:1], draw=Draw(), max_new_tokens=2, take=print, poll=stop)
         assert not answer.is_set()  # the server has not answered yet, and still we are here
         answer.set()
 
@@ -332,5 +332,5 @@ def test_polling_may_stop_the_job():
 
     with server(lambda number, handler, body: good(handler, body)) as (url, tries), pytest.raises(KeyboardInterrupt):
         endpoint = Endpoint(url, "m", concurrency=1)
-        ask_all(endpoint, QUESTIONS, draw=Draw(), max_new_tokens=2, take=taken.append, poll=stop)
+        ask_endpoint(endpoint, QUESTIONS, draw=Draw(), max_new_tokens=2, take=taken.append, poll=stop)
     assert 1 <= len(taken) == len(tries) < 12

@@ -99,7 +99,7 @@ def test_moments_lie_where_their_parameters_lie(name):
     params = random_params(0, tiny_config())
     shardings = partitioning.param_shardings(params, mesh)
     state = optim.optimizer(OptimizerSection(name=name), 10).init(params)
-    placed = optim.state_shardings(state, params, shardings, partitioning.replicated(mesh))
+    placed = optim.optimizer_shardings(state, params, shardings, partitioning.replicated(mesh))
     of_kernel = shardings["layers"]["attention"]["q"]["kernel"]
     whole = partitioning.replicated(mesh)
     moments = [

@@ -18,7 +18,7 @@ from typing import Any
 
 from tisdpo_jax.chat._errors import Again, EndpointFailed, Unanswered
 from tisdpo_jax.chat._reply import Completion, read_completion, read_error
-from tisdpo_jax.config.places import check_address
+from tisdpo_jax.config import check_address
 from tisdpo_jax.errors import ConfigError
 
 LARGEST_REPLY = 16 * 2**20  # bytes; a longer one is not read to its end

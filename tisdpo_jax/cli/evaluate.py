@@ -30,7 +30,7 @@ USAGE = """usage: tisdpo evaluate CONFIG.yaml                 the policy of the 
 short for: """ + "\n           ".join(f"--{short:<10} --{name}" for short, name in SHORT.items())
 
 
-def evaluate(arguments: Sequence[str]) -> int:
+def evaluate_verb(arguments: Sequence[str]) -> int:
     """`tisdpo evaluate [CONFIG] [--policy PATH] [--reference PATH] [--data FILE] [--dotted.field value]...`
 
     With --policy nothing is trained and no training pairs are needed. Prints tables and writes evaluation.json and a
@@ -62,7 +62,7 @@ def evaluate(arguments: Sequence[str]) -> int:
 
 def _base(policy: str) -> str:
     """What an adapter stands on. Raises: ConfigError for a whole model, which does not say what it came from."""
-    from tisdpo_jax.stages.subjects import adapter_base, is_adapter
+    from tisdpo_jax.stages import adapter_base, is_adapter
 
     path = Path(policy).expanduser()
     found = adapter_base(path) if is_adapter(path) else ""

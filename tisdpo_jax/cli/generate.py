@@ -9,7 +9,7 @@ from tisdpo_jax.cli.missing import check_hub_names
 from tisdpo_jax.errors import ConfigError
 
 
-def generate(arguments: Sequence[str]) -> int:
+def generate_verb(arguments: Sequence[str]) -> int:
     """`tisdpo generate [CONFIG] [--model.path PATH] [--sampling.prompts FILE] [--dotted.field value]...`
 
     Writes responses.jsonl into the run directory; needs no training pairs. Stopped, it goes on from what is there.

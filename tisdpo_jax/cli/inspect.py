@@ -10,8 +10,7 @@ import numpy as np
 
 from tisdpo_jax.cli import options
 from tisdpo_jax.cli.missing import check_hub_names
-from tisdpo_jax.config import Experiment
-from tisdpo_jax.config.places import check_path
+from tisdpo_jax.config import Experiment, check_path
 from tisdpo_jax.errors import ConfigError
 
 
@@ -46,7 +45,7 @@ def _encode(config: Experiment, split: str) -> tuple[Any, Any]:
     import dataclasses
 
     from tisdpo_jax import interchange
-    from tisdpo_jax.stages.session import model_path, open_data
+    from tisdpo_jax.stages import model_path, open_data
 
     lenient = dataclasses.replace(config.data, on_error="skip", max_rejected=1.0)
     config = dataclasses.replace(config, data=lenient)
@@ -71,7 +70,7 @@ def _find(encoded: Any, name: str) -> int:
 
 
 def _draw(config: Experiment, encoded: Any, tokenizer: Any, split: str, own: dict[str, str]) -> None:
-    from tisdpo_jax.recipes.pictures import write_pictures
+    from tisdpo_jax.recipes import write_pictures
 
     count = min(config.evaluation.heat_maps, len(encoded))
     indices = [_find(encoded, own["pair"])] if "pair" in own else list(range(count))
@@ -82,7 +81,7 @@ def _draw(config: Experiment, encoded: Any, tokenizer: Any, split: str, own: dic
 
 def _weights(config: Experiment, split: str, encoded: Any, index: int) -> np.ndarray | None:
     """Weights from the score cache of the run, if it has one for this data."""
-    from tisdpo_jax.recipes.pictures import cached_columns
+    from tisdpo_jax.recipes import cached_columns
 
     columns = cached_columns(config, encoded, split)
     return columns["token_weights"][index] if {"plus_logps", "token_weights"} <= set(columns) else None

@@ -144,17 +144,17 @@ def _main(arguments: list[str]) -> int:
 
         return inspect(rest)
     if verb == "plan":
-        from tisdpo_jax.cli.plan import plan
+        from tisdpo_jax.cli.plan import plan_verb
 
-        return plan(rest)
+        return plan_verb(rest)
     if verb == "evaluate":
-        from tisdpo_jax.cli.evaluate import evaluate
+        from tisdpo_jax.cli.evaluate import evaluate_verb
 
-        return evaluate(rest)
+        return evaluate_verb(rest)
     if verb == "generate":
-        from tisdpo_jax.cli.generate import generate
+        from tisdpo_jax.cli.generate import generate_verb
 
-        return generate(rest)
+        return generate_verb(rest)
     file, overrides, _ = options.read_arguments(rest)
     if file is None and not overrides:
         raise ConfigError(f"name a configuration file: tisdpo {verb} configs/quickstart.yaml")

@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 
 import tisdpo_jax
-from tisdpo_jax.config import Experiment
-from tisdpo_jax.config.places import MODELS, PATHS, TOKENIZERS, check_path, download
+from tisdpo_jax.config import MODELS, PATHS, TOKENIZERS, Experiment, check_path, download
 from tisdpo_jax.errors import ConfigError
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")  # ORG/NAME[@revision]

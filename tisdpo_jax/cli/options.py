@@ -10,8 +10,18 @@ from typing import Any, TypeVar
 import yaml
 
 from tisdpo_jax.cli.missing import configuration_file
-from tisdpo_jax.config import Experiment, build, check_places, describe, idle, let_go, nest, validate, without
-from tisdpo_jax.config.places import check_path
+from tisdpo_jax.config import (
+    Experiment,
+    build,
+    check_path,
+    check_places,
+    describe,
+    idle,
+    let_go,
+    nest,
+    validate,
+    without,
+)
 from tisdpo_jax.errors import ConfigError
 
 log = logging.getLogger(__name__)

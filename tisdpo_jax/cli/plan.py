@@ -11,7 +11,7 @@ from tisdpo_jax.errors import ConfigError
 LENGTHS = ("data", "hh", "full")
 
 
-def plan(arguments: Sequence[str]) -> int:
+def plan_verb(arguments: Sequence[str]) -> int:
     """`tisdpo plan CONFIG --topology v5e:8x8 [--topology ...] [--lengths data|hh|full] [--stage ...] [--json]`
 
     Needs no weights, no data and no accelerator; for TPUs it needs libtpu (extra `tpu`). Says what fits and what does
@@ -30,8 +30,8 @@ def plan(arguments: Sequence[str]) -> int:
 
     config = options.load_valid(file, overrides, "plan")
     specs = [topology.parse_topology(name) for name in topologies]
-    topology.prepare(specs)
-    from tisdpo_jax.planning.report import plan_text
+    topology.prepare_topology(specs)
+    from tisdpo_jax.planning import plan_text
     from tisdpo_jax.recipes import plan as recipe
 
     plans = recipe.plan(config, specs, lengths=lengths, stage=own.get("stage", "policy"))  # type: ignore[arg-type]

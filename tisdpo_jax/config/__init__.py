@@ -1,8 +1,18 @@
 """Everything an experiment is. Nothing here reads a file."""
 
 from tisdpo_jax.config.build import build, describe, let_go, nest, resolved
+from tisdpo_jax.config.fields import get
 from tisdpo_jax.config.idle import idle, without
-from tisdpo_jax.config.places import check_places
+from tisdpo_jax.config.places import (
+    MODELS,
+    PATHS,
+    TOKENIZERS,
+    check_address,
+    check_path,
+    check_places,
+    download,
+    is_address,
+)
 from tisdpo_jax.config.prompt_pairs import PROMPT_PAIRS, with_prompts
 from tisdpo_jax.config.schema import (
     ContrastSection,
@@ -23,7 +33,10 @@ from tisdpo_jax.config.schema import (
 from tisdpo_jax.config.validate import validate
 
 __all__ = [
+    "MODELS",
+    "PATHS",
     "PROMPT_PAIRS",
+    "TOKENIZERS",
     "ContrastSection",
     "DataSection",
     "DlmaSection",
@@ -39,9 +52,14 @@ __all__ = [
     "StageSection",
     "TrainSection",
     "build",
+    "check_address",
+    "check_path",
     "check_places",
     "describe",
+    "download",
+    "get",
     "idle",
+    "is_address",
     "let_go",
     "nest",
     "resolved",

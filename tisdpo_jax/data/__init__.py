@@ -11,18 +11,22 @@ A record that cannot be used is never dropped in silence: it is a `Rejection` wi
 
 from tisdpo_jax.data.batching import Batches, Order, balanced_batches, make_batch, num_steps, recorded_columns
 from tisdpo_jax.data.encoded import EncodedGroup, EncodedSet
+from tisdpo_jax.data.files import read_file
 from tisdpo_jax.data.identity import tokenizer_identity
 from tisdpo_jax.data.inspection import file_summary, inspect_text
 from tisdpo_jax.data.packing import Layout, RowShape, Share, fit
 from tisdpo_jax.data.policy import apply_policy, split_by_prompt, split_prompts
 from tisdpo_jax.data.prompts import Prompt, conversation_text, prompt_ids, read_prompts
-from tisdpo_jax.data.records import Message, Pair, PairSet, Rejection
+from tisdpo_jax.data.records import SETTINGS, Message, Pair, PairSet, Rejection, Unusable, as_record, count_reasons
 from tisdpo_jax.data.sources import read_pairs
-from tisdpo_jax.data.states import States
-from tisdpo_jax.data.template import Template, open_template
+from tisdpo_jax.data.states import States, create, open_states
+from tisdpo_jax.data.template import HH_MARKS, Template, check_message, frame, open_template, render
 from tisdpo_jax.data.tokenization import encode_groups, encode_pairs
+from tisdpo_jax.data.views import PromptView, check_views, make_views, show_as
 
 __all__ = [
+    "HH_MARKS",
+    "SETTINGS",
     "Batches",
     "EncodedGroup",
     "EncodedSet",
@@ -32,26 +36,39 @@ __all__ = [
     "Pair",
     "PairSet",
     "Prompt",
+    "PromptView",
     "Rejection",
     "RowShape",
     "Share",
     "States",
     "Template",
+    "Unusable",
     "apply_policy",
+    "as_record",
     "balanced_batches",
+    "check_message",
+    "check_views",
     "conversation_text",
+    "count_reasons",
+    "create",
     "encode_groups",
     "encode_pairs",
     "file_summary",
     "fit",
+    "frame",
     "inspect_text",
     "make_batch",
+    "make_views",
     "num_steps",
+    "open_states",
     "open_template",
     "prompt_ids",
+    "read_file",
     "read_pairs",
     "read_prompts",
     "recorded_columns",
+    "render",
+    "show_as",
     "split_by_prompt",
     "split_prompts",
     "tokenizer_identity",

@@ -66,7 +66,7 @@ def pin_date(source: str) -> str:
     return f"{macro}\n{source}"
 
 
-def render(tokenizer: Any, source: str, conversation: list[dict[str, Any]], options: dict[str, Any]) -> str:
+def render_jinja(tokenizer: Any, source: str, conversation: list[dict[str, Any]], options: dict[str, Any]) -> str:
     """The conversation as `apply_chat_template` of the tokenizer writes it from a pinned source."""
     arguments = {"date_string": PINNED_DATE, **options}
     return str(tokenizer.apply_chat_template(conversation, chat_template=source, tokenize=False, **arguments))

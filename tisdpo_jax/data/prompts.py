@@ -18,7 +18,7 @@ from tisdpo_jax.data.records import Message, Rejection, Unusable
 from tisdpo_jax.data.template import Template, Tokenizer, check_message, frame
 from tisdpo_jax.data.transcripts import check_one_turn
 from tisdpo_jax.data.validation import check_turns, read_id
-from tisdpo_jax.data.views import make_views, show
+from tisdpo_jax.data.views import make_views, show_as
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def prompt_ids(
         check_message(template, message)
     (view,) = make_views(system, None)
     # blanks before the response belong to it, as in `template.render`
-    head = frame(template, show(view, messages)).head.rstrip(" ")
+    head = frame(template, show_as(view, messages)).head.rstrip(" ")
     ids = list(tokenizer(head, add_special_tokens=False).input_ids)
     bos = tokenizer.bos_token_id
     first = [bos] if bos is not None and (ids[:1] == [bos] or tokenizer("a").input_ids[:1] == [bos]) else []

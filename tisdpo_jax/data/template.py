@@ -196,7 +196,7 @@ def _writer(tokenizer: Tokenizer, sources: Sequence[str]) -> Write:
         if "tools" in settings:
             options["tools"] = settings["tools"]
         turns = [as_fields(message) for message in turns_of(messages)]
-        return jinja.render(tokenizer, pinned[-1 if "tools" in settings else 0], turns, options)
+        return jinja.render_jinja(tokenizer, pinned[-1 if "tools" in settings else 0], turns, options)
 
     return write
 

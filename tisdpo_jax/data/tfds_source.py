@@ -25,23 +25,23 @@ class PlainRecords:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Any:
-        return plain(self._source[index])
+        return plain_record(self._source[index])
 
 
-def plain(value: Any) -> Any:
+def plain_record(value: Any) -> Any:
     """bytes -> str, arrays -> lists, a sequence of messages that TFDS stores by field -> a list of dicts."""
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if isinstance(value, Mapping):
-        fields = {str(name): plain(item) for name, item in value.items()}
+        fields = {str(name): plain_record(item) for name, item in value.items()}
         columns = list(fields.values())
         if columns and all(isinstance(column, list) for column in columns):
             return [dict(zip(fields, row, strict=True)) for row in zip(*columns, strict=True)]
         return fields
     if hasattr(value, "tolist"):
         value = value.tolist()
-        return plain(value) if isinstance(value, bytes | list) else value
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return plain_record(value) if isinstance(value, bytes | list) else value
+    return [plain_record(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def open_tfds(spec: str, name: str, data_dir: str | None) -> tuple[PlainRecords, list[Rejection]]:

@@ -32,7 +32,7 @@ from tisdpo_jax.data.template import (
     open_template,
     render,
 )
-from tisdpo_jax.data.views import View, check_views, contrast_ranges, make_views, show
+from tisdpo_jax.data.views import PromptView, check_views, contrast_ranges, make_views, show_as
 from tisdpo_jax.errors import ConfigError
 
 CHUNK = 256  # pairs tokenised in one call, which a fast tokenizer spreads over threads
@@ -60,7 +60,7 @@ class Unencoded(NamedTuple):
     unread: tuple[str, ...] = ()
 
 
-class Row(NamedTuple):
+class TokenRow(NamedTuple):
     """A tokenised conversation, split at the seam."""
 
     prompt: Ids  # [P]
@@ -162,7 +162,7 @@ def _encode(
     return EncodedSet(tuple(encoded), tuple(rejections), source, unread)
 
 
-def _write(template: Template, views: Sequence[View], one: Unencoded) -> list[Written]:
+def _write(template: Template, views: Sequence[PromptView], one: Unencoded) -> list[Written]:
     """The conversations as text in every view; `Unusable` where the template or the text does not allow it."""
     for message in one.messages:
         check_message(template, message)
@@ -170,7 +170,7 @@ def _write(template: Template, views: Sequence[View], one: Unencoded) -> list[Wr
         check_message(template, response, name)
     written = []
     for view in views:
-        messages = show(view, one.messages)
+        messages = show_as(view, one.messages)
         around = frame(template, messages)
         texts = [render(template, around, messages, response.content, response.extra) for response in one.responses]
         seam = min(text.start for text in texts)  # where one of them parts from the prompt, all do
@@ -185,7 +185,7 @@ def _write(template: Template, views: Sequence[View], one: Unencoded) -> list[Wr
     return written
 
 
-def _tokenize(tokenizer: Tokenizer, written: Sequence[Sequence[Written]], added: Set[int]) -> Iterator[Row]:
+def _tokenize(tokenizer: Tokenizer, written: Sequence[Sequence[Written]], added: Set[int]) -> Iterator[TokenRow]:
     """Rows in the order group, view, response."""
     sides = [(side, view) for views in written for view in views for side in view.responses]
     if not sides:
@@ -215,7 +215,7 @@ def _split(
     bos: int | None,
     adds_bos: bool,
     added: Set[int],
-) -> Row:
+) -> TokenRow:
     if adds_bos and ids[:1] != [bos]:
         ids, offsets = [bos or 0, *ids], [(0, 0), *offsets]
     starts, ends = np.asarray(offsets, np.int64).reshape(-1, 2).T
@@ -230,10 +230,10 @@ def _split(
     if bos is not None and ids[:1] == [bos]:
         fixed[:1] = True
     array = np.asarray(ids, np.int32)
-    return Row(array[:first], array[first:], fixed, bool((starts[first : first + 1] < side.start).any()))
+    return TokenRow(array[:first], array[first:], fixed, bool((starts[first : first + 1] < side.start).any()))
 
 
-def _part(row: Row, head: list[int]) -> Row:
+def _part(row: TokenRow, head: list[int]) -> TokenRow:
     """The row with a prompt that ends where its tokens part from those that sampling begins from."""
     shift = int(row.prompt[:1].tolist() != head[:1])  # the BOS that the template did not write
     length = min(len(row.prompt) - shift, len(head))
@@ -241,13 +241,13 @@ def _part(row: Row, head: list[int]) -> Row:
     return _shorten(row, shared)
 
 
-def _shorten(row: Row, length: int) -> Row:
+def _shorten(row: TokenRow, length: int) -> TokenRow:
     """The row with its prompt's tokens from `length` on in the response."""
-    return Row(row.prompt[:length], np.append(row.prompt[length:], row.response), row.fixed[:length], True)
+    return TokenRow(row.prompt[:length], np.append(row.prompt[length:], row.response), row.fixed[:length], True)
 
 
 def _assemble(
-    one: Unencoded, by_view: dict[str, list[Row]], added: Set[int], max_length: int, max_response: int
+    one: Unencoded, by_view: dict[str, list[TokenRow]], added: Set[int], max_length: int, max_response: int
 ) -> EncodedGroup:
     """One group from the rows of its views, cut to length."""
     by_view = {name: _align(name, rows, added) for name, rows in by_view.items()}
@@ -278,7 +278,7 @@ def _assemble(
     )
 
 
-def _align(name: str, rows: list[Row], added: Set[int]) -> list[Row]:
+def _align(name: str, rows: list[TokenRow], added: Set[int]) -> list[TokenRow]:
     """Where the end of the prompt is tokenised otherwise before one response (it merges there), it goes to them all."""
     length = min(len(row.prompt) for row in rows)
     differs = [np.append(rows[0].prompt[:length] != row.prompt[:length], True).argmax() for row in rows]
@@ -290,7 +290,7 @@ def _align(name: str, rows: list[Row], added: Set[int]) -> list[Row]:
     return [_shorten(row, shared) for row in rows]
 
 
-def _check_rows(name: str, rows: list[Row], responses: list[Ids]) -> None:
+def _check_rows(name: str, rows: list[TokenRow], responses: list[Ids]) -> None:
     if not len(rows[0].prompt):
         raise Unusable("empty prompt", f"no token of the {name} view stands before the response")
     for side, row, response in zip(response_names(len(rows)), rows, responses, strict=True):
@@ -314,7 +314,7 @@ def _weights(
     return tuple(np.asarray(values, np.float32) for values in weights)
 
 
-def _lose_beginning(row: Row, room: int) -> Ids:
+def _lose_beginning(row: TokenRow, room: int) -> Ids:
     """The prompt without its first loose tokens, so that `room` of them are left."""
     loose = np.flatnonzero(~row.fixed)
     return np.delete(row.prompt, loose[: max(0, len(loose) - room)])

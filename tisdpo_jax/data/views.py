@@ -13,7 +13,7 @@ SLOT = "{prompt}"
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
+class PromptView:
     """`text` is put before the system text of the conversation or, with `{prompt}` in it, around its last turn."""
 
     name: str  # "main", "plus" or "minus"
@@ -22,20 +22,20 @@ class View:
     field: str  # the configuration field that `text` came from
 
 
-def make_views(system: str, contrast: tuple[str, str] | None) -> tuple[View, ...]:
+def make_views(system: str, contrast: tuple[str, str] | None) -> tuple[PromptView, ...]:
     """The main view and, with contrastive prompts, "plus" and "minus"."""
-    main = View("main", system, "", "data.system")
+    main = PromptView("main", system, "", "data.system")
     if contrast is None:
         return (main,)
     positive, negative = contrast
     return (
         main,
-        View("plus", system, positive, "contrast.positive_prompt"),
-        View("minus", system, negative, "contrast.negative_prompt"),
+        PromptView("plus", system, positive, "contrast.positive_prompt"),
+        PromptView("minus", system, negative, "contrast.negative_prompt"),
     )
 
 
-def check_views(template: Template, views: Sequence[View]) -> None:
+def check_views(template: Template, views: Sequence[PromptView]) -> None:
     """Raise `ConfigError` where no conversation could be shown this way."""
     for view in views:
         if view.text.count(SLOT) > 1:
@@ -55,7 +55,7 @@ def check_views(template: Template, views: Sequence[View]) -> None:
             raise ConfigError(f"data.system: template {template.name} has no place for a system text; leave it empty")
 
 
-def show(view: View, messages: Sequence[Message]) -> tuple[Message, ...]:
+def show_as(view: PromptView, messages: Sequence[Message]) -> tuple[Message, ...]:
     """The messages of a conversation as this view has them."""
     settings = [message for message in messages if message.role in SETTINGS]
     own = [message for message in messages if message.role == "system"]
@@ -74,7 +74,9 @@ def _last_of_user(turns: Sequence[Message]) -> int:
     return max(place for place, message in enumerate(turns) if message.role == "user")
 
 
-def contrast_ranges(template: Template, view: View, head: str, messages: Sequence[Message]) -> list[tuple[int, int]]:
+def contrast_ranges(
+    template: Template, view: PromptView, head: str, messages: Sequence[Message]
+) -> list[tuple[int, int]]:
     """Character ranges of the written prompt that cutting must leave in place.
 
     Around a system text these are all that stands before it, and the end of its turn.

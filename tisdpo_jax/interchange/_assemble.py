@@ -60,7 +60,7 @@ def layout(config: TransformerConfig, naming: Naming = "huggingface", *, paired_
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class TensorSource:
     """The tensors of a checkpoint, and the way to a part of one."""
 
     path: Path  # the checkpoint as the user named it
@@ -71,7 +71,7 @@ class Source:
 
 def assemble(
     layout: Layout,
-    source: Source,
+    source: TensorSource,
     abstract: Params,
     shardings: Params | None,
     dtype: Any,
@@ -103,7 +103,7 @@ def assemble(
     return unflatten(arrays)
 
 
-def check(layout: Layout, source: Source, shapes: dict[str, tuple[int, ...]], ignored: Collection[str]) -> None:
+def check(layout: Layout, source: TensorSource, shapes: dict[str, tuple[int, ...]], ignored: Collection[str]) -> None:
     wanted = {name: path for path, leaf in layout.items() for name in leaf.names}
     spare = [name for name in source.shapes if name not in wanted and name not in ignored]
     missing = [name for name in wanted if name not in source.shapes]
@@ -140,7 +140,7 @@ def _layers_finite(array: jax.Array) -> jax.Array:
     return jnp.all(jnp.isfinite(array), axis=tuple(range(1, array.ndim)))
 
 
-def _check_finite(layout: Layout, source: Source, arrays: dict[str, jax.Array]) -> None:
+def _check_finite(layout: Layout, source: TensorSource, arrays: dict[str, jax.Array]) -> None:
     """Where the arrays lie, so all processes come to the same end; what is not finite is looked for only then."""
     if bool(to_host(_finite(list(arrays.values())))):
         return
@@ -155,21 +155,23 @@ def _check_finite(layout: Layout, source: Source, arrays: dict[str, jax.Array]) 
             )
 
 
-def _array(leaf: Leaf, source: Source, shape: tuple[int, ...], sharding: Any, dtype: np.dtype) -> jax.Array:
+def _array(leaf: Leaf, source: TensorSource, shape: tuple[int, ...], sharding: Any, dtype: np.dtype) -> jax.Array:
     if sharding is None:
-        return jnp.asarray(part(leaf, source, shape, (slice(None),) * len(shape), dtype))
+        return jnp.asarray(tensor_part(leaf, source, shape, (slice(None),) * len(shape), dtype))
     parts: dict[tuple[tuple[int, int], ...], np.ndarray] = {}  # devices that hold the same part share one read
 
     def read(index: Any) -> np.ndarray:
         key = tuple((start, stop) for start, stop, _ in (s.indices(n) for s, n in zip(index, shape, strict=True)))
         if key not in parts:
-            parts[key] = part(leaf, source, shape, index, dtype)
+            parts[key] = tensor_part(leaf, source, shape, index, dtype)
         return parts[key]
 
     return jax.make_array_from_callback(shape, sharding, read)
 
 
-def part(leaf: Leaf, source: Source, shape: tuple[int, ...], index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
+def tensor_part(
+    leaf: Leaf, source: TensorSource, shape: tuple[int, ...], index: tuple[slice, ...], dtype: np.dtype
+) -> np.ndarray:
     """`array[index]` of the array that the leaf describes, in memory order, in `dtype`."""
     ranges = [slice(*s.indices(n)[:2]) for s, n in zip(index, shape, strict=True)]
     out = np.empty([r.stop - r.start for r in ranges], dtype)

@@ -38,13 +38,13 @@ def whole(file: Path, field: str, value: Any, *, least: int = 1) -> int:
     return value
 
 
-def number(file: Path, field: str, value: Any) -> float:
+def number_field(file: Path, field: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
         raise CheckpointError(f"{file}: field {field} is {value!r}, but must be a number above 0; mend or fetch it")
     return float(value)
 
 
-def flag(file: Path, raw: dict[str, Any], field: str, *, default: bool = False) -> bool:
+def flag_field(file: Path, raw: dict[str, Any], field: str, *, default: bool = False) -> bool:
     value = raw.get(field)
     if value not in (None, False, True):
         raise CheckpointError(f"{file}: field {field} is {value!r}, but must be true or false; mend or fetch it")

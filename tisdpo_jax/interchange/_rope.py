@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tisdpo_jax.errors import CheckpointError
-from tisdpo_jax.interchange._fields import check_known, flag, number, refuse, whole
+from tisdpo_jax.interchange._fields import check_known, flag_field, number_field, refuse, whole
 from tisdpo_jax.models import RopeConfig
 
 _ROPE_READ = {
@@ -68,7 +68,7 @@ def _read_rope(
             raise refuse(file, f"{where}partial_rotary_factor", value, "the decoder rotates whole heads")
     places = ((f"{field}.rope_theta", rope), (name, raw), ("rope_parameters.rope_theta", modern))
     thetas = [(where, place["rope_theta"]) for where, place in places if place.get("rope_theta") is not None]
-    theta = number(file, *(thetas or [(name, theta)])[0])
+    theta = number_field(file, *(thetas or [(name, theta)])[0])
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return RopeConfig(theta=theta)
@@ -76,7 +76,7 @@ def _read_rope(
         raise refuse(file, f"{field}.rope_type", kind, "known: default, linear, dynamic, llama3, yarn")
 
     def entry(key: str, default: float | None = None) -> float:
-        return number(file, f"{field}.{key}", default if rope.get(key) is None else rope[key])
+        return number_field(file, f"{field}.{key}", default if rope.get(key) is None else rope[key])
 
     factor = entry("factor")
     if kind == "linear":
@@ -95,7 +95,7 @@ def _read_rope(
             attention_factor=sharp,
             beta_fast=entry("beta_fast", 32.0),
             beta_slow=entry("beta_slow", 1.0),
-            truncate=flag(file, rope, "truncate", default=True),
+            truncate=flag_field(file, rope, "truncate", default=True),
         )
     low, high = entry("low_freq_factor"), entry("high_freq_factor")
     if low >= high:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tisdpo_jax.errors import CheckpointError, DuplicateKeyError, MissingKeyError
-from tisdpo_jax.interchange._assemble import Index, Source
+from tisdpo_jax.interchange._assemble import Index, TensorSource
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
@@ -29,7 +29,7 @@ def refuse_pickle(path: Path) -> CheckpointError:
     )
 
 
-def open_directory(directory: Path) -> Source:
+def open_directory(directory: Path) -> TensorSource:
     """All tensors of the Hugging Face checkpoint in `directory`; reads headers only.
 
     The index names the files where there is one; else `model*.safetensors`; else every
@@ -58,7 +58,7 @@ def open_directory(directory: Path) -> Source:
     return source
 
 
-def open_files(path: Path, files: Sequence[Path]) -> Source:
+def open_files(path: Path, files: Sequence[Path]) -> TensorSource:
     """The tensors of `files` together; `path` is what errors call the checkpoint."""
     handles = {}
     for file in files:
@@ -86,7 +86,7 @@ def open_files(path: Path, files: Sequence[Path]) -> Source:
     def read(name: str, index: Index) -> np.ndarray:
         return np.asarray(handles[owner[name]].get_slice(name)[index])
 
-    return Source(path, owner, shapes, read)
+    return TensorSource(path, owner, shapes, read)
 
 
 def write_sharded(

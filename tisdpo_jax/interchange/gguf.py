@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tisdpo_jax.errors import CheckpointError, UserError
-from tisdpo_jax.interchange._assemble import Index, Source
+from tisdpo_jax.interchange._assemble import Index, TensorSource
 from tisdpo_jax.interchange.huggingface import shortest
 from tisdpo_jax.models import RopeConfig, TransformerConfig
 
@@ -52,7 +52,7 @@ def metadata(reader: Any) -> dict[str, Any]:
     return values
 
 
-def open_gguf(path: Path) -> tuple[Source, bool]:
+def open_gguf(path: Path) -> tuple[TensorSource, bool]:
     """The tensors of a GGUF file, and whether the rows of q and k stand in pairs (architecture "llama")."""
     from gguf.quants import dequantize
 
@@ -76,7 +76,7 @@ def open_gguf(path: Path) -> tuple[Source, bool]:
 
     files = dict.fromkeys(tensors, path)
     shapes = {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in tensors.items()}
-    return Source(path, files, shapes, read), metadata(reader).get("general.architecture") == "llama"
+    return TensorSource(path, files, shapes, read), metadata(reader).get("general.architecture") == "llama"
 
 
 def read_gguf_config(path: Path) -> TransformerConfig:

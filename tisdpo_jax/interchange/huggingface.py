@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tisdpo_jax.errors import CheckpointError
-from tisdpo_jax.interchange._fields import check_known, flag, number, read_json, refuse, whole
+from tisdpo_jax.interchange._fields import check_known, flag_field, number_field, read_json, refuse, whole
 from tisdpo_jax.interchange._rope import read_ropes, rope_fields
 from tisdpo_jax.models import Kind, TransformerConfig
 
@@ -83,11 +83,11 @@ def read_huggingface_config(directory: Path) -> TransformerConfig:
     def cap(field: str, default: float | None) -> float | None:
         """A field whose null says that there is none."""
         value = raw.get(field, default)
-        return None if value is None or not gemma else number(file, field, value)
+        return None if value is None or not gemma else number_field(file, field, value)
 
     hidden, heads, layers = size("hidden_size"), size("num_attention_heads"), size("num_hidden_layers")
     kv_heads = family.kv_heads or heads
-    bias = flag(file, raw, "attention_bias") and name not in ("mistral", "qwen2")
+    bias = flag_field(file, raw, "attention_bias") and name not in ("mistral", "qwen2")
     max_positions = size("max_position_embeddings", family.max_positions)
     window, pattern = _read_layers(file, raw, name, layers)
     rope, local_rope = read_ropes(file, raw, name, max_positions)
@@ -101,14 +101,14 @@ def read_huggingface_config(directory: Path) -> TransformerConfig:
             num_kv_heads=size("num_key_value_heads", heads if "num_key_value_heads" in raw else kv_heads),
             head_dim=size("head_dim", family.head_dim or max(hidden // heads, 1)),
             max_positions=max_positions,
-            norm_eps=number(file, "rms_norm_eps", raw.get("rms_norm_eps", 1e-6)),
+            norm_eps=number_field(file, "rms_norm_eps", raw.get("rms_norm_eps", 1e-6)),
             rope=rope,
             sliding_window=window,
             qkv_bias=bias or name == "qwen2",
             output_bias=bias,
-            mlp_bias=flag(file, raw, "mlp_bias") and name == "llama",
+            mlp_bias=flag_field(file, raw, "mlp_bias") and name == "llama",
             qk_norm=name in ("qwen3", "gemma3_text"),
-            tied_head=flag(file, raw, "tie_word_embeddings", default=gemma),
+            tied_head=flag_field(file, raw, "tie_word_embeddings", default=gemma),
             pattern=pattern,
             local_rope=local_rope if window is not None else None,
             activation=_ACTIVATIONS[activation],  # type: ignore[arg-type]  # one of its names
@@ -230,7 +230,7 @@ def _read_layers(file: Path, raw: dict[str, Any], family: str, layers: int) -> t
         return None, ("sliding",)
     if family == "mistral":
         return whole(file, "sliding_window", window), ("sliding",)
-    if not gemma and not flag(file, raw, "use_sliding_window"):
+    if not gemma and not flag_field(file, raw, "use_sliding_window"):
         return None, ("sliding",)
     if gemma:
         every = raw.get("sliding_window_pattern", raw.get("_sliding_window_pattern", 6))

@@ -14,7 +14,7 @@ import numpy as np
 
 from tisdpo_jax.errors import CheckpointError, ShapeMismatchError
 from tisdpo_jax.interchange import gguf
-from tisdpo_jax.interchange._assemble import Layout, Leaf, Source, assemble, check, layout
+from tisdpo_jax.interchange._assemble import Layout, Leaf, TensorSource, assemble, check, layout
 from tisdpo_jax.interchange._safetensors import PICKLES, open_directory, refuse_pickle
 from tisdpo_jax.interchange.huggingface import read_huggingface_config
 from tisdpo_jax.models import TransformerConfig, abstract_params, flatten
@@ -26,7 +26,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _ROWS = 8192  # of two matrices that are compared
 
 
-def model_path(path: str | os.PathLike[str]) -> Path:
+def find_model(path: str | os.PathLike[str]) -> Path:
     """`path`, if it is a directory or a .gguf file. Raises: CheckpointError that says what to name instead."""
     path = Path(path).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
@@ -47,7 +47,7 @@ def read_config(path: str | os.PathLike[str]) -> TransformerConfig:
 
     Raises: CheckpointError, also for what the decoder cannot do.
     """
-    path = model_path(path)
+    path = find_model(path)
     if path.is_file():
         return gguf.read_gguf_config(path)
     config = read_huggingface_config(path)
@@ -73,7 +73,7 @@ def _say_untied(path: Path) -> None:
         )
 
 
-def _head_differs(source: Source) -> bool:
+def _head_differs(source: TensorSource) -> bool:
     """Whether there is a head of its own, with other values than the embedding."""
     if not {EMBEDDING, HEAD} <= source.shapes.keys():
         return False
@@ -121,9 +121,9 @@ def check_params(path: str | os.PathLike[str], config: TransformerConfig) -> Non
     check(leaves, source, {name: leaf.shape for name, leaf in flatten(abstract_params(config)).items()}, ignored)
 
 
-def open_model(path: str | os.PathLike[str], config: TransformerConfig) -> tuple[Source, Layout, set[str]]:
+def open_model(path: str | os.PathLike[str], config: TransformerConfig) -> tuple[TensorSource, Layout, set[str]]:
     """Where the tensors are, how the parameters are made of them, and which are not read."""
-    path = model_path(path)
+    path = find_model(path)
     if path.is_file():
         source, paired = gguf.open_gguf(path)
         leaves, ignored = layout(config, "gguf", paired_rows=paired), {gguf.ROPE_FACTORS}

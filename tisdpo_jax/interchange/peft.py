@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from tisdpo_jax.errors import CheckpointError, MissingKeyError, ShapeMismatchError, UnexpectedKeyError
 from tisdpo_jax.interchange import _export
 from tisdpo_jax.interchange._adapter_config import CONFIG, AdapterConfig, read_adapter_config
-from tisdpo_jax.interchange._assemble import Layout, Leaf, Source, layout, part
+from tisdpo_jax.interchange._assemble import Layout, Leaf, TensorSource, layout, tensor_part
 from tisdpo_jax.interchange._safetensors import open_files, write_file
 from tisdpo_jax.interchange.generation import exported_generation
 from tisdpo_jax.interchange.load import open_model
@@ -148,7 +148,9 @@ def load_peft(
     return Adapter(tree(host, dtype), scale, None if start is None else tree(start, jnp.float32))
 
 
-def _adapted_layers(adapter: AdapterConfig, config: TransformerConfig, source: Source) -> dict[tuple[str, int], str]:
+def _adapted_layers(
+    adapter: AdapterConfig, config: TransformerConfig, source: TensorSource
+) -> dict[tuple[str, int], str]:
     """(projection, layer) -> name of the module, for every pair of tensors in the file.
 
     Raises: CheckpointError, and its subclasses, unless all tensors are there in full pairs of the right shapes, are
@@ -229,7 +231,7 @@ def _start(
         for (path, layer), module in adapted.items():
             leaf, shape, rank = leaves[f"{path}/kernel"], kernels[f"{path}/kernel"].shape, adapter.rank_of(module)
             index = (slice(layer, layer + 1), slice(None), slice(None))
-            weight = part(leaf, source, shape, index, np.dtype(np.float32))[0].T  # [out, in], as peft sees it
+            weight = tensor_part(leaf, source, shape, index, np.dtype(np.float32))[0].T  # [out, in], as peft sees it
             if not np.isfinite(weight).all():
                 raise CheckpointError(
                     f"{source.path}: tensor {leaf.names[layer]!r} holds NaN or infinity; fetch it again"
@@ -261,7 +263,7 @@ def _names(module: str) -> tuple[str, str]:
     return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
 
 
-def _tensor(source: Source, name: str) -> np.ndarray:
+def _tensor(source: TensorSource, name: str) -> np.ndarray:
     value = np.asarray(source.read(name, (slice(None), slice(None))), np.float32)
     if not np.isfinite(value).all():
         raise CheckpointError(f"{source.files[name]}: tensor {name!r} holds NaN or infinity; fetch the file again")

@@ -7,7 +7,7 @@ from typing import Any
 
 from tisdpo_jax.errors import CheckpointError
 from tisdpo_jax.interchange._gguf_tokenizer import gguf_tokenizer
-from tisdpo_jax.interchange.load import model_path
+from tisdpo_jax.interchange.load import find_model
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -22,7 +22,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Any:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    path = model_path(path)
+    path = find_model(path)
     if path.is_file():
         return gguf_tokenizer(path)
     if not any((path / name).is_file() for name in _FILES):

@@ -4,8 +4,8 @@ Judges are sentiment and refusal (built in), a scoring function, a
 reward model, or a language model behind an HTTP endpoint. `store` keeps what they said.
 """
 
-from tisdpo_jax.judging.endpoint import Endpoint, Question, Reply, ask, ask_all
-from tisdpo_jax.judging.functions import Score, checked, load_function, source_of
+from tisdpo_jax.judging.endpoint import JudgeEndpoint, Question, Reply, ask, ask_judge
+from tisdpo_jax.judging.functions import Score, checked_scores, load_function, source_of
 from tisdpo_jax.judging.refusal import is_refusal, refusal_score
 from tisdpo_jax.judging.reward_model import RewardModel, score_conversations, score_rows
 from tisdpo_jax.judging.sentiment import sentiment_score
@@ -28,15 +28,15 @@ __all__ = [
     "TIE",
     "UNDECIDED",
     "UNPARSABLE",
-    "Endpoint",
+    "JudgeEndpoint",
     "Question",
     "Reply",
     "RewardModel",
     "Score",
     "Store",
     "ask",
-    "ask_all",
-    "checked",
+    "ask_judge",
+    "checked_scores",
     "is_refusal",
     "key_of",
     "load_function",

@@ -39,7 +39,7 @@ neither is better, "verdict: tie"."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Endpoint(chat.Endpoint):
+class JudgeEndpoint(chat.Endpoint):
     """Where to ask, how patiently, and what for."""
 
     criterion: str = ""
@@ -66,8 +66,8 @@ class Reply:
     reason: str = ""  # why there is no verdict, in the words of the endpoint
 
 
-def ask_all(
-    endpoint: Endpoint,
+def ask_judge(
+    endpoint: JudgeEndpoint,
     questions: Sequence[Question],
     take: Callable[[Question, Reply], None],
     poll: Callable[[], None] = lambda: None,
@@ -96,7 +96,7 @@ def ask_all(
     )
 
 
-def ask(endpoint: Endpoint, question: Question, *, stop: threading.Event | None = None) -> Reply | None:
+def ask(endpoint: JudgeEndpoint, question: Question, *, stop: threading.Event | None = None) -> Reply | None:
     """The reply to one question, after as many tries as it takes; None when `stop` is set between two of them.
 
     Raises: EndpointFailed, for a single question (`chat.Unanswered`) and for all.
@@ -125,7 +125,7 @@ def ask(endpoint: Endpoint, question: Question, *, stop: threading.Event | None 
         return dataclasses.replace(unclear, tries=endpoint.retries + 1)  # it does answer; what it says is no verdict
 
 
-def _body(endpoint: Endpoint, question: Question) -> dict[str, Any]:
+def _body(endpoint: JudgeEndpoint, question: Question) -> dict[str, Any]:
     text = _QUESTION.format(
         criterion=endpoint.criterion, prompt=question.prompt, first=question.first, second=question.second
     )

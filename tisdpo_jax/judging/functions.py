@@ -34,10 +34,10 @@ def load_function(name: str) -> Score:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ConfigError(f"evaluation.judge.by {name}: {module_name} has no function {function_name!r}")
-    return checked(function, name)
+    return checked_scores(function, name)
 
 
-def checked(function: Callable[..., object], name: str) -> Score:
+def checked_scores(function: Callable[..., object], name: str) -> Score:
     """The function, with what it returns taken as a float. Raises: UserError where that is no number."""
 
     def score(prompt: str, response: str) -> float:

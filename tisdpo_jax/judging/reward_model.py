@@ -11,9 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tisdpo_jax import partitioning
-from tisdpo_jax.data import Message, Template
-from tisdpo_jax.data.records import Unusable
-from tisdpo_jax.data.template import check_message, frame, render
+from tisdpo_jax.data import Message, Template, Unusable, check_message, frame, render
 from tisdpo_jax.models import Model, hidden_states
 from tisdpo_jax.types import Params
 

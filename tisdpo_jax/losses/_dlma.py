@@ -53,7 +53,7 @@ def dlma_loss(
             raise ValueError(
                 "dlma_loss: token_kl comes without weights; the KL term is that of TIS-DPO, which has both"
             )
-        policy_logps, reference_logps, mask = arguments.pairs(
+        policy_logps, reference_logps, mask = arguments.pair_arrays(
             "dlma_loss", mask, policy_logps=policy_logps, reference_logps=reference_logps
         )
         arguments.number("dlma_loss", "beta", beta, above=0)

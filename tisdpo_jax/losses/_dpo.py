@@ -32,7 +32,7 @@ def dpo_loss(
     Returns: PairLoss of `[...]`; rewards are beta times the summed log-ratios.
     Source: Rafailov et al., arXiv 2305.18290, eq. 7; smoothing: Mitchell, "A note on DPO with noisy preferences".
     """
-    policy_logps, reference_logps, mask = arguments.pairs(
+    policy_logps, reference_logps, mask = arguments.pair_arrays(
         "dpo_loss", mask, policy_logps=policy_logps, reference_logps=reference_logps
     )
     arguments.number("dpo_loss", "beta", beta, above=0)
@@ -55,7 +55,7 @@ def ipo_loss(
     Returns: PairLoss of `[...]`; rewards are beta times the log-ratios (averaged where `average`).
     Source: Azar et al., arXiv 2310.12036, eq. 17.
     """
-    policy_logps, reference_logps, mask = arguments.pairs(
+    policy_logps, reference_logps, mask = arguments.pair_arrays(
         "ipo_loss", mask, policy_logps=policy_logps, reference_logps=reference_logps
     )
     arguments.number("ipo_loss", "beta", beta, above=0)

@@ -36,7 +36,7 @@ def kto_loss(
     Returns: PairLoss of `[...]`; rewards are beta times the summed log-ratios.
     Source: Ethayarajh et al., arXiv 2402.01306, eq. 8; the paired estimate is that of its public code.
     """
-    policy_logps, reference_logps, mask = arguments.pairs(
+    policy_logps, reference_logps, mask = arguments.pair_arrays(
         "kto_loss", mask, policy_logps=policy_logps, reference_logps=reference_logps
     )
     arguments.number("kto_loss", "beta", beta, above=0)

@@ -22,7 +22,7 @@ def orpo_loss(policy_logps: Array, mask: Array, *, coef: float = 0.1) -> PairLos
     Returns: PairLoss of `[...]`; rewards are coef times the mean log-likelihoods.
     Source: Hong et al., ORPO, arXiv 2403.07691, eq. 6-7.
     """
-    policy_logps, mask = arguments.pairs("orpo_loss", mask, policy_logps=policy_logps)
+    policy_logps, mask = arguments.pair_arrays("orpo_loss", mask, policy_logps=policy_logps)
     arguments.number("orpo_loss", "coef", coef, at_least=0)
     means = mean_logps(policy_logps, mask)
     chosen, rejected = sides(means)

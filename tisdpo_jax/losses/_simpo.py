@@ -26,7 +26,7 @@ def simpo_loss(
     Returns: PairLoss of `[...]`; rewards are beta times the mean log-likelihoods.
     Source: Meng et al., SimPO, arXiv 2405.14734, eq. 6. Public code: the ratio gamma / beta; here: the paper's gamma.
     """
-    policy_logps, mask = arguments.pairs("simpo_loss", mask, policy_logps=policy_logps)
+    policy_logps, mask = arguments.pair_arrays("simpo_loss", mask, policy_logps=policy_logps)
     arguments.number("simpo_loss", "beta", beta, above=0)
     arguments.number("simpo_loss", "gamma", gamma, at_least=0)
     arguments.number("simpo_loss", "label_smoothing", label_smoothing, at_least=0, at_most=0.5)

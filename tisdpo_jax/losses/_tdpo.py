@@ -36,7 +36,7 @@ def tdpo_loss(
     Returns: PairLoss of `[...]`; rewards are `beta (h_side + K_side)`.
     Source: Zeng et al., arXiv 2404.11999, eq. 14-17.
     """
-    policy_logps, reference_logps, token_kl, mask = arguments.pairs(
+    policy_logps, reference_logps, token_kl, mask = arguments.pair_arrays(
         "tdpo_loss", mask, policy_logps=policy_logps, reference_logps=reference_logps, token_kl=token_kl
     )
     arguments.number("tdpo_loss", "beta", beta, above=0)

@@ -69,7 +69,7 @@ def weighted_logits(
     kl_coef: float,
 ) -> tuple[Array, Array, Array]:
     """`u - eta` of every pair, and the weighted log-ratios of chosen and rejected; for `function`, shared with DLMA."""
-    policy_logps, reference_logps, weights, mask = arguments.pairs(
+    policy_logps, reference_logps, weights, mask = arguments.pair_arrays(
         function, mask, policy_logps=policy_logps, reference_logps=reference_logps, weights=weights
     )
     arguments.number(function, "beta", beta, above=0)

@@ -11,10 +11,10 @@ from tisdpo_jax.models.decoder import (
     hidden_states,
     hidden_states_with_cache,
     logits,
-    read_prompts,
+    prefill,
     split_layers,
 )
-from tisdpo_jax.models.head import Head, head_of, head_only, product
+from tisdpo_jax.models.head import Head, capped, head_of, head_only, product
 from tisdpo_jax.models.leaves import Int8, quantize
 from tisdpo_jax.models.params import (
     PARAM_AXES,
@@ -47,6 +47,7 @@ __all__ = [
     "abstract_params",
     "attention",
     "attention_factor",
+    "capped",
     "decode",
     "empty_cache",
     "flatten",
@@ -60,9 +61,9 @@ __all__ = [
     "logits",
     "merge",
     "parameters",
+    "prefill",
     "product",
     "quantize",
-    "read_prompts",
     "rope_frequencies",
     "split_layers",
     "unflatten",

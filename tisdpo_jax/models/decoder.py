@@ -20,7 +20,7 @@ from tisdpo_jax.models.attention import Mask, prepare
 from tisdpo_jax.models.block import WHOLE, LayerCache, Shared, block, inner, rms_norm
 from tisdpo_jax.models.config import ComputeConfig, Kind, TransformerConfig
 from tisdpo_jax.models.head import head_of
-from tisdpo_jax.models.leaves import take
+from tisdpo_jax.models.leaves import take_rows
 from tisdpo_jax.models.recompute import through_layers
 from tisdpo_jax.models.rope import rope_tables
 from tisdpo_jax.types import Rows, Variables
@@ -101,7 +101,7 @@ def split_layers(variables: Variables) -> tuple[Variables, ...]:
     return tuple(jax.tree.map(operator.itemgetter(layer), stacked) for layer in range(count))
 
 
-def read_prompts(
+def prefill(
     model: Model, variables: Variables, tokens: Array, lengths: Array, *, room: int
 ) -> tuple[Array, tuple[LayerCache, ...], Array]:
     """Reads prompts, left-aligned.
@@ -159,7 +159,7 @@ def decode(
 
 
 def _embed(model: Model, variables: Variables, tokens: Array) -> Array:
-    x = take(variables["params"]["embed"]["embedding"], tokens, model.compute.dtype)
+    x = take_rows(variables["params"]["embed"]["embedding"], tokens, model.compute.dtype)
     if model.config.embed_scale:
         x *= jnp.asarray(model.config.hidden_size**0.5, x.dtype)
     return partitioning.constrain(x, WHOLE)

@@ -91,7 +91,7 @@ def gathered(axes: Sequence[str]) -> tuple[str | None, ...]:
     return tuple(None if axis == "embed" else axis for axis in axes)
 
 
-def take(table: Weight, tokens: Array, dtype: Any) -> Array:
+def take_rows(table: Weight, tokens: Array, dtype: Any) -> Array:
     """`table[tokens]` as `[R, T, D]` in `dtype`, for a table `[V, D]` and tokens `[R, T]`.
 
     On a mesh the table stays split: each device has some columns of it, so it looks up the tokens of its whole group,

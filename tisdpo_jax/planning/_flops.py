@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 import re
 
-from tisdpo_jax.planning._hlo import Frame, Instruction, Shape
+from tisdpo_jax.planning._hlo import Instruction, Shape, SourceFrame
 
 # Matrix products of each splash attention kernel: q k', and p v; with the gradients' own behind.
 _SPLASH = (("dkv_dq", 5), ("dkv", 4), ("dq", 3), ("fwd", 2))
 _BLOCK = 128  # tokens of a block of splash attention, its default
 
 
-def dot_flops(frame: Frame, dot: Instruction) -> int:
+def dot_flops(frame: SourceFrame, dot: Instruction) -> int:
     left = frame.computation.shapes(dot)[0]
     contracted = math.prod(left.dims[axis] for axis in dot.numbers("lhs_contracting_dims"))
     return 2 * dot.results[0].elements * contracted
 
 
-def library_flops(frame: Frame, call: Instruction) -> int:
+def library_flops(frame: SourceFrame, call: Instruction) -> int:
     """A product that was handed to a library (cuBLAS): its dimension numbers stand in the backend configuration."""
     found = re.search(r'lhs_contracting_dimensions\\?"?:\[([^\]]*)\]', call.attributes)
     left = frame.computation.shapes(call)[0]
@@ -26,7 +26,7 @@ def library_flops(frame: Frame, call: Instruction) -> int:
     return 2 * call.results[0].elements * math.prod(left.dims[axis] for axis in axes)
 
 
-def convolution_flops(frame: Frame, call: Instruction) -> int:
+def convolution_flops(frame: SourceFrame, call: Instruction) -> int:
     """Multiplications with a real element of the input: padding and the holes of a dilation cost nothing.
 
     The TPU compiler writes matrix products as convolutions, batch dimensions as dilated windows.

@@ -95,21 +95,21 @@ class Module:
     entry: str
     devices: int  # that run the program together
 
-    def frame(self) -> Frame:
-        return Frame(self, self.computations[self.entry], None, None)
+    def frame(self) -> SourceFrame:
+        return SourceFrame(self, self.computations[self.entry], None, None)
 
 
 @dataclasses.dataclass(frozen=True)
-class Frame:
+class SourceFrame:
     """A computation as it is run: by which instruction of which frame."""
 
     module: Module
     computation: Computation
     caller: Instruction | None
-    parent: Frame | None
+    parent: SourceFrame | None
 
-    def enter(self, caller: Instruction, name: str) -> Frame:
-        return Frame(self.module, self.module.computations[name], caller, self)
+    def enter(self, caller: Instruction, name: str) -> SourceFrame:
+        return SourceFrame(self.module, self.module.computations[name], caller, self)
 
     def number(self, name: str) -> int | None:
         """The integer that `name` holds when the frame is entered; None where it cannot be known."""
@@ -187,7 +187,7 @@ def _compute(opcode: str, left: int, right: int) -> int:
     return min(left, right) if opcode == "minimum" else max(left, right)
 
 
-def _comparison(frame: Frame, name: str) -> tuple[Frame, Instruction] | None:
+def _comparison(frame: SourceFrame, name: str) -> tuple[SourceFrame, Instruction] | None:
     instruction = frame.computation.instructions[name]
     if instruction.opcode == "compare":
         return frame, instruction
@@ -197,7 +197,7 @@ def _comparison(frame: Frame, name: str) -> tuple[Frame, Instruction] | None:
     return _comparison(frame, instruction.operands[0]) if instruction.opcode in _SAME else None
 
 
-def _counter(frame: Frame, name: str) -> int | None:
+def _counter(frame: SourceFrame, name: str) -> int | None:
     """The element of the loop's tuple that changes and that `name` is; None for anything else."""
     instruction = frame.computation.instructions[name]
     if instruction.opcode in _SAME:
@@ -225,7 +225,7 @@ def _handed_on(body: Computation, index: int) -> bool:
     return value.opcode == "get-tuple-element" and value.numbers("index") == (index,)
 
 
-def _step(body: Frame, index: int) -> int | None:
+def _step(body: SourceFrame, index: int) -> int | None:
     """What a round of the loop adds to element `index`."""
     root = body.computation.instructions[body.computation.root]
     if root.opcode != "tuple":
@@ -250,7 +250,7 @@ def _step(body: Frame, index: int) -> int | None:
     return None
 
 
-def _leads_to(frame: Frame, name: str, index: int) -> bool:
+def _leads_to(frame: SourceFrame, name: str, index: int) -> bool:
     value = frame.computation.instructions[name]
     if value.opcode in _SAME:
         return _leads_to(frame, value.operands[0], index)

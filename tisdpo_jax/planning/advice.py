@@ -13,7 +13,7 @@ SECTIONS = {"sft": "sft", "plus": "contrast.training", "minus": "contrast.traini
 
 
 @dataclasses.dataclass(frozen=True)
-class Change:
+class Saving:
     text: str  # "train.micro_batches 4 (now 2)"
     saves: float  # bytes on a chip, by arithmetic
 
@@ -24,14 +24,14 @@ def advise(config: Experiment, plan: StagePlan) -> tuple[str, ...]:
         return ()
     over = None if plan.reserved is None or plan.capacity is None else plan.reserved - plan.capacity
     lines = [] if over is None else [f"{over / GIB:.2f} GiB too much on a chip. By arithmetic, not compiled:"]
-    for change in sorted(changes(config, plan), key=lambda change: -change.saves):
+    for change in sorted(savings(config, plan), key=lambda change: -change.saves):
         if change.saves >= 0.01 * GIB:
             enough = " (enough alone)" if over is not None and change.saves >= over else ""
             lines.append(f"{change.text}: about {change.saves / GIB:.2f} GiB less{enough}")
     return tuple(lines)
 
 
-def changes(config: Experiment, plan: StagePlan) -> list[Change]:
+def savings(config: Experiment, plan: StagePlan) -> list[Saving]:
     """Everything that this configuration still leaves to save."""
     held = {(item.name, item.term): item.chip for item in plan.resident}
     trained = held.get(("trained", "parameters"), 0)
@@ -40,37 +40,37 @@ def changes(config: Experiment, plan: StagePlan) -> list[Change]:
     gradients = trained // width * _gradient_width(config, plan.stage)
     resident = sum(held.values())
     temporaries = max((plan.reserved or 0) - resident - gradients, 0)
-    found = [Change(f"twice the chips ({2 * plan.chips})", (resident + gradients + temporaries) / 2)]
+    found = [Saving(f"twice the chips ({2 * plan.chips})", (resident + gradients + temporaries) / 2)]
     if plan.stage == "score":
-        found.append(Change("half of evaluation.batch_size", temporaries / 2))
+        found.append(Saving("half of evaluation.batch_size", temporaries / 2))
     else:
         name = SECTIONS[plan.stage]
         section = _section(config, name)
         found += _batch_changes(name, section, plan, temporaries)
         found += _optimizer_changes(name, section, moments)
     if config.model.remat == "none":
-        found.append(Change("model.remat full (now none)", 0.8 * temporaries))
+        found.append(Saving("model.remat full (now none)", 0.8 * temporaries))
     elif config.model.remat == "dots":
-        found.append(Change("model.remat full (now dots)", 0.6 * temporaries))
+        found.append(Saving("model.remat full (now dots)", 0.6 * temporaries))
     if config.model.param_dtype == "float32" and trained:
-        found.append(Change("model.param_dtype bfloat16 (now float32)", (trained + moments) / 2))
+        found.append(Saving("model.param_dtype bfloat16 (now float32)", (trained + moments) / 2))
     contrasts = sum(held.get((name, "parameters"), 0) for name in ("plus", "minus"))
     if trained:
         # the base takes the place of the trained copy, where no reference held it already
         added = 0 if ("base", "parameters") in held else trained * 2 // width
-        found.append(Change("lora.rank 16 (now 0)", trained + moments + gradients + contrasts - added))
+        found.append(Saving("lora.rank 16 (now 0)", trained + moments + gradients + contrasts - added))
     if config.contrast.scores == "online" and contrasts:
-        found.append(Change("contrast.scores cached (now online)", contrasts))
+        found.append(Saving("contrast.scores cached (now online)", contrasts))
     frozen = sum(item.chip for item in plan.resident if item.term == "parameters" and item.name != "trained")
     if config.model.frozen_dtype == "bfloat16" and frozen:
-        found.append(Change("model.frozen_dtype int8 (now bfloat16)", frozen / 2))
+        found.append(Saving("model.frozen_dtype int8 (now bfloat16)", frozen / 2))
     for item in plan.resident:
         alone = item.name == "base" and item.used_by == ("reference",)
         if alone and plan.stage == "policy" and config.loss.needs.direction:
-            found.append(Change("contrast.reference_states cached (now live)", item.chip))
+            found.append(Saving("contrast.reference_states cached (now live)", item.chip))
     copies = plan.mesh.get("data", 1)
     if copies > 1:
-        found.append(Change(f"mesh.data 1 and mesh.fsdp -1 (now data {copies})", resident * (1 - 1 / copies)))
+        found.append(Saving(f"mesh.data 1 and mesh.fsdp -1 (now data {copies})", resident * (1 - 1 / copies)))
     return found
 
 
@@ -85,27 +85,27 @@ def _section(config: Experiment, name: str) -> StageSection:
     return section
 
 
-def _batch_changes(name: str, section: StageSection, plan: StagePlan, temporaries: float) -> list[Change]:
+def _batch_changes(name: str, section: StageSection, plan: StagePlan, temporaries: float) -> list[Saving]:
     shards = plan.mesh.get("data", 1) * plan.mesh.get("fsdp", 1)
     parts = 2 * section.micro_batches
     if section.batch_size % (parts * shards) == 0:
-        return [Change(f"{name}.micro_batches {parts} (now {section.micro_batches})", temporaries / 2)]
+        return [Saving(f"{name}.micro_batches {parts} (now {section.micro_batches})", temporaries / 2)]
     smallest = shards * section.micro_batches
     if section.batch_size > smallest:
         size = max(smallest, section.batch_size // 2 // smallest * smallest)
         return [
-            Change(
+            Saving(
                 f"{name}.batch_size {size} (now {section.batch_size})", temporaries * (1 - size / section.batch_size)
             )
         ]
     return []
 
 
-def _optimizer_changes(name: str, section: StageSection, moments: int) -> list[Change]:
+def _optimizer_changes(name: str, section: StageSection, moments: int) -> list[Saving]:
     kept = {"adamw": 1.0, "rmsprop": 0.5, "adafactor": 0.01}  # of the moments of adamw, for matrices
     now = section.optimizer.name
     return [
-        Change(f"{name}.optimizer.name {other} (now {now})", moments * (1 - kept[other] / kept[now]))
+        Saving(f"{name}.optimizer.name {other} (now {now})", moments * (1 - kept[other] / kept[now]))
         for other in ("rmsprop", "adafactor")
         if kept[other] < kept[now] and not math.isclose(kept[other], kept[now])
     ]

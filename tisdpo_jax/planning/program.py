@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tisdpo_jax.planning._flops import convolution_flops, dot_flops, library_flops, splash_flops
-from tisdpo_jax.planning._hlo import Frame, Instruction, Shape, parse
+from tisdpo_jax.planning._hlo import Instruction, Shape, SourceFrame, parse
 
 COLLECTIVES = (
     *("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all"),
@@ -197,13 +197,13 @@ class _Walk:
         self.buffers: dict[Shape, int] = {}
         self.unknown_loops: list[str] = []
 
-    def scope(self, frame: Frame) -> _Tally:
+    def scope(self, frame: SourceFrame) -> _Tally:
         """A computation that runs as a whole: the entry, the body of a loop, a branch."""
         tally = _Tally()
         self._visit(frame, tally, seen=set(), fused=False)
         return tally
 
-    def _visit(self, frame: Frame, tally: _Tally, *, seen: set[Any], fused: bool) -> None:
+    def _visit(self, frame: SourceFrame, tally: _Tally, *, seen: set[Any], fused: bool) -> None:
         for instruction in frame.computation.instructions.values():
             opcode = instruction.opcode
             if not fused:
@@ -238,14 +238,14 @@ class _Walk:
             for shape in set(instruction.results):
                 self.buffers[shape] = self.buffers.get(shape, 0) + 1
 
-    def _loop(self, frame: Frame, loop: Instruction, tally: _Tally) -> None:
+    def _loop(self, frame: SourceFrame, loop: Instruction, tally: _Tally) -> None:
         trips = frame.trips(loop)
         if trips is None:
             self.unknown_loops.append(loop.name)
             trips = 1
         tally.add(self.scope(frame.enter(loop, loop.names("body")[0])), trips)
 
-    def _custom_call(self, frame: Frame, call: Instruction, tally: _Tally) -> None:
+    def _custom_call(self, frame: SourceFrame, call: Instruction, tally: _Tally) -> None:
         target = call.attribute("custom_call_target") or ""
         quoted = re.search(r'custom_call_target="([^"]*)"', call.attributes)
         target = quoted.group(1) if quoted else target
@@ -256,7 +256,7 @@ class _Walk:
             tally.flops += library_flops(frame, call)
 
     def _collective(
-        self, frame: Frame, instruction: Instruction, kind: str, tally: _Tally, *, seen: set[Any], fused: bool
+        self, frame: SourceFrame, instruction: Instruction, kind: str, tally: _Tally, *, seen: set[Any], fused: bool
     ) -> None:
         """Counts it once. The TPU compiler deals an asynchronous one out over several fusions, each with a copy."""
         computation = frame.computation

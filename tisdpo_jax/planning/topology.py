@@ -98,7 +98,7 @@ def parse_topology(text: str) -> Spec:
     return Spec(text, kind, tuple(int(size) for size in shape.split("x")))
 
 
-def prepare(specs: Sequence[Spec]) -> None:
+def prepare_topology(specs: Sequence[Spec]) -> None:
     """Settings of the process that JAX reads once: to be called before its first use.
 
     The default back end becomes the CPU, so that a plan needs no accelerator and occupies none.

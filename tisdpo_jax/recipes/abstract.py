@@ -14,12 +14,10 @@ from tisdpo_jax import interchange, partitioning
 from tisdpo_jax.config import Experiment
 from tisdpo_jax.data import EncodedSet
 from tisdpo_jax.errors import ConfigError
-from tisdpo_jax.models import Model, abstract_params
-from tisdpo_jax.models.config import TransformerConfig
-from tisdpo_jax.models.zoo import SIZES
+from tisdpo_jax.models import SIZES, Model, TransformerConfig, abstract_params
+from tisdpo_jax.planning import Topology
 from tisdpo_jax.planning import lengths as measured
-from tisdpo_jax.planning.topology import Topology
-from tisdpo_jax.stages.session import DEMO_CACHE, Session, check_batches, compute_config, open_data
+from tisdpo_jax.stages import DEMO_CACHE, Session, check_batches, compute_config, open_data
 
 LengthsFrom = Literal["", "data", "hh", "full"]
 PAIRS = 2048  # made from the histogram, or 16 batches if that is more

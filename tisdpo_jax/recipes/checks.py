@@ -16,8 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tisdpo_jax.data.files import read_file
-from tisdpo_jax.data.records import Unusable
+from tisdpo_jax.data import Unusable, read_file
 from tisdpo_jax.errors import DataError
 
 DEMO = "demo:checks"

@@ -22,8 +22,16 @@ import numpy as np
 from tisdpo_jax import distributed
 from tisdpo_jax.artifacts import Given, Run
 from tisdpo_jax.config import Experiment, resolved
-from tisdpo_jax.data import EncodedSet, PairSet, Prompt, apply_policy, encode_pairs, open_template, split_prompts
-from tisdpo_jax.data.records import as_record
+from tisdpo_jax.data import (
+    EncodedSet,
+    PairSet,
+    Prompt,
+    apply_policy,
+    as_record,
+    encode_pairs,
+    open_template,
+    split_prompts,
+)
 from tisdpo_jax.errors import DataError
 from tisdpo_jax.estimators import CONTRAST, Read
 from tisdpo_jax.recipes import run_dir, self_reward
@@ -37,13 +45,24 @@ from tisdpo_jax.recipes.tisdpo import policy_training
 from tisdpo_jax.reporting import Comparison, histogram
 from tisdpo_jax.roles import Frozen, Role, bind, contrast_roles, policy_role
 from tisdpo_jax.scoring import contrast_scores
-from tisdpo_jax.stages import models
-from tisdpo_jax.stages.answers import RESPONSES, Generator, answers, open_prompts, prompts_in_views, summary
-from tisdpo_jax.stages.models import Base
-from tisdpo_jax.stages.scores import Columns, cached_scores, derive
-from tisdpo_jax.stages.session import Session, open_session
-from tisdpo_jax.stages.training import DERIVED, Training
-from tisdpo_jax.training.interrupt import Interrupt, listening
+from tisdpo_jax.stages import (
+    DERIVED,
+    RESPONSES,
+    Base,
+    Columns,
+    Generator,
+    Session,
+    Training,
+    answers,
+    cached_scores,
+    derive,
+    models,
+    open_prompts,
+    open_session,
+    prompts_in_views,
+    summary,
+)
+from tisdpo_jax.training import Interrupt, listening
 from tisdpo_jax.types import Params, Variables
 
 log = logging.getLogger(__name__)
@@ -60,7 +79,7 @@ class Round:
     rewards: np.ndarray  # [n] R of all candidates
 
 
-def perform(verb: str, config: Experiment) -> None:
+def perform_rounds(verb: str, config: Experiment) -> None:
     """Does `run`, `score` (one round's pairs), `train`, `evaluate` or `export`; each stops at its stage."""
     directory, interrupt = Path(config.run_dir).expanduser(), Interrupt()
     alike = dataclasses.replace(config, logging=type(config.logging)())
@@ -185,7 +204,7 @@ def _stages(
     scores = contrast_scores(columns["plus_logps"], columns["minus_logps"], mask, average=config.dlma.score == "mean")
     rewards = scores[:, 0] - scores[:, 1]
     selection = self_reward.select(scores, mask.sum(-1).astype(np.int64), config.dlma)
-    told = self_reward.summary(session.train.rejections, selection, scores)
+    told = self_reward.selection_counts(session.train.rejections, selection, scores)
     told["unfinished_kept"] = self_reward.unfinished(session.train.groups, selection, responses)
     _say(self_reward.summary_text(told))
     if jax.process_index() == 0:

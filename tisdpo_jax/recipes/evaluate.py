@@ -25,13 +25,21 @@ from tisdpo_jax.models import Model
 from tisdpo_jax.objectives import implicit_beta
 from tisdpo_jax.reporting import Comparison, DataCounts, Grid, as_plain, preference_grids
 from tisdpo_jax.scoring import score_pair_of_models
-from tisdpo_jax.stages.positions import warn_of_limit, warn_of_pairs
-from tisdpo_jax.stages.scores import check_finite
-from tisdpo_jax.stages.session import Session, compute_config, named_path, open_data, open_mesh
-from tisdpo_jax.stages.subjects import Subject, adapter_base, check_alike, is_adapter
-from tisdpo_jax.training.interrupt import Interrupt
-from tisdpo_jax.training.metrics import MetricsLog
-from tisdpo_jax.training.passes import collect, one_pass
+from tisdpo_jax.stages import (
+    Session,
+    Subject,
+    adapter_base,
+    check_finite,
+    check_same_tokens,
+    compute_config,
+    is_adapter,
+    named_path,
+    open_data,
+    open_mesh,
+    warn_of_limit,
+    warn_of_pairs,
+)
+from tisdpo_jax.training import Interrupt, MetricsLog, collect, one_pass
 from tisdpo_jax.types import Batch, Variables
 
 log = logging.getLogger(__name__)
@@ -58,8 +66,8 @@ class Evaluation:
 def evaluate(session: Session, policy: Subject, reference: Subject) -> Evaluation:
     """All measures of `policy` against `reference` on the held-out pairs of the session."""
     encoded, section = session.split("eval"), session.config.evaluation
-    check_alike(policy, reference)
-    scores = measure(session, policy, reference)
+    check_same_tokens(policy, reference)
+    scores = measure_pairs(session, policy, reference)
     found = evaluate_pairs(
         scores, beta=implicit_beta(session.config.loss), resamples=section.resamples, seed=section.seed
     )
@@ -167,7 +175,7 @@ def measuring(session: Session, encoded: EncodedSet) -> Session:
     return dataclasses.replace(session, eval=encoded, elements=encoded.elements())
 
 
-def measure(session: Session, policy: Subject, reference: Subject) -> PairScores:
+def measure_pairs(session: Session, policy: Subject, reference: Subject) -> PairScores:
     """Both models over all held-out pairs."""
     config = session.config
     pairs, batches = session.passing("eval", "main")

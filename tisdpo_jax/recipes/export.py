@@ -7,10 +7,7 @@ from typing import Any
 
 from tisdpo_jax import interchange
 from tisdpo_jax.data import open_template
-from tisdpo_jax.stages import models
-from tisdpo_jax.stages.answers import end_tokens
-from tisdpo_jax.stages.models import Base
-from tisdpo_jax.stages.session import Session
+from tisdpo_jax.stages import Base, Session, end_tokens, models
 from tisdpo_jax.types import Params
 
 

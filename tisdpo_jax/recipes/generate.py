@@ -11,11 +11,17 @@ import jax
 from tisdpo_jax import distributed
 from tisdpo_jax.config import Experiment, with_prompts
 from tisdpo_jax.recipes import run_dir
-from tisdpo_jax.stages.answers import RESPONSES, answers, generator_of, open_prompts, prompts_in_views, summary
-from tisdpo_jax.stages.session import open_session
-from tisdpo_jax.stages.subjects import open_subject
-from tisdpo_jax.training.interrupt import Interrupt, listening
-from tisdpo_jax.training.programs import keep_on_disk
+from tisdpo_jax.stages import (
+    RESPONSES,
+    answers,
+    generator_of,
+    open_prompts,
+    open_session,
+    open_subject,
+    prompts_in_views,
+    summary,
+)
+from tisdpo_jax.training import Interrupt, keep_on_disk, listening
 
 
 def generate(config: Experiment) -> None:

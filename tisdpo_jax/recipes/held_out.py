@@ -20,13 +20,10 @@ from tisdpo_jax.recipes.checks import open_checks
 from tisdpo_jax.recipes.judges import open_scorer
 from tisdpo_jax.recipes.samples import Samples, side_by_side
 from tisdpo_jax.reporting import Comparison, as_plain, table_text
-from tisdpo_jax.sampling.responses import Response
+from tisdpo_jax.sampling import Response
 from tisdpo_jax.scoring import contrast_scores
-from tisdpo_jax.stages import models
-from tisdpo_jax.stages.answers import Generator, answers, prompts_in_views, summary
-from tisdpo_jax.stages.scores import scorer
-from tisdpo_jax.stages.session import Session
-from tisdpo_jax.training.passes import collect, one_pass
+from tisdpo_jax.stages import Generator, Session, answers, models, prompts_in_views, scorer, summary
+from tisdpo_jax.training import collect, one_pass
 from tisdpo_jax.types import Variables
 
 

@@ -27,11 +27,8 @@ from tisdpo_jax.recipes.samples import model_names, take_samples
 from tisdpo_jax.recipes.tisdpo import Graph, tisdpo, wanted_reads
 from tisdpo_jax.reporting import Comparison, Grid, grid_text, table_text
 from tisdpo_jax.roles import Frozen, bind, policy_role
-from tisdpo_jax.stages.models import Base
-from tisdpo_jax.stages.session import Session, open_session
-from tisdpo_jax.stages.subjects import Subject, open_subject
-from tisdpo_jax.training.interrupt import Interrupt, listening
-from tisdpo_jax.training.programs import keep_on_disk
+from tisdpo_jax.stages import Base, Session, Subject, open_session, open_subject
+from tisdpo_jax.training import Interrupt, keep_on_disk, listening
 from tisdpo_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -60,7 +57,7 @@ def perform(verb: str, config: Experiment) -> None:
     if verb in ("evaluate", "export"):
         _check_there(directory, config)
     if config.dlma.rounds:
-        dlma.perform(verb, config)
+        dlma.perform_rounds(verb, config)
         return
     with listening(interrupt), run_dir.opened(directory, _of_the_run(config)):
         session = open_session(config, directory, interrupt)

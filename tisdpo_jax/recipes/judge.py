@@ -15,16 +15,14 @@ from typing import Any
 import numpy as np
 
 from tisdpo_jax import judging, metrics
-from tisdpo_jax.config.places import is_address
+from tisdpo_jax.config import is_address
 from tisdpo_jax.data import Message, Prompt, Rejection, read_prompts
 from tisdpo_jax.errors import ConfigError, DataError
 from tisdpo_jax.judging import Store
 from tisdpo_jax.metrics import Interval, Outcomes, Rating, WinRate, mean_interval
 from tisdpo_jax.recipes.judges import endpoint_verdicts, open_scorer
 from tisdpo_jax.reporting import Grid
-from tisdpo_jax.stages.answers import answers_of, from_file, text_of
-from tisdpo_jax.stages.session import Session
-from tisdpo_jax.stages.subjects import Subject, open_subject
+from tisdpo_jax.stages import Session, Subject, answers_of, from_file, open_subject, text_of
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +63,7 @@ def judge(session: Session, directory: Path, policy: Subject, reference: Subject
     if section.anchor and section.anchor not in names:
         raise ConfigError(f"evaluation.judge.anchor {section.anchor!r} is none of the models {', '.join(names)}")
     scorer = None if is_endpoint(section.by) else open_scorer(session)  # found out before anything is generated
-    prompts, rejected, source = open_prompts(session)
+    prompts, rejected, source = judged_prompts(session)
     texts: dict[str, list[str | None]] = {}
     for name in names:
         if name in others and others[name].endswith(".jsonl"):
@@ -141,7 +139,7 @@ def named_models(text: str) -> dict[str, str]:
     return found
 
 
-def open_prompts(session: Session) -> tuple[list[Prompt], tuple[Rejection, ...], str]:
+def judged_prompts(session: Session) -> tuple[list[Prompt], tuple[Rejection, ...], str]:
     """Prompts to answer, those of the file or of the held-out pairs, each once; bad records; the source."""
     section = session.config.evaluation.judge
     if section.prompts:

@@ -11,12 +11,11 @@ from tisdpo_jax import interchange, judging, partitioning
 from tisdpo_jax.chat import key_from
 from tisdpo_jax.data import Prompt, open_template, tokenizer_identity
 from tisdpo_jax.errors import ConfigError
-from tisdpo_jax.judging import Endpoint, Question, Reply, RewardModel, Score, Store, key_of
+from tisdpo_jax.judging import JudgeEndpoint, Question, Reply, RewardModel, Score, Store, key_of
 from tisdpo_jax.metrics import Outcomes
 from tisdpo_jax.models import Model
-from tisdpo_jax.stages import models
-from tisdpo_jax.stages.session import Session
-from tisdpo_jax.training.progress import Progress
+from tisdpo_jax.stages import Session, models
+from tisdpo_jax.training import Progress
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +110,7 @@ def endpoint_verdicts(
     Returns: outcomes by pair, and how many questions have no verdict, by kind (`judging.UNDECIDED`).
     """
     section = session.config.evaluation.judge
-    endpoint = Endpoint(
+    endpoint = JudgeEndpoint(
         url=section.by,
         model=section.endpoint_model,
         criterion=section.criterion,
@@ -157,7 +156,7 @@ def endpoint_verdicts(
         bar.advance({})
 
     try:
-        judging.ask_all(
+        judging.ask_judge(
             endpoint, list(questions.values()), take, lambda: session.interrupt.poll("judging"), witness=witness
         )
     finally:

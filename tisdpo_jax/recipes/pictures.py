@@ -18,8 +18,7 @@ from tisdpo_jax.estimators import Estimator, Formula
 from tisdpo_jax.interchange import load_tokenizer
 from tisdpo_jax.metrics import TokenMean, token_means
 from tisdpo_jax.reporting import Grid, Report, SidePicture, TokenPicture, WeightSection, extreme_grid
-from tisdpo_jax.stages.scores import peek, token_weights
-from tisdpo_jax.stages.session import model_path, open_data
+from tisdpo_jax.stages import model_path, open_data, peek, weights_of_pairs
 
 Columns = dict[str, np.ndarray]
 SIDES = ("chosen", "rejected")
@@ -110,7 +109,7 @@ def cached_columns(config: Experiment, encoded: EncodedSet, split: str) -> Colum
     columns = {"plus_logps": plus, "minus_logps": minus}
     if not {read.column for read in config.weights.reads} <= set(columns):
         return columns
-    return columns | {"token_weights": token_weights(config.weights, columns, mask, rows)}
+    return columns | {"token_weights": weights_of_pairs(config.weights, columns, mask, rows)}
 
 
 def _in_words(estimator: Any) -> str:

@@ -23,30 +23,28 @@ from jax.sharding import Mesh
 
 from tisdpo_jax import partitioning
 from tisdpo_jax.artifacts import order
-from tisdpo_jax.config import Experiment
-from tisdpo_jax.config.fields import get
+from tisdpo_jax.config import Experiment, get
 from tisdpo_jax.data import Batches, EncodedSet, Layout, States
 from tisdpo_jax.errors import ConfigError, UserError
-from tisdpo_jax.models import head_only
-from tisdpo_jax.models.config import TransformerConfig
+from tisdpo_jax.models import TransformerConfig, head_only
+from tisdpo_jax.planning import (
+    Program,
+    Spec,
+    StagePlan,
+    Topology,
+    advise,
+    dump_options,
+    open_topology,
+    read_program,
+    resident,
+    useful,
+)
 from tisdpo_jax.planning import lengths as measured
-from tisdpo_jax.planning import useful
-from tisdpo_jax.planning.advice import advise
-from tisdpo_jax.planning.program import Program, dump_options, read_program
-from tisdpo_jax.planning.report import StagePlan
-from tisdpo_jax.planning.resident import resident
-from tisdpo_jax.planning.topology import Spec, Topology, open_topology
 from tisdpo_jax.recipes.abstract import Lengths, LengthsFrom, abstract_session, read_lengths, read_transformer
 from tisdpo_jax.recipes.tisdpo import roles_of, tisdpo, wanted_reads
 from tisdpo_jax.roles import Casting, Frozen, Role, bind, policy_role
-from tisdpo_jax.stages import models
-from tisdpo_jax.stages.positions import warn_of_limit, warn_of_pairs
-from tisdpo_jax.stages.scores import HEAD, scorer
-from tisdpo_jax.stages.session import Session
-from tisdpo_jax.stages.training import Training, feed
-from tisdpo_jax.training import optim
-from tisdpo_jax.training.programs import compile_step, state_shardings
-from tisdpo_jax.training.step import init_state
+from tisdpo_jax.stages import HEAD, Session, Training, feed, models, scorer, warn_of_limit, warn_of_pairs
+from tisdpo_jax.training import compile_step, init_state, optim, state_shardings
 
 log = logging.getLogger(__name__)
 

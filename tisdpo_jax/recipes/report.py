@@ -14,9 +14,7 @@ from tisdpo_jax.recipes import pictures
 from tisdpo_jax.recipes.evaluate import Evaluation, counts
 from tisdpo_jax.recipes.samples import Samples
 from tisdpo_jax.reporting import Comparison, DataCounts, Grid, Report
-from tisdpo_jax.stages.scores import Columns
-from tisdpo_jax.stages.session import Session
-from tisdpo_jax.stages.subjects import Subject
+from tisdpo_jax.stages import Columns, Session, Subject
 
 FILES = (
     ("config.yaml", "the configuration, defaults included"),

@@ -13,14 +13,10 @@ from tisdpo_jax.artifacts import write_text
 from tisdpo_jax.data import Prompt
 from tisdpo_jax.judging import is_refusal
 from tisdpo_jax.recipes.checks import Check, check_of, open_checks
-from tisdpo_jax.reporting import UNFOLDED, Answer, Sample, Score, as_plain, grid_text, headlines, score_grid
+from tisdpo_jax.reporting import UNFOLDED, Sample, Score, ShownAnswer, as_plain, grid_text, headlines, score_grid
 from tisdpo_jax.roles import Frozen, bind, policy_role
-from tisdpo_jax.sampling.responses import Response
-from tisdpo_jax.stages import models
-from tisdpo_jax.stages.answers import answers_of
-from tisdpo_jax.stages.models import Base
-from tisdpo_jax.stages.session import Session
-from tisdpo_jax.stages.subjects import Subject
+from tisdpo_jax.sampling import Response
+from tisdpo_jax.stages import Base, Session, Subject, answers_of, models
 from tisdpo_jax.types import Params, Variables
 
 log = logging.getLogger(__name__)
@@ -129,16 +125,16 @@ def _models(session: Session, base: Base, trained: Params) -> list[tuple[str, Ca
     return list(zip(names, made, strict=True))
 
 
-def _answer(name: str, response: Response, check: Check | None) -> Answer:
+def _answer(name: str, response: Response, check: Check | None) -> ShownAnswer:
     """An answer, with a line that says what was looked for and whether it was there."""
     text, unfinished = response.response, response.finish == "length"
     if response.finish == "too long":
-        return Answer(name, "", False, "not asked: the prompt is longer than data.max_length", None)
+        return ShownAnswer(name, "", False, "not asked: the prompt is longer than data.max_length", None)
     if check is None:
-        return Answer(name, text, unfinished, f"refuses: {'yes' if is_refusal(text) else 'no'}", None)
+        return ShownAnswer(name, text, unfinished, f"refuses: {'yes' if is_refusal(text) else 'no'}", None)
     hit = check.hit(text)
     note = f"{check.name}: " + (f"yes (“{hit}”)" if hit else "no")
-    return Answer(name, text, unfinished, note, hit is not None)
+    return ShownAnswer(name, text, unfinished, note, hit is not None)
 
 
 def _scores(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tisdpo_jax.config import DlmaSection
 from tisdpo_jax.data import EncodedGroup, EncodedSet, Pair, PairSet, Prompt, Rejection
 from tisdpo_jax.metrics import auc
-from tisdpo_jax.sampling.responses import Response
+from tisdpo_jax.sampling import Response
 
 Floats = npt.NDArray[np.float64]
 
@@ -105,7 +105,7 @@ def turned_columns(columns: Mapping[str, np.ndarray], selection: Selection) -> d
     return {name: np.where(turn, column[:, ::-1], column) for name, column in found.items()}
 
 
-def summary(rejections: Sequence[Rejection], selection: Selection, scores: Floats) -> dict[str, Any]:
+def selection_counts(rejections: Sequence[Rejection], selection: Selection, scores: Floats) -> dict[str, Any]:
     """What became of the candidates, as plain numbers; `rejections` are those from before the scores."""
     reasons = [rejection.reason for rejection in rejections] + list(selection.dropped.values())
     rewards = scores[:, 0] - scores[:, 1]

@@ -10,8 +10,8 @@ from tisdpo_jax.artifacts import Line, show
 from tisdpo_jax.config import Experiment
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.recipes.tisdpo import tisdpo
-from tisdpo_jax.stages.session import open_session
-from tisdpo_jax.training.interrupt import Interrupt
+from tisdpo_jax.stages import open_session
+from tisdpo_jax.training import Interrupt
 
 WRITTEN = ("export", "evaluation.json", "report.html")  # of the policy, anew by every run
 

@@ -17,9 +17,18 @@ from tisdpo_jax.config import Experiment
 from tisdpo_jax.estimators import Read, reads_of
 from tisdpo_jax.objectives import Dpo, Sft
 from tisdpo_jax.roles import Casting, Role, contrast_roles, policy_role
-from tisdpo_jax.stages.models import Folded, Pretrained
-from tisdpo_jax.stages.scores import HEAD, REFERENCE_LOGPS, Head, HiddenStates, Models, PairColumns, Scores
-from tisdpo_jax.stages.training import Training
+from tisdpo_jax.stages import (
+    HEAD,
+    REFERENCE_LOGPS,
+    CachedScores,
+    Folded,
+    HiddenStates,
+    Models,
+    PairColumns,
+    Pretrained,
+    ReferenceHead,
+    Training,
+)
 
 BASE = Role("base")
 SIDES = {"plus": {"sft": (0,), "dpo": (0, 1)}, "minus": {"sft": (1,), "dpo": (1, 0)}}
@@ -60,7 +69,7 @@ def _contrast(config: Experiment, base: Stage, models: Models) -> Models:
     objective = Sft() if construction == "sft" else Dpo(beta=config.contrast.beta)
     cached = objective.needs.reference == "logps" and config.contrast.scores == "cached"
     live = BASE if objective.needs.reference == "logps" and not cached else None
-    columns = PairColumns("train", (Scores(REFERENCE_LOGPS, BASE, "train", models),), False)
+    columns = PairColumns("train", (CachedScores(REFERENCE_LOGPS, BASE, "train", models),), False)
     trainings = (
         Training(
             name,
@@ -87,7 +96,10 @@ def pair_columns(config: Experiment, models: Models, reads: Iterable[Read]) -> B
     reads = (*reads, *((REFERENCE_LOGPS,) if scored_reference(config) else ()))
     roles, derived = roles_of(config), config.contrast.construction != "none"
     return tuple(
-        (split, PairColumns(split, tuple(Scores(read, roles[read.role], split, models) for read in reads), derived))
+        (
+            split,
+            PairColumns(split, tuple(CachedScores(read, roles[read.role], split, models) for read in reads), derived),
+        )
         for split in splits_of(config)
     )
 
@@ -108,7 +120,7 @@ def policy_training(
     if needs.direction and config.contrast.reference_states == "cached":  # its head is all that is left in the step
         states = tuple((split, HiddenStates(reference, split, models)) for split, _ in columns)
         (whole,) = (stage for _, key, stage in models if key == reference.params)
-        models, live["reference"] = (*models, ("params", HEAD, Head(whole))), Role(HEAD)
+        models, live["reference"] = (*models, ("params", HEAD, ReferenceHead(whole))), Role(HEAD)
     casting = Casting(policy_role(lora=config.lora.rank > 0), live.pop("reference", None), **live)
     read = tuple(one for one in models if one[:2] in casting.needs())
     contrasted = bool(wanted_reads(config))

@@ -11,15 +11,15 @@ from tisdpo_jax.reporting.paper import pair_png
 from tisdpo_jax.reporting.pieces import decode_pieces
 from tisdpo_jax.reporting.report import (
     UNFOLDED,
-    Answer,
     DataCounts,
     Rejected,
     Report,
     Sample,
     Score,
+    ShownAnswer,
     WeightSection,
     headlines,
-    render,
+    render_report,
     score_grid,
     write,
 )
@@ -28,7 +28,6 @@ from tisdpo_jax.reporting.tables import Cell, Comparison, Grid, as_plain, grid_h
 __all__ = [
     "TITLES",
     "UNFOLDED",
-    "Answer",
     "Cell",
     "Comparison",
     "DataCounts",
@@ -37,6 +36,7 @@ __all__ = [
     "Report",
     "Sample",
     "Score",
+    "ShownAnswer",
     "SidePicture",
     "TokenPicture",
     "WeightSection",
@@ -54,7 +54,7 @@ __all__ = [
     "pair_png",
     "preference_grids",
     "read_metrics",
-    "render",
+    "render_report",
     "score_grid",
     "style_sheet",
     "table_text",

@@ -64,7 +64,7 @@ class WeightSection:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class ShownAnswer:
     """What one model says to a prompt."""
 
     model: str  # as the head of its column
@@ -79,7 +79,7 @@ class Sample:
     """A prompt, and the answers of all models in one order."""
 
     prompt: str
-    answers: tuple[Answer, ...]
+    answers: tuple[ShownAnswer, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Report:
     files: tuple[tuple[str, str], ...] = ()  # path, what it is
 
 
-def render(report: Report) -> str:
+def render_report(report: Report) -> str:
     """The page. Equal reports give equal text: no clock, no random names."""
     facts = macro("facts", report.facts)
     wanted = [score for score in report.scores if score.wanted is not None]
@@ -157,7 +157,7 @@ def render(report: Report) -> str:
 
 def write(path: str | Path, report: Report) -> None:
     """Render to `path`, whole or not at all: a reader never sees half a page."""
-    text = render(report)
+    text = render_report(report)
     with replacing(Path(path)) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 

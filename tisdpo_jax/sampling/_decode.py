@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from tisdpo_jax import partitioning
-from tisdpo_jax.models import LayerCache, Model, decode, head_of, read_prompts, split_layers
+from tisdpo_jax.models import LayerCache, Model, decode, head_of, prefill, split_layers
 from tisdpo_jax.sampling._draw import Draw, choose
 from tisdpo_jax.types import Variables
 
@@ -63,7 +63,7 @@ def begin(
     lengths, done = (partitioning.constrain(x, ("batch",)) for x in (lengths, done))
     rows = len(tokens)
     with jax.named_scope("prefill"):
-        hidden, cache, seen = read_prompts(model, weights.variables, tokens, lengths, room=new)
+        hidden, cache, seen = prefill(model, weights.variables, tokens, lengths, room=new)
     zero, none = jnp.zeros((), jnp.int32), jnp.zeros(rows, jnp.int32)
     out, logps = jnp.zeros((rows, new), jnp.int32), jnp.zeros((rows, new), jnp.float32)
     state = State(zero, none, lengths - 1, keys, seen, cache, out, logps, none, done)

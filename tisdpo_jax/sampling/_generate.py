@@ -12,7 +12,7 @@ from tisdpo_jax.types import Variables
 MOST_ROWS = 32  # prompts that are continued at a time: what a request to stop waits for
 
 
-def generate(
+def continuations(
     model: Model,
     variables: Variables,
     prompts: Sequence[Sequence[int]],

@@ -18,7 +18,7 @@ from tisdpo_jax.sampling._draw import Draw
 from tisdpo_jax.sampling.responses import Response
 
 
-def ask_all(
+def ask_endpoint(
     endpoint: Endpoint,
     questions: Sequence[Prompt],
     *,

@@ -20,21 +20,47 @@ from tisdpo_jax import distributed, interchange
 from tisdpo_jax.artifacts import differences, digest, write_text
 from tisdpo_jax.chat import Endpoint, key_from
 from tisdpo_jax.config import Experiment, SamplingSection
-from tisdpo_jax.data import Message, Prompt, Rejection, open_template, prompt_ids, read_prompts
-from tisdpo_jax.data.files import read_file
-from tisdpo_jax.data.records import SETTINGS, Unusable, as_record, count_reasons
-from tisdpo_jax.data.template import HH_MARKS, Template, frame, render
-from tisdpo_jax.data.views import View, check_views, make_views, show
+from tisdpo_jax.data import (
+    HH_MARKS,
+    SETTINGS,
+    Message,
+    Prompt,
+    PromptView,
+    Rejection,
+    Template,
+    Unusable,
+    as_record,
+    check_views,
+    count_reasons,
+    frame,
+    make_views,
+    open_template,
+    prompt_ids,
+    read_file,
+    read_prompts,
+    render,
+    show_as,
+)
 from tisdpo_jax.errors import CheckpointError, DataError
 from tisdpo_jax.models import Model
-from tisdpo_jax.sampling import Draw, Options, Request, http, sample
-from tisdpo_jax.sampling.responses import KINDS, Response, append_responses, read_responses, resume_responses
+from tisdpo_jax.sampling import (
+    KINDS,
+    Draw,
+    Options,
+    Request,
+    Response,
+    append_responses,
+    http,
+    read_responses,
+    resume_responses,
+    sample,
+)
 from tisdpo_jax.stages import models
 from tisdpo_jax.stages.positions import warn_of_rows
 from tisdpo_jax.stages.scores import text_identity
 from tisdpo_jax.stages.session import Session
 from tisdpo_jax.stages.subjects import Subject, model_files
-from tisdpo_jax.training.progress import Progress
+from tisdpo_jax.training import Progress
 from tisdpo_jax.types import Variables
 
 log = logging.getLogger(__name__)
@@ -110,9 +136,9 @@ def prompts_in_views(
     return asked, rejections
 
 
-def _checked(session: Session, template: Template, view: View, prompt: Prompt) -> tuple[Message, ...]:
+def _checked(session: Session, template: Template, view: PromptView, prompt: Prompt) -> tuple[Message, ...]:
     prompt_ids(prompt.messages, session.tokenizer, template, system=view.default_system, max_length=2**30)
-    return show(view, prompt.messages)
+    return show_as(view, prompt.messages)
 
 
 def answers(
@@ -243,7 +269,7 @@ def _over_http(
     def stripped(response: Response) -> None:
         take([dataclasses.replace(response, response=response.response.strip())])
 
-    http.ask_all(
+    http.ask_endpoint(
         endpoint,
         left,
         draw=_draw(session.config),

@@ -11,7 +11,7 @@ import numpy as np
 
 from tisdpo_jax.config import Experiment
 from tisdpo_jax.data import EncodedSet
-from tisdpo_jax.models.config import TransformerConfig
+from tisdpo_jax.models import TransformerConfig
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,16 @@ from safetensors.numpy import save_file
 from tisdpo_jax import distributed, partitioning
 from tisdpo_jax.artifacts import Run, Stage, Stored, differences, digest, replacing, sha256, write_text
 from tisdpo_jax.checkpoint import quarantine
-from tisdpo_jax.data import EncodedGroup, EncodedSet, States, open_template, recorded_columns, tokenizer_identity
-from tisdpo_jax.data.states import create, open_states
+from tisdpo_jax.data import (
+    EncodedGroup,
+    EncodedSet,
+    States,
+    create,
+    open_states,
+    open_template,
+    recorded_columns,
+    tokenizer_identity,
+)
 from tisdpo_jax.errors import CheckpointError, ConfigError, DamagedError, DataError
 from tisdpo_jax.estimators import CONTRAST, Estimator, Read
 from tisdpo_jax.models import head_only
@@ -31,7 +39,7 @@ from tisdpo_jax.scoring import Text, contrast_scores
 from tisdpo_jax.scoring import read as read_states
 from tisdpo_jax.stages.models import Base, identify
 from tisdpo_jax.stages.session import Session
-from tisdpo_jax.training.passes import collect, one_pass
+from tisdpo_jax.training import collect, one_pass
 from tisdpo_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -48,7 +56,7 @@ Models = tuple[tuple[str, str, Stage], ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Scores:
+class CachedScores:
     """What is read of a frozen model for all pairs of a split, `[n, 2, N]` on disk; see `Read`."""
 
     read: Read
@@ -109,7 +117,7 @@ class HiddenStates:
 
 
 @dataclasses.dataclass(frozen=True)
-class Head:
+class ReferenceHead:
     """The head of a frozen model alone: what is left of the reference where its hidden states are on disk."""
 
     model: Stage
@@ -134,7 +142,7 @@ class PairColumns:
     """Columns of a split: what its records bring, what was read of models, and what follows from that."""
 
     split: str
-    scores: tuple[Scores, ...]
+    scores: tuple[CachedScores, ...]
     derived: bool  # whether token weights and self-rewards are made of the scores
 
     @property
@@ -189,7 +197,7 @@ def derive(session: Session, encoded: EncodedSet, columns: Columns) -> None:
     new: Columns = {}
     wanted = "token_weights" in session.config.loss.needs.columns or estimator.reads
     if wanted and all(read.column in columns for read in estimator.reads):
-        new["token_weights"] = token_weights(estimator, columns, mask, record)
+        new["token_weights"] = weights_of_pairs(estimator, columns, mask, record)
     if all(read.column in columns for read in CONTRAST):
         scores = contrast_scores(columns["plus_logps"], columns["minus_logps"], mask)
         new["self_reward"] = (scores[:, 0] - scores[:, 1]).astype(np.float32)
@@ -203,7 +211,9 @@ def derive(session: Session, encoded: EncodedSet, columns: Columns) -> None:
     columns |= new
 
 
-def token_weights(estimator: Estimator, columns: Mapping[str, Any], mask: np.ndarray, record: np.ndarray) -> np.ndarray:
+def weights_of_pairs(
+    estimator: Estimator, columns: Mapping[str, Any], mask: np.ndarray, record: np.ndarray
+) -> np.ndarray:
     """An estimator's weights `[n, 2, N]` of all pairs, some hundreds at a time."""
     parts = []
     for rows in np.array_split(record, max(-(-len(record) // 256), 1)):

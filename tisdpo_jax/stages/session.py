@@ -31,8 +31,7 @@ from tisdpo_jax.data import (
 from tisdpo_jax.errors import ConfigError, DataError
 from tisdpo_jax.models import ComputeConfig, Model, abstract_params, init_adapters
 from tisdpo_jax.stages.positions import warn_of_limit, warn_of_pairs
-from tisdpo_jax.training.interrupt import Interrupt
-from tisdpo_jax.training.metrics import MetricsLog
+from tisdpo_jax.training import Interrupt, MetricsLog
 from tisdpo_jax.types import Params
 
 log = logging.getLogger(__name__)

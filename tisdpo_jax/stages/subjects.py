@@ -94,7 +94,7 @@ def model_files(session: Session, subject: Subject) -> Path:
     return path if own else session.model_path
 
 
-def check_alike(policy: Subject, reference: Subject) -> None:
+def check_same_tokens(policy: Subject, reference: Subject) -> None:
     """Raises ConfigError where rewards would compare tokens of two kinds."""
     sizes = [subject.model.config.vocab_size for subject in (policy, reference)]
     if sizes[0] != sizes[1] or policy.tokenizer.get_vocab() != reference.tokenizer.get_vocab():

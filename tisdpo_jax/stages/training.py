@@ -15,8 +15,7 @@ import yaml
 
 from tisdpo_jax import partitioning
 from tisdpo_jax.artifacts import Run, Stage, Stored, digest
-from tisdpo_jax.config import Experiment, StageSection
-from tisdpo_jax.config.fields import get
+from tisdpo_jax.config import Experiment, StageSection, get
 from tisdpo_jax.data import Batches, Layout, Order, States
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.models import Model
@@ -27,10 +26,7 @@ from tisdpo_jax.stages import models
 from tisdpo_jax.stages.models import Base
 from tisdpo_jax.stages.scores import Columns, text_identity
 from tisdpo_jax.stages.session import Session
-from tisdpo_jax.training.loop import Job, train
-from tisdpo_jax.training.objective import Plan
-from tisdpo_jax.training.passes import one_pass
-from tisdpo_jax.training.step import evaluate_step, means
+from tisdpo_jax.training import Job, Plan, evaluate_step, means, one_pass, train
 from tisdpo_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -134,7 +130,7 @@ class Training:
         order, layout = feed(session, section, plan, self.sides)
         evaluate = None
         if "eval" in splits:
-            evaluate = functools.partial(evaluate_pairs, session, plan, frozen, splits["eval"], states.get("eval"))
+            evaluate = functools.partial(evaluate_held_out, session, plan, frozen, splits["eval"], states.get("eval"))
         job = Job(
             stage=self.name,
             plan=plan,
@@ -189,7 +185,7 @@ class Training:
         return {**self.key(session), "model": start, "scores": digest(sums), "frozen models": digest(frozen_models)}
 
 
-def evaluate_pairs(
+def evaluate_held_out(
     session: Session, plan: Plan, frozen: Frozen, columns: Columns, states: States | None, trained: Params
 ) -> dict[str, float]:
     """The metrics of training, over all held-out pairs: sums and counts added, divided once."""

@@ -1,1 +1,30 @@
 """Training: a pure step, and the loop that runs it."""
+
+from tisdpo_jax.training import optim
+from tisdpo_jax.training.interrupt import Interrupt, listening
+from tisdpo_jax.training.loop import Job, train
+from tisdpo_jax.training.metrics import MetricsLog
+from tisdpo_jax.training.objective import Plan
+from tisdpo_jax.training.passes import collect, one_pass
+from tisdpo_jax.training.programs import compile_step, keep_on_disk, state_shardings
+from tisdpo_jax.training.progress import Progress
+from tisdpo_jax.training.step import evaluate_step, init_state, means
+
+__all__ = [
+    "Interrupt",
+    "Job",
+    "MetricsLog",
+    "Plan",
+    "Progress",
+    "collect",
+    "compile_step",
+    "evaluate_step",
+    "init_state",
+    "keep_on_disk",
+    "listening",
+    "means",
+    "one_pass",
+    "optim",
+    "state_shardings",
+    "train",
+]

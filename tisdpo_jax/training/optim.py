@@ -47,7 +47,7 @@ def decayed(params: Any) -> Any:
     return map_with_path(lambda path, _: not path.endswith(("scale", "bias")), params)
 
 
-def state_shardings(opt_state: Any, params: Any, shardings: Any, default: Any) -> Any:
+def optimizer_shardings(opt_state: Any, params: Any, shardings: Any, default: Any) -> Any:
     """Shardings of an optimizer state: moments lie as their parameters do, everything else as `default`.
 
     Optax keeps moments in trees of the parameters' own structure, so the end of a leaf's path is its parameter's.

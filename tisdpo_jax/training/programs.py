@@ -56,7 +56,7 @@ def state_shardings(shape: TrainState, mesh: Mesh) -> Any:
     """A TrainState of shardings."""
     trained = partitioning.param_shardings(shape.trained, mesh)
     whole = partitioning.replicated(mesh)
-    arrays: Any = (whole, trained, optim.state_shardings(shape.opt_state, shape.trained, trained, whole), whole)
+    arrays: Any = (whole, trained, optim.optimizer_shardings(shape.opt_state, shape.trained, trained, whole), whole)
     return TrainState(*arrays)
 
 

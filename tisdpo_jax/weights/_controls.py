@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from tisdpo_jax import arguments
-from tisdpo_jax.weights._importance import check_formula, checked, of_ratios, token_rewards
+from tisdpo_jax.weights._importance import check_formula, checked_pairs, of_ratios, token_rewards
 
 Array = jax.Array
 
 
 def uniform(positive_logps: Array, negative_logps: Array, mask: Array) -> Array:
     """Weight 1 on every token: TIS-DPO without token weights."""
-    *_, mask = checked("uniform", positive_logps, negative_logps, mask)
+    *_, mask = checked_pairs("uniform", positive_logps, negative_logps, mask)
     return (mask > 0).astype(jnp.float32)
 
 
@@ -32,7 +32,7 @@ def log_uniform(
 
     The paper draws the weight itself from U(-0.5, 1.5); a quarter of those are negative.
     """
-    *_, mask = checked("log_uniform", positive_logps, negative_logps, mask)
+    *_, mask = checked_pairs("log_uniform", positive_logps, negative_logps, mask)
     check_formula("log_uniform", scale, mu, lower, upper)
     drawn = jax.random.uniform(key, mask.shape, jnp.float32, lower, upper)
     return of_ratios(drawn, mask, scale, mu, lower, upper)
@@ -50,7 +50,7 @@ def shuffled(
     upper: float = 1.5,
 ) -> Array:
     """The estimate's own weights, permuted within each response: same values, wrong tokens."""
-    positive_logps, negative_logps, mask = checked("shuffled", positive_logps, negative_logps, mask)
+    positive_logps, negative_logps, mask = checked_pairs("shuffled", positive_logps, negative_logps, mask)
     check_formula("shuffled", scale, mu, lower, upper)
     weights = of_ratios(token_rewards(positive_logps, negative_logps, mask), mask, scale, mu, lower, upper)
     # Real tokens in random order, then the others in theirs; and the places of the real tokens likewise.
@@ -63,7 +63,7 @@ def shuffled(
 
 def position(positive_logps: Array, negative_logps: Array, mask: Array, *, gamma: float = 0.9) -> Array:
     """`gamma^t` on the t-th token of a response, counted from 0: what a weight knows that sees places, not tokens."""
-    *_, mask = checked("position", positive_logps, negative_logps, mask)
+    *_, mask = checked_pairs("position", positive_logps, negative_logps, mask)
     arguments.number("position", "gamma", gamma, above=0)
     real = mask > 0
     return jnp.where(real, gamma ** (jnp.cumsum(real, axis=-1) - 1).astype(jnp.float32), 0.0)
@@ -80,7 +80,7 @@ def rank(
     upper: float = 1.5,
 ) -> Array:
     """The order of tokens without its size: ranks within the response, spread evenly over [lower, upper]."""
-    positive_logps, negative_logps, mask = checked("rank", positive_logps, negative_logps, mask)
+    positive_logps, negative_logps, mask = checked_pairs("rank", positive_logps, negative_logps, mask)
     check_formula("rank", scale, mu, lower, upper)
     share = rank_share(token_rewards(positive_logps, negative_logps, mask), mask)
     ratio = lower + (upper - lower) * share

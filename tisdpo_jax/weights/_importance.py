@@ -51,14 +51,14 @@ def importance_weights(
     Returns: `[..., 2, N]` float32. No gradient flows through it.
     Source: Liu et al., TIS-DPO, arXiv 2410.04350, eq. 12. Public code: see `TRANSFORMS`.
     """
-    positive_logps, negative_logps, mask = checked("importance_weights", positive_logps, negative_logps, mask)
+    positive_logps, negative_logps, mask = checked_pairs("importance_weights", positive_logps, negative_logps, mask)
     check_formula("importance_weights", scale, mu, lower, upper)
     return of_ratios(token_rewards(positive_logps, negative_logps, mask), mask, scale, mu, lower, upper)
 
 
-def checked(function: str, positive_logps: Array, negative_logps: Array, mask: Array) -> tuple[Array, ...]:
+def checked_pairs(function: str, positive_logps: Array, negative_logps: Array, mask: Array) -> tuple[Array, ...]:
     """The arrays that every kind of weights takes, `[..., 2, N]` all three; raises in the name of `function`."""
-    return arguments.pairs(function, mask, positive_logps=positive_logps, negative_logps=negative_logps)
+    return arguments.pair_arrays(function, mask, positive_logps=positive_logps, negative_logps=negative_logps)
 
 
 def check_formula(function: str, scale: float, mu: float, lower: float, upper: float) -> None:

@@ -24,7 +24,7 @@ def weighted_sums(logps: Array, weights: Array, mask: Array) -> Array:
 
     Returns: `[..., 2]` float32, chosen and rejected; 0 for a response without tokens.
     """
-    logps, weights, mask = arguments.pairs("weighted_sums", mask, logps=logps, weights=weights)
+    logps, weights, mask = arguments.pair_arrays("weighted_sums", mask, logps=logps, weights=weights)
     real = mask > 0
     w = jnp.where(real, jax.lax.stop_gradient(weights).astype(jnp.float32), 0.0)
     return (w * jnp.where(real, jnp.maximum(logps.astype(jnp.float32), _FLOOR), 0.0)).sum(-1)

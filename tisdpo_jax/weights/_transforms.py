@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from tisdpo_jax import arguments
 from tisdpo_jax.weights._controls import rank_share
-from tisdpo_jax.weights._importance import checked, signed, token_rewards
+from tisdpo_jax.weights._importance import checked_pairs, signed, token_rewards
 
 Array = jax.Array
 
@@ -26,7 +26,7 @@ def _stored(
     function: str, positive_logps: Array, negative_logps: Array, mask: Array, zero_last: bool
 ) -> tuple[Array, Array]:
     """d as the public code stores it, and the mask; the arguments are checked in the name of `function`."""
-    positive_logps, negative_logps, mask = checked(function, positive_logps, negative_logps, mask)
+    positive_logps, negative_logps, mask = checked_pairs(function, positive_logps, negative_logps, mask)
     arguments.flag(function, "zero_last", zero_last)
     ratio = token_rewards(positive_logps, negative_logps, mask)
     return signed(jnp.round(ratio * 100.0) / 100.0), mask
