@@ -12,17 +12,16 @@ import jax
 import numpy as np
 from cases import CASES
 
-from tisdpo_jax import partitioning
 from tisdpo_jax.config import Experiment, build, nest
-from tisdpo_jax.data import EncodedSet, States
-from tisdpo_jax.data.states import starts
+from tisdpo_jax.data import Batches, EncodedSet, States
 from tisdpo_jax.models import head_only
 from tisdpo_jax.planning import useful
 from tisdpo_jax.recipes import models
 from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.recipes.tisdpo import feed, policy_plan
 from tisdpo_jax.training import optim
-from tisdpo_jax.training.loop import Pairs, compile_step, state_shardings
+from tisdpo_jax.training.passes import on_devices
+from tisdpo_jax.training.programs import compile_step, state_shardings
 from tisdpo_jax.training.step import init_state
 from tisdpo_jax.types import Params
 
@@ -33,7 +32,7 @@ class Ready:
 
     step: Any
     frozen: Any
-    pairs: Pairs
+    pairs: Batches
 
 
 class Steps:
@@ -69,7 +68,7 @@ class Steps:
         for name, (plan, taken) in plans.items():
             keys = {key for _, key in plan.casting.needs()}
             frozen = {"params": {key: tree for key, tree in trees.items() if key in keys}, "lora": {}}
-            pairs = Pairs(self.encoded, self.layout, {column: columns[column] for column in taken})
+            pairs = Batches(self.encoded, self.layout, {column: columns[column] for column in taken})
             if "head" in keys:
                 pairs = dataclasses.replace(pairs, states=blank)
             self.ready[name] = Ready(compile_step(plan, optimizer, shardings, self.mesh), frozen, pairs)
@@ -80,8 +79,8 @@ class Steps:
         ready = self.ready[name]
         with jax.set_mesh(self.mesh):
             began = time.perf_counter()
-            host = ready.pairs.batch(self.batch(number))
-            self.state, measured = ready.step(self.state, ready.frozen, partitioning.put_batch(host, self.mesh))
+            batch = on_devices(ready.pairs, self.batch(number), self.mesh)
+            self.state, measured = ready.step(self.state, ready.frozen, batch)
             self.metrics = {key: float(value) for key, value in jax.device_get(measured).items()}
             jax.block_until_ready(self.state)
             return time.perf_counter() - began
@@ -92,8 +91,9 @@ class Steps:
 
     def lengths(self, number: int) -> np.ndarray:
         """Tokens of prompt, chosen and rejected response of each pair of a batch, `[B, 3]`."""
-        pairs = [self.encoded.pairs[i] for i in self.batch(number) if i >= 0]
-        return np.asarray([[len(pair.prompt), len(pair.chosen), len(pair.rejected)] for pair in pairs], np.int64)
+        rows = self.batch(number)
+        rows = rows[rows >= 0]
+        return np.column_stack([self.encoded.prompts().sizes[rows], self.encoded.responses.sizes[rows]])
 
     def shape(self) -> dict[str, int]:
         """Rows of a batch, and tokens of a row."""
@@ -120,6 +120,5 @@ def with_case(config: Experiment, name: str) -> Experiment:
 
 def blank_states(encoded: EncodedSet, width: int, dtype: str) -> States:
     """Hidden states of 0 for all response tokens."""
-    count = sum(len(pair.chosen) + len(pair.rejected) for pair in encoded.pairs)
     bits: Any = {"bfloat16": np.uint16, "float32": np.float32}[dtype]
-    return States(np.zeros((count, width), bits), starts(encoded), dtype)
+    return States(np.zeros((len(encoded.responses.values), width), bits), encoded.responses.starts, dtype)

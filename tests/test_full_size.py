@@ -12,14 +12,14 @@ import pytest
 
 from tisdpo_jax import partitioning
 from tisdpo_jax.cli.options import load
-from tisdpo_jax.data import EncodedPair, EncodedSet, fit, make_batch
+from tisdpo_jax.data import EncodedGroup, EncodedSet, fit, make_batch
 from tisdpo_jax.models import Model, abstract_params, head_only, init_adapters
 from tisdpo_jax.models.zoo import SIZES
 from tisdpo_jax.recipes.session import check_batches, compute_config
 from tisdpo_jax.recipes.tisdpo import policy_plan
 from tisdpo_jax.testing import device_mesh
 from tisdpo_jax.training import optim
-from tisdpo_jax.training.loop import state_shardings
+from tisdpo_jax.training.programs import state_shardings
 from tisdpo_jax.training.step import init_state, train_step
 from tisdpo_jax.types import Batch
 
@@ -71,8 +71,8 @@ def _batch(config, plan, columns, mesh) -> Batch:
     section, elements = config.train, config.data.max_response
     ids = lambda count: np.zeros(count, np.int32)  # noqa: E731
     prompt, response = ids(config.data.max_length - elements), ids(elements)
-    pair = EncodedPair("longest", "here:1", prompt, response, response, prompt, prompt)
-    pairs = EncodedSet((pair,) * section.batch_size, (), "here", {})
+    pair = EncodedGroup("longest", "here:1", dict.fromkeys(("main", "plus", "minus"), prompt), (response, response))
+    pairs = EncodedSet((pair,) * section.batch_size, (), "here")
     splash = compute_config(config).attention == "splash"
     indices = np.arange(section.batch_size)
     layout = fit(

@@ -216,12 +216,28 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def batch_share(mesh: Mesh) -> tuple[tuple[int, ...], int]:
+    """What this process holds of a batch: the numbers of its pieces along the first axis, in order, and of how many."""
+    count = batch_shards(mesh)
+    places = NamedSharding(mesh, spec(("batch",))).addressable_devices_indices_map((count,)).values()
+    return tuple(sorted({index[0].start or 0 for index in places if index is not None})), count
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Host arrays of a *global* batch -> global device arrays; each process sends its own rows."""
-    sharding = NamedSharding(mesh, spec(("batch",)))
+    """Host arrays of this process's share of a batch -> global device arrays. One process alone holds all of it."""
+    sharding, (held, count) = NamedSharding(mesh, spec(("batch",))), batch_share(mesh)
 
     def put(x: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+        if len(x) % len(held):
+            raise ValueError(f"{len(x)} rows of a batch are not divisible by the {len(held)} devices that share them")
+        size = len(x) // len(held)
+
+        def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # of a device of this process
+            at = held.index((index[0].start or 0) // size) * size
+            return x[at : at + size]
+
+        return jax.make_array_from_callback((size * count, *x.shape[1:]), sharding, piece)
 
     return jax.tree.map(put, batch)
 

@@ -2,14 +2,14 @@
 
 Axis letters, used in every docstring of the package:
 
-    B  preference pair          V  vocabulary entry
-    S  side: 0 chosen, 1 rejected      D  model width
+    B  group: a prompt and its responses      V  vocabulary entry
+    S  response of a group; of a pair, 0 chosen, 1 rejected      D  model width
     R  row of tokens            L  layer
     T  place in a row           M  response slot of a row
     N  element of a response: its n-th token, counted from 0
 
-Chosen and rejected are an axis, never a concatenation along the batch: on several hosts
-the halves of a concatenation do not line up, and a loss written on `[..., S, N]` does not
+A preference pair is a group of two. Responses are an axis, never a concatenation along the batch: on
+several hosts the halves of a concatenation do not line up, and a loss written on `[..., S, N]` does not
 care what stands before.
 """
 
@@ -28,25 +28,25 @@ Variables = dict[str, Params]
 
 
 class Tree(NamedTuple):
-    """Who sees whom in packed rows: what stands before in the pair, on one's own branch or the trunk."""
+    """Attention structure of packed rows: a token sees the prompt of its group and its own response, up to itself."""
 
-    pair: Array  # [R, T] int32, number of the pair in its row, from 1; 0 padding
-    branch: Array  # [R, T] int32, 0 prompt (the trunk), 1 and 2 the sides
+    pair: Array  # [R, T] int32, number of the group in its row, from 1; 0 padding
+    branch: Array  # [R, T] int32, 0 prompt (the trunk), s + 1 response s
 
 
 class Copies(NamedTuple):
-    """Packed rows with the prompt repeated for every side: what attention kernels without a notion of trees take."""
+    """Packed rows with the prompt repeated for every response: for attention kernels without a notion of trees."""
 
     source: Array  # [R, U] int32, place in the row of each copied token; -1 padding
-    segments: Array  # [R, U] int32, one number a side of a pair, from 1; 0 padding
+    segments: Array  # [R, U] int32, one number a response, from 1; 0 padding
     back: Array  # [R, T, S] int32, places of a token's copies; -1 where there are fewer
 
 
 class Rows(NamedTuple):
-    """Tokens as the model reads them: R rows of T. One response a row, or pairs packed behind shared prompts."""
+    """Tokens as the model reads them: R rows of T. One response a row, or groups packed, each behind its one prompt."""
 
     tokens: Array  # [R, T] int32
-    positions: Array  # [R, T] int32, rotary; both responses of a pair go on where its prompt ends
+    positions: Array  # [R, T] int32, rotary; all responses of a group go on where its prompt ends
     tree: Tree | None = None  # None: a row is one conversation, left-aligned
     copies: Copies | None = None
 
@@ -61,20 +61,24 @@ class Slots(NamedTuple):
 
 
 class View(NamedTuple):
-    """One way of showing the pairs to a model: the same responses behind some prompt."""
+    """One way of showing the groups to a model: the same responses behind some prompt.
+
+    Indices into flattened rows count those of the own micro-batch, where a batch has several.
+    """
 
     rows: Rows
     slots: Slots
     place: Array  # [B, S, N] int32, index into the flattened [R, M] of each element; -1 where there is none
+    ends: Array  # [B, S] int32, index into the flattened [R, T] of the last token of each response; -1 for empty ones
 
 
 class Batch(NamedTuple):
-    """Pairs as the training step takes them."""
+    """Groups of responses as the training step takes them."""
 
     views: dict[str, View]  # "main" always; "plus" and "minus" where prompts make the contrast
     mask: Array  # [B, S, N] float32, 1 on real response tokens (the end-of-turn token too)
-    record: Array  # [B] int32, index of the pair in its data set; -1 in a filler row
-    columns: dict[str, Array]  # precomputed values by pair, [B, ...]: "weights", "reference_logps", "margin"
+    record: Array  # [B] int32, index of the group in its data set; -1 in a filler row
+    columns: dict[str, Array]  # precomputed values by group, [B, ...]: "weights", "reference_logps", "margin"
     states: Array | None = None  # [R, M, D], last hidden states of the reference by slot of "main"
 
 

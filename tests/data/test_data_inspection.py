@@ -28,7 +28,7 @@ def rows(text: str) -> list[tuple[int, int, str, str, str]]:
 
 def test_table_shows_every_token_with_its_place_mask_and_weight() -> None:
     found = encode()
-    pair = found.pairs[0]
+    pair = found.groups[0]
     weights = np.arange(60, dtype=np.float32).reshape(2, 30)
     for side, response in enumerate((pair.chosen, pair.rejected)):
         table = rows(inspect_text(found, TOKENIZER, 0, weights=weights, side=side))

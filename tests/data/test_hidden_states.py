@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tisdpo_jax.data import fit, make_batch, states
+from tisdpo_jax.data import Batches, Share, fit, make_batch, states
 from tisdpo_jax.testing import random_encoded
 
 WIDTH = 4
@@ -33,7 +33,7 @@ def written(path: Path, dtype: str, **layout: Any) -> states.States:
             number, rest = divmod(int(view.slots.elements[row, slot]), 10)
             by_slot[row, slot] = value(int(indices[number]), *divmod(rest, 5))
         by_slot = by_slot.astype(ml_dtypes.bfloat16) if dtype == "bfloat16" else by_slot
-        states.write(found, indices, view.place, by_slot)
+        found.write(indices, view.slots.elements, by_slot, made)
     return found
 
 
@@ -61,13 +61,22 @@ def test_what_is_read_for_a_token_is_what_was_written_for_it(
         np.testing.assert_array_equal(got[row * parts + b % parts, slot].astype(np.float32), expected)
 
 
+def test_a_process_reads_what_its_own_rows_need(tmp_path: Path) -> None:
+    found = written(tmp_path / "states.npy", "bfloat16")
+    indices = np.asarray([3, -1, 9, 1, 0, 8, -1, 2])
+    made = fit(ENCODED, [indices], elements=5, shards=4, parts=2)
+    whole = Batches(ENCODED, made, states=found)
+    parts = [whole.batch(indices, Share(held, 4)).states for held in ((0, 1), (2, 3))]
+    np.testing.assert_array_equal(np.concatenate(parts), whole.batch(indices).states)
+
+
 def test_one_row_a_token_and_no_more(tmp_path: Path) -> None:
     found = written(tmp_path / "states.npy", "float32")
-    lengths = [len(ids) for pair in ENCODED.pairs for ids in (pair.chosen, pair.rejected)]
+    lengths = [len(ids) for pair in ENCODED.groups for ids in (pair.chosen, pair.rejected)]
     assert found.values.shape == (sum(lengths), WIDTH)
     expected = [
         value(b, s, n)
-        for b, pair in enumerate(ENCODED.pairs)
+        for b, pair in enumerate(ENCODED.groups)
         for s, ids in enumerate((pair.chosen, pair.rejected))
         for n in range(len(ids))
     ]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tisdpo_jax.data import EncodedPair, EncodedSet, Layout, RowShape, fit, make_batch, recorded_columns
+from tisdpo_jax.data import EncodedGroup, EncodedSet, Layout, RowShape, fit, make_batch, recorded_columns
 from tisdpo_jax.data.encoded import Ids
 
 
@@ -15,13 +15,13 @@ def array(*values: int) -> Ids:
     return np.asarray(values, np.int32)
 
 
-def encoded(*pairs: EncodedPair) -> EncodedSet:
-    return EncodedSet(pairs, (), "f.jsonl", {})
+def encoded(*groups: EncodedGroup) -> EncodedSet:
+    return EncodedSet(groups, (), "f.jsonl")
 
 
 # The padding id 0 is a token like any other, in prompts and in responses.
-FIRST = EncodedPair("a", "f:1", array(0, 5), array(7, 0, 0), array(8))
-SECOND = EncodedPair("b", "f:2", array(4), array(0), array(9, 9))
+FIRST = EncodedGroup("a", "f:1", {"main": array(0, 5)}, (array(7, 0, 0), array(8)))
+SECOND = EncodedGroup("b", "f:2", {"main": array(4)}, (array(0), array(9, 9)))
 BOTH = encoded(FIRST, SECOND)
 
 
@@ -32,7 +32,7 @@ def layout(indices: Any, **options: Any) -> Layout:
 def test_a_pair_is_its_prompt_and_both_responses_behind_it() -> None:
     batch = make_batch(BOTH, [1, 0], layout=Layout(2, 4, (("main", RowShape(2, 8, 8)),)))
     assert list(batch.views) == ["main"]
-    rows, slots, place = batch.views["main"]
+    rows, slots, place, ends = batch.views["main"]
     assert rows.tree is not None and rows.copies is None
     # the longer pair first, though it is the second of the batch
     assert rows.tokens.tolist() == [[0, 5, 7, 0, 0, 8, 0, 0], [4, 0, 9, 9, 0, 0, 0, 0]]
@@ -45,26 +45,29 @@ def test_a_pair_is_its_prompt_and_both_responses_behind_it() -> None:
     assert slots.readers[0, :4].tolist() == [[-1, -1], [0, 3], [1, -1], [2, -1]]
     assert slots.readers[1, :4].tolist() == [[0, 1], [-1, -1], [2, -1], [-1, -1]]
     assert place.tolist() == [[[8, -1, -1, -1], [9, 10, -1, -1]], [[0, 1, 2, -1], [3, -1, -1, -1]]]
+    assert ends.tolist() == [[9, 11], [4, 5]]
     assert batch.mask.tolist() == [[[1, 0, 0, 0], [1, 1, 0, 0]], [[1, 1, 1, 0], [1, 0, 0, 0]]]
     assert batch.record.tolist() == [1, 0]
     assert batch.columns == {} and batch.states is None
-    assert {x.dtype for x in (*rows[:2], *rows.tree, *slots, place, batch.record)} == {np.dtype(np.int32)}
+    assert {x.dtype for x in (*rows[:2], *rows.tree, *slots, place, ends, batch.record)} == {np.dtype(np.int32)}
     assert batch.mask.dtype == np.float32
 
 
 def test_unpacked_a_row_is_one_conversation() -> None:
     """One prompt and one response a row, left-aligned; nothing but causality is needed to read it."""
     batch = make_batch(BOTH, [1, 0], layout=layout([1, 0], packed=False))
-    rows, slots, place = batch.views["main"]
+    rows, slots, place, ends = batch.views["main"]
     assert rows.tree is None and rows.copies is None
     assert rows.tokens.tolist() == [[4, 0, 0, 0, 0], [4, 9, 9, 0, 0], [0, 5, 7, 0, 0], [0, 5, 8, 0, 0]]
     assert rows.positions[2].tolist() == [0, 1, 2, 3, 4]
     assert slots.targets.tolist() == [[0, 0, 0, 0], [9, 9, 0, 0], [7, 0, 0, 0], [8, 0, 0, 0]]
     assert place.reshape(4, 4)[:, 0].tolist() == [0, 4, 8, 12]
+    assert ends.tolist() == [[1, 7], [14, 17]]
 
 
 def test_the_same_responses_stand_behind_the_prompt_of_every_view() -> None:
-    behind = EncodedPair("a", "f:1", FIRST.prompt, FIRST.chosen, FIRST.rejected, array(1, 2, 3, 4), array(6))
+    prompts = {"main": FIRST.prompt, "plus": array(1, 2, 3, 4), "minus": array(6)}
+    behind = EncodedGroup("a", "f:1", prompts, FIRST.responses)
     made = fit(encoded(behind), [np.asarray([0])], elements=4, views=("main", "plus", "minus"))
     batch = make_batch(encoded(behind), [0], layout=made)
     assert list(batch.views) == ["main", "plus", "minus"]
@@ -85,7 +88,7 @@ def test_sides_are_those_of_the_layout() -> None:
         np.testing.assert_array_equal(batch.mask, found[0, 1].mask[:, list(sides)])
         np.testing.assert_array_equal(batch.columns["weights"], columns["weights"][:, list(sides)])
         np.testing.assert_array_equal(batch.columns["margin"], columns["margin"])
-    rows, slots, _ = found[(0,)].views["main"]
+    rows, slots, *_ = found[(0,)].views["main"]
     assert 9 not in rows.tokens and rows.tokens.size < found[0, 1].views["main"].rows.tokens.size
     assert sorted(slots.targets[slots.elements >= 0].tolist()) == [0, 0, 0, 7]
 
@@ -125,9 +128,8 @@ def test_what_does_not_fit_is_refused_and_named() -> None:
 
 def test_recorded_columns() -> None:
     weights = np.asarray([1.0, 2.0, 3.0], np.float32)
-    first = EncodedPair(
-        "a", "f:1", array(5), array(7, 8, 9), array(8), margin=2.0, chosen_weights=weights, rejected_weights=weights[:1]
-    )
+    both = (weights, weights[:1])
+    first = EncodedGroup("a", "f:1", {"main": array(5)}, (array(7, 8, 9), array(8)), margin=2.0, weights=both)
     columns = recorded_columns(encoded(first), 4)
     assert columns["margin"].tolist() == [2.0]
     assert columns["weights"].tolist() == [[[1, 2, 3, 0], [1, 0, 0, 0]]]

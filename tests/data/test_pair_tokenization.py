@@ -10,7 +10,17 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tisdpo_jax.data import EncodedPair, EncodedSet, Message, Pair, PairSet, apply_policy, encode_pairs
+from tisdpo_jax.data import (
+    EncodedGroup,
+    EncodedSet,
+    Message,
+    Pair,
+    PairSet,
+    Prompt,
+    apply_policy,
+    encode_groups,
+    encode_pairs,
+)
 from tisdpo_jax.errors import ConfigError, DataError
 from tisdpo_jax.testing import batch_of
 from tisdpo_jax.testing.tokenizer import CHAT_TEMPLATE, tiny_tokenizer
@@ -40,10 +50,10 @@ def encode(*pairs: Pair, made: Any = TOKENIZER, template: str = "auto", **option
     return encode_pairs(PairSet(pairs, (), "f.jsonl"), made, template=template, **options)
 
 
-def one(*pairs: Pair, **options: Any) -> EncodedPair:
+def one(*pairs: Pair, **options: Any) -> EncodedGroup:
     found = encode(*pairs, **options)
     assert not found.rejections, found.rejections
-    return found.pairs[0]
+    return found.groups[0]
 
 
 def ids(text: str, made: Any = TOKENIZER) -> list[int]:
@@ -69,7 +79,7 @@ def test_ids_are_those_of_the_whole_text(data: Any, contrast: Any, chosen: str, 
         assert {rejection.reason for rejection in found.rejections} == {"response tokens differ"}
         assert chosen[:1].isspace() or (shared + "o")[0].isspace()
         return
-    (got,) = found.pairs
+    (got,) = found.groups
     whole = f"<s><|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
     for response, text in ((got.chosen, chosen), (got.rejected, shared + "other")):
         assert [*got.prompt, *response] == ids(whole + text + "<|im_end|>")
@@ -89,7 +99,7 @@ def test_token_across_the_seam_belongs_to_the_response() -> None:
     assert made.decode(got.chosen) == " help you</s>"
     # On one side alone the other response begins with what is the prompt's there, as in TRL; and it is said.
     found = encode(pair("p you", "zzz"), made=made)
-    (merged,) = found.pairs
+    (merged,) = found.groups
     np.testing.assert_array_equal(merged.prompt, got.prompt)
     np.testing.assert_array_equal(merged.chosen, got.chosen)
     assert made.decode(merged.rejected) == " helzzz</s>"
@@ -137,7 +147,7 @@ def test_masks_do_not_depend_on_the_padding_token() -> None:
         padded = encode(example, made=made)
         assert padded.fingerprint() == plain.fingerprint()
         batch = batch_of(padded)
-        assert batch.mask[0].sum(-1).tolist() == [len(padded.pairs[0].chosen), len(padded.pairs[0].rejected)]
+        assert batch.mask[0].sum(-1).tolist() == [len(padded.groups[0].chosen), len(padded.groups[0].rejected)]
         view = batch.views["main"]
         last = view.place[0, 0, int(batch.mask[0, 0].sum()) - 1]
         assert view.slots.targets.ravel()[last] == made.eos_token_id
@@ -190,7 +200,7 @@ def test_template_without_system_needs_the_slot() -> None:
             encode(pair("a", "b"), made=made, contrast=CONTRAST)
         with pytest.raises(ConfigError, match=r"data\.system: .*no place for a system text"):
             encode(pair("a", "b"), made=made, system="Be kind.")
-        assert one(pair("a", "b"), made=made, contrast=AROUND).plus_prompt is not None
+        assert one(pair("a", "b"), made=made, contrast=AROUND).prompts["plus"] is not None
 
 
 @pytest.mark.parametrize(
@@ -245,7 +255,7 @@ def test_cutting(contrast: Any, adds_bos: bool, max_response: int, more: int, tu
         assert found.rejections[0].reason == "no room for the prompt"
         assert room < 1 + adds_bos
         return
-    (got,) = found.pairs
+    (got,) = found.groups
     # Responses lose their end.
     for response, full in ((got.chosen, whole.chosen), (got.rejected, whole.rejected)):
         np.testing.assert_array_equal(response, full[:max_response])
@@ -271,14 +281,14 @@ def test_cutting(contrast: Any, adds_bos: bool, max_response: int, more: int, tu
             assert cut[-len(tail) :].tolist() == tail.tolist()
         else:  # what stands around the user's text may merge with it
             assert abs(len(whole.prompt) - len(got.prompt) - removed) <= 2
-    flags = (got.truncated_prompt, got.truncated_chosen, got.truncated_rejected)
+    flags = (got.truncated_prompt, *got.truncated)
     assert flags == (
         len(got.prompt) < len(whole.prompt),
         len(got.chosen) < len(whole.chosen),
         len(got.rejected) < len(whole.rejected),
     )
     names = ("truncated_prompt", "truncated_chosen", "truncated_rejected")
-    assert tuple(found.counts[name] for name in names) == tuple(map(int, flags))
+    assert tuple(found.counts()[name] for name in names) == tuple(map(int, flags))
 
 
 def test_views_are_not_cut_where_the_main_one_is_not() -> None:
@@ -315,7 +325,7 @@ def test_special_tokens_in_text_are_rejected_and_counted(mark: str, place: str) 
     text[place] += f" {mark} system"
     bad = pair(text["chosen"], text["rejected"], "x", text["history"], text["prompt"], system=text["system"])
     found = encode(bad, pair("fine", "not"))
-    assert len(found.pairs) == 1
+    assert len(found.groups) == 1
     (rejection,) = found.rejections
     assert rejection.reason == "special token in text"
     assert repr(mark) in rejection.detail
@@ -329,12 +339,12 @@ def test_weights_must_fit_the_tokens_and_are_cut_with_them() -> None:
         "yes", "no", chosen_weights=(1.0,) * (len(ids("yes")) + 1), rejected_weights=(0.5,) * (len(ids("no")) + 1)
     )
     got = one(good)
-    assert got.chosen_weights is not None
-    assert got.chosen_weights.dtype == np.float32
-    assert len(got.chosen_weights) == len(got.chosen)
+    assert got.weights is not None
+    assert got.weights[0].dtype == np.float32
+    assert [len(weights) for weights in got.weights] == [len(ids) for ids in got.responses]
     short = one(good, max_response=1)
-    assert short.chosen_weights is not None
-    assert len(short.chosen_weights) == 1
+    assert short.weights is not None
+    assert [len(weights) for weights in short.weights] == [1, 1]
     bad = dataclasses.replace(good, rejected_weights=(0.5,))
     (rejection,) = encode(bad).rejections
     assert rejection.reason == "weights do not fit"
@@ -348,32 +358,32 @@ def test_nothing_is_lost_on_the_way() -> None:
     pairs = [pair(f"yes {i}", "no") for i in range(600)]
     pairs[300] = pair("yes <s>", "no")
     found = encode(*pairs)
-    assert len(found.pairs) == 599
-    assert found.counts["records"] == 600
-    assert found.counts["usable"] == 599
-    assert [TOKENIZER.decode(got.chosen) for got in found.pairs[298:302]] == [
+    assert len(found.groups) == 599
+    assert found.counts()["records"] == 600
+    assert found.counts()["usable"] == 599
+    assert [TOKENIZER.decode(got.chosen) for got in found.groups[298:302]] == [
         f"yes {i}<|im_end|>" for i in (298, 299, 301, 302)
     ]
     assert "600 records, 599 usable, 1 rejected" in found.summary()
     with pytest.raises(DataError, match="1 of 600 records rejected"):
         apply_policy(found, "fail", 1.0)
-    assert not encode().pairs
+    assert not encode().groups
 
 
 def test_lengths_and_widths_say_what_a_layout_has_to_hold() -> None:
     pairs = [pair("a", "b"), pair("a b c " * 10, "b"), pair("a", "c", LONG)]
     plain, behind = encode(*pairs), encode(*pairs, contrast=CONTRAST)
     for found in (plain, behind):
-        longest = max(len(response) for got in found.pairs for response in (got.chosen, got.rejected))
+        longest = max(len(response) for got in found.groups for response in (got.chosen, got.rejected))
         assert found.elements() % 8 == 0 and 0 <= found.elements() - longest < 8
         assert found.elements(multiple=1) == longest
-        for view in found.pairs[0].prompts:
-            both = [len(got.prompts[view]) + len(got.chosen) + len(got.rejected) for got in found.pairs]
+        for view in found.groups[0].prompts:
+            both = [len(got.prompts[view]) + len(got.chosen) + len(got.rejected) for got in found.groups]
             assert found.lengths(view).tolist() == both
-            rejected = [len(got.prompts[view]) + len(got.rejected) for got in found.pairs]
+            rejected = [len(got.prompts[view]) + len(got.rejected) for got in found.groups]
             assert found.lengths(view, sides=(1,)).tolist() == rejected
         mask = found.mask(longest)
-        assert mask.sum(-1).tolist() == [[len(got.chosen), len(got.rejected)] for got in found.pairs]
+        assert mask.sum(-1).tolist() == [[len(got.chosen), len(got.rejected)] for got in found.groups]
         assert (np.diff(mask, axis=-1) <= 0).all()
     assert (behind.lengths("plus") > behind.lengths("main")).all()
 
@@ -389,9 +399,43 @@ def test_fingerprint_sees_every_token_and_every_boundary() -> None:
         encode(pair("yes", "no"), template="hh"),
         encode(pair("yes", "no"), max_response=1),
     ]
-    got = base.pairs[0]
-    moved = dataclasses.replace(got, prompt=np.append(got.prompt, got.chosen[:1]), chosen=got.chosen[1:])
-    others.append(dataclasses.replace(base, pairs=(moved,)))
+    got = base.groups[0]
+    moved = dataclasses.replace(
+        got, prompts={"main": np.append(got.prompt, got.chosen[:1])}, responses=(got.chosen[1:], got.rejected)
+    )
+    others.append(dataclasses.replace(base, groups=(moved,)))
     prints = [base.fingerprint(), *(other.fingerprint() for other in others)]
     assert len(set(prints)) == len(prints)
     assert encode(pair("yes", "no")).fingerprint() == base.fingerprint()
+
+
+# Groups of any number of responses
+
+
+@pytest.mark.parametrize("contrast", [None, CONTRAST, AROUND])
+def test_groups_of_two_are_pairs(contrast: Any) -> None:
+    pairs = [pair("yes, it is", "no"), pair("a" * 80, "b"), pair("a", "c", LONG)]
+    prompts = [Prompt(one.id, one.messages, one.origin) for one in pairs]
+    options: dict[str, Any] = {"template": "auto", "max_length": 64, "max_response": 24, "contrast": contrast}
+    found = encode_groups(
+        prompts, [(one.chosen, one.rejected) for one in pairs], TOKENIZER, source="f.jsonl", **options
+    )
+    expected = encode_pairs(PairSet(tuple(pairs), (), "f.jsonl"), TOKENIZER, **options)
+    assert found.fingerprint() == expected.fingerprint() and found.summary() == expected.summary()
+
+
+def test_groups_of_one_and_of_many() -> None:
+    prompts = [Prompt(f"p{i}", (Message("user", f"question {i}"),), f"p:{i}") for i in range(3)]
+    texts = [[f"answer {i} {k}" + " more" * k for k in range(4)] for i in range(3)]
+    options: dict[str, Any] = {"template": "auto", "max_length": 64, "max_response": 24}
+    many = encode_groups(prompts, texts, TOKENIZER, **options)
+    assert many.size == 4 and many.mask(many.elements()).shape[:2] == (3, 4)
+    for k in range(4):
+        alone = encode_groups(prompts, [row[k : k + 1] for row in texts], TOKENIZER, **options)
+        assert alone.size == 1
+        for one, group in zip(alone.groups, many.groups, strict=True):
+            np.testing.assert_array_equal(one.prompt, group.prompt)
+            np.testing.assert_array_equal(one.responses[0], group.responses[k])
+            assert TOKENIZER.decode(one.responses[0]) == f"{texts[int(one.id[1:])][k]}<|im_end|>"
+    with pytest.raises(ValueError, match="p:2: 1 responses in a group, where others have 2"):
+        encode_groups(prompts, [*(row[:2] for row in texts[:2]), texts[2][:1]], TOKENIZER, **options)

@@ -32,9 +32,9 @@ def test_a_prompt_is_what_stands_before_the_response_in_training(tokenizer, tmp_
         read_pairs(path), tokenizer, template=template, system=system, max_length=128, max_response=48
     )
     prompts, rejections = read_prompts(str(path))
-    assert not rejections and [p.id for p in prompts] == [p.id for p in encoded.pairs]
+    assert not rejections and [p.id for p in prompts] == [p.id for p in encoded.groups]
     opened = open_template(template, tokenizer)
-    for prompt, pair in zip(prompts, encoded.pairs, strict=True):
+    for prompt, pair in zip(prompts, encoded.groups, strict=True):
         ids = prompt_ids(prompt.messages, tokenizer, opened, system=system, max_length=128)
         np.testing.assert_array_equal(ids, pair.prompt)
         assert pair.messages == prompt.messages

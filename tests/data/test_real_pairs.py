@@ -74,15 +74,15 @@ def test_hh_with_the_tokenizer_of_stories260k(hh_file: Path, stories: Any) -> No
     pair_set = read_pairs(hh_file, limit=500)
     found = encode_pairs(pair_set, stories, template="hh", max_length=512, max_response=256, contrast=CONTRAST)
     assert found.rejections == pair_set.rejections  # every pair that can be read can be encoded
-    assert {name: found.counts[name] for name in ("usable", "truncated_prompt", "truncated_chosen")} == {
+    assert {name: found.counts()[name] for name in ("usable", "truncated_prompt", "truncated_chosen")} == {
         "usable": 499,
         "truncated_prompt": 135,
         "truncated_chosen": 32,
     }
-    for got, pair in zip(found.pairs, pair_set.pairs, strict=True):
+    for got, pair in zip(found.groups, pair_set.pairs, strict=True):
         assert got.prompt[0] == stories.bos_token_id
         assert len(got.prompt) + max(len(got.chosen), len(got.rejected)) <= 512
-        if not got.truncated_chosen:
+        if not got.truncated[0]:
             assert got.chosen[-1] == stories.eos_token_id
             assert stories.decode(got.chosen[:-1]).strip() == pair.chosen
         if not got.truncated_prompt:
@@ -104,8 +104,8 @@ def test_hh_with_the_chat_template_of_smollm2(hh_file: Path, smollm: Any) -> Non
     pair_set = read_pairs(hh_file, limit=300)
     found = encode_pairs(pair_set, smollm, template="auto", max_length=512, max_response=256, contrast=CONTRAST)
     assert found.rejections == pair_set.rejections
-    for got, pair in zip(found.pairs, pair_set.pairs, strict=True):
-        if not got.truncated_chosen:
+    for got, pair in zip(found.groups, pair_set.pairs, strict=True):
+        if not got.truncated[0]:
             assert smollm.decode(got.chosen) == f"{pair.chosen}<|im_end|>"
         if not got.truncated_prompt:
             conversation = [{"role": message.role, "content": message.content} for message in pair.messages]

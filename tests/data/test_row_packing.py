@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tisdpo_jax.data import EncodedPair, EncodedSet, Layout, Order, RowShape, fit, make_batch
+from tisdpo_jax.data import EncodedGroup, EncodedSet, Layout, Order, RowShape, Share, fit, make_batch
 from tisdpo_jax.data.packing import assign, lay_out
 from tisdpo_jax.testing import random_encoded
 from tisdpo_jax.types import Batch, View
@@ -19,15 +20,16 @@ from tisdpo_jax.types import Batch, View
 VIEWS = ("main", "plus", "minus")
 
 
-def pairs_of(lengths: list[list[int]]) -> EncodedSet:
-    """Pairs of given lengths (prompt, chosen, rejected, plus, minus), no token twice."""
+def groups_of(lengths: list[list[int]]) -> EncodedSet:
+    """Groups of given lengths (prompt, plus, minus, responses), no token twice."""
     counter = itertools.count(1)
     draw = lambda n: np.asarray(list(itertools.islice(counter, n)), np.int32)  # noqa: E731 (one line says it)
-    pairs = [
-        EncodedPair(str(number), f"here:{number}", *(draw(size) for size in sizes))
-        for number, sizes in enumerate(lengths)
-    ]
-    return EncodedSet(tuple(pairs), (), "here", {})
+    groups = []
+    for number, sizes in enumerate(lengths):
+        drawn = [draw(size) for size in sizes]
+        prompts = dict(zip(VIEWS, drawn[:3], strict=True))
+        groups.append(EncodedGroup(str(number), f"here:{number}", prompts, tuple(drawn[3:])))
+    return EncodedSet(tuple(groups), (), "here")
 
 
 def check(encoded: EncodedSet, indices: Any, layout: Layout, batch: Batch) -> None:
@@ -51,9 +53,10 @@ def check_elements(encoded: EncodedSet, indices: Any, layout: Layout, name: str,
     places = np.arange(view.rows.tokens.shape[1])
     for b, index in enumerate(indices):
         for s, side in enumerate(layout.sides):
-            pair = encoded.pairs[index] if index >= 0 else None
-            response = () if pair is None else (pair.chosen, pair.rejected)[side]
+            pair = encoded.groups[index] if index >= 0 else None
+            response = () if pair is None else pair.responses[side]
             assert (view.place[b, s, len(response) :] == -1).all()
+            assert (view.ends[b, s] < 0) == (len(response) == 0)
             for n, token in enumerate(response):
                 row, slot = divmod(int(view.place[b, s, n]), view.slots.source.shape[1])
                 row = row * parts + b % parts  # counted within the part
@@ -68,6 +71,12 @@ def check_elements(encoded: EncodedSet, indices: Any, layout: Layout, name: str,
                 assert view.rows.tokens[row, seen].tolist() == before
                 assert view.rows.positions[row, seen].tolist() == list(range(len(before)))
                 count += 1
+            if len(response):
+                row, last = divmod(int(view.ends[b, s]), len(places))
+                row = row * parts + b % parts
+                assert view.rows.tokens[row, last] == response[-1]
+                assert view.rows.positions[row, last] == len(before)
+                assert view.rows.tree is None or view.rows.tree.branch[row, last] == s + 1
     assert np.count_nonzero(view.slots.elements >= 0) == np.count_nonzero(view.place >= 0) == count
 
 
@@ -96,21 +105,26 @@ def check_copies(encoded: EncodedSet, indices: Any, layout: Layout, name: str, v
         assert (np.diff(where) == 1).all()
         assert view.rows.positions[row, source[row, where]].tolist() == list(range(len(where)))
         found.append(view.rows.tokens[row, source[row, where]].tolist())
-    real = [encoded.pairs[i] for i in indices if i >= 0]
-    expected = [[*pair.prompts[name], *(pair.chosen, pair.rejected)[side]] for pair in real for side in layout.sides]
+    real = [encoded.groups[i] for i in indices if i >= 0]
+    expected = [[*pair.prompts[name], *pair.responses[side]] for pair in real for side in layout.sides]
     assert sorted(found) == sorted(expected)
 
 
-LENGTHS = st.lists(st.lists(st.integers(1, 9), min_size=5, max_size=5), min_size=1, max_size=9)
+@st.composite
+def lengths_of_groups(draw: Any) -> list[list[int]]:
+    """Of groups of 1 to 4 responses, some of them empty."""
+    size = draw(st.integers(1, 4))
+    group = st.tuples(*[st.integers(1, 9)] * 3, *[st.integers(0, 9)] * size).map(list)
+    return draw(st.lists(group, min_size=1, max_size=9))
 
 
-@settings(max_examples=80)
+@settings(max_examples=120)
 @given(
-    lengths=LENGTHS,
+    lengths=lengths_of_groups(),
     fillers=st.integers(0, 3),
     options=st.fixed_dictionaries(
         {
-            "sides": st.sampled_from([(0, 1), (1, 0), (0,), (1,)]),
+            "sides": st.sampled_from([None, (0, 1), (1, 0), (0,), (1,)]),
             "shards": st.integers(1, 4),
             "multiple": st.sampled_from([1, 4]),
             "views": st.sampled_from([("main",), VIEWS]),
@@ -124,16 +138,64 @@ LENGTHS = st.lists(st.lists(st.integers(1, 9), min_size=5, max_size=5), min_size
 def test_every_batch_is_laid_out_as_it_should(
     lengths: list[list[int]], fillers: int, options: dict[str, Any], parts: int, seed: int
 ) -> None:
-    encoded = pairs_of(lengths)
+    encoded = groups_of(lengths)
     options["copies"] &= options["packed"]
+    options["sides"] = options["sides"] if options["sides"] != (1, 0) or encoded.size == 2 else None
+    if options["sides"] and max(options["sides"]) >= encoded.size:
+        options["sides"] = None
     fillers += -(len(lengths) + fillers) % parts
     indices = np.random.default_rng(seed).permutation([*range(len(lengths)), *[-1] * fillers])
     layout = fit(encoded, [indices], elements=9, parts=parts, **options)
     check(encoded, indices, layout, make_batch(encoded, indices, layout=layout))
 
 
+def test_pairs_are_laid_out_as_they_always_were() -> None:
+    """Kept from when pairs, and nothing else, were laid out token by token: every array of many batches."""
+    digest = hashlib.sha256()
+    ways = itertools.product(((True, False), (True, True), (False, False)), ((0, 1), (1, 0), (0,), (1,)), (1, 2, 3))
+    for seed, ((packed, copies), sides, parts) in enumerate(ways):
+        encoded = random_encoded(seed, pairs=13, prompts={"plus": 5, "minus": 11})
+        indices = np.random.default_rng(seed).permutation([*range(13), *[-1] * 11])
+        options: dict[str, Any] = {"parts": parts, "sides": sides, "packed": packed, "copies": copies}
+        layout = fit(encoded, [indices], elements=6, shards=1 + seed % 2, views=VIEWS, multiple=4, **options)
+        digest.update(repr(layout.views).encode())
+        for view in VIEWS:
+            laid = lay_out(encoded, indices, view, layout)._asdict()
+            laid.pop("ends", None)  # which came later
+            for name, array in sorted(laid.items()):
+                digest.update(f"{name} {array.shape} {array.dtype}".encode() + array.tobytes())
+    assert digest.hexdigest() == "ce64726a350e356941d91696815ee3d37f5432296199860f5d48b9cd5f32a105"
+
+
+@given(
+    seed=st.integers(0, 99),
+    size=st.integers(1, 4),
+    parts=st.integers(1, 2),
+    packed=st.booleans(),
+    processes=st.sampled_from([((0, 1), (2, 3)), ((0, 2), (1, 3)), ((3,), (0, 1, 2))]),
+)
+def test_what_processes_lay_out_is_the_whole_batch(
+    seed: int, size: int, parts: int, packed: bool, processes: tuple[tuple[int, ...], ...]
+) -> None:
+    encoded = random_encoded(seed, pairs=13, responses=size, prompts={"plus": 5, "minus": 11})
+    indices = np.random.default_rng(seed).permutation([*range(13), -1, -1, -1])
+    options: dict[str, Any] = {"shards": 4, "parts": parts, "packed": packed, "copies": packed, "views": VIEWS}
+    layout, columns = fit(encoded, [indices], elements=6, **options), {"margin": np.arange(13.0)}
+    whole = make_batch(encoded, indices, layout=layout, columns=columns)
+    for held in processes:
+        share = make_batch(encoded, indices, layout=layout, columns=columns, share=Share(held, 4))
+        for mine, everything in zip(leaves(share), leaves(whole), strict=True):
+            pieces = np.split(everything, 4)
+            np.testing.assert_array_equal(mine, np.concatenate([pieces[piece] for piece in held]))
+
+
+def leaves(tree: Any) -> list[np.ndarray]:
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, tuple) else None
+    return [tree] if parts is None else [leaf for part in parts if part is not None for leaf in leaves(part)]
+
+
 def test_prompts_and_responses_of_one_token() -> None:
-    encoded, indices = pairs_of([[1] * 5, [1, 1, 4, 1, 1], [3, 1, 1, 1, 1]]), np.arange(3)
+    encoded, indices = groups_of([[1] * 5, [1, 1, 1, 1, 4], [3, 1, 1, 1, 1]]), np.arange(3)
     for options in ({}, {"packed": False}, {"copies": True}):
         layout = fit(encoded, [indices], elements=4, multiple=1, views=VIEWS, **options)
         check(encoded, indices, layout, make_batch(encoded, indices, layout=layout))
@@ -215,7 +277,7 @@ def test_few_tokens_are_padding() -> None:
     """Lengths as conversations have them: packed and balanced, most of the tokens of every batch are real."""
     random = np.random.default_rng(0)
     sizes = np.clip(random.lognormal(4.5, 0.9, (512, 3)), 2, 400).astype(np.int64)
-    encoded = pairs_of([[*row, 1, 1] for row in sizes.tolist()])
+    encoded = groups_of([[prompt, 1, 1, *both] for prompt, *both in sizes.tolist()])
     order = Order(encoded.lengths(), 16, 0, 1.0)
     real = encoded.lengths().sum() / order.steps
 
@@ -238,7 +300,7 @@ def test_long_rows_are_dearer_for_narrow_models() -> None:
 
 def test_another_batch_than_the_layout_was_made_for() -> None:
     """Each limit alone: tokens, slots, copies."""
-    small = pairs_of([[4, 2, 2, 1, 1], [6, 2, 2, 1, 1], [2, 4, 4, 1, 1]])
+    small = groups_of([[4, 1, 1, 2, 2], [6, 1, 1, 2, 2], [2, 1, 1, 4, 4]])
     layout = fit(small, [np.asarray([0])], elements=4, multiple=1, copies=True)
     assert layout.views == (("main", RowShape(1, 8, 4, 12)),)
 
@@ -251,7 +313,7 @@ def test_another_batch_than_the_layout_was_made_for() -> None:
 
 
 def test_copies_that_do_not_fit_are_refused() -> None:
-    small = pairs_of([[4, 2, 2, 1, 1], [6, 1, 1, 1, 1]])
+    small = groups_of([[4, 1, 1, 2, 2], [6, 1, 1, 1, 1]])
     layout = fit(small, [np.asarray([0])], elements=4, multiple=1, copies=True)
     with pytest.raises(ValueError, match=r"here:1: .*this layout is for other batches"):
         lay_out(small, np.asarray([1]), "main", layout)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tisdpo_jax.data import EncodedPair, encode_pairs, open_template, prompt_ids, read_pairs
+from tisdpo_jax.data import EncodedGroup, encode_pairs, open_template, prompt_ids, read_pairs
 from tisdpo_jax.testing.tokenizer import CHAT_TEMPLATE, tiny_tokenizer
 
 ASKS = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -116,13 +116,13 @@ def reference(made: Any, example: dict[str, Any]) -> tuple[list[int], list[int],
     return prompt[:length], sides[0][length:], sides[1][length:], length == len(prompt)
 
 
-def ours(made: Any, example: dict[str, Any]) -> EncodedPair:
+def ours(made: Any, example: dict[str, Any]) -> EncodedGroup:
     found = encode_pairs(read_pairs([example]), made, template="auto", max_length=4000, max_response=2000)
     assert not found.rejections, found.rejections
-    return found.pairs[0]
+    return found.groups[0]
 
 
-def check(made: Any, pair: EncodedPair, expected: tuple[list[int], list[int], list[int], bool]) -> None:
+def check(made: Any, pair: EncodedGroup, expected: tuple[list[int], list[int], list[int], bool]) -> None:
     prompt, chosen, rejected, whole = expected
     assert pair.prompt.tolist() == prompt
     for side, ids in ((pair.chosen.tolist(), chosen), (pair.rejected.tolist(), rejected)):

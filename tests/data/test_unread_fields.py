@@ -64,7 +64,7 @@ def hf(**message: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_settings_reach_the_template_in_every_layout(layout: str, tmp_path: Path) -> None:
     record = {**LAYOUTS[layout], "tools": [TOOL], "chat_template_kwargs": {"brief": True, "unset": None}}
-    (pair,) = encode(record, layout=layout).pairs
+    (pair,) = encode(record, layout=layout).groups
     prompt = TOKENIZERS[READS_ALL].decode(pair.prompt)
     assert f"Tools: {json.dumps([TOOL])}" in prompt and "Be brief." in prompt
     assert "unread field: 'tools': template auto" in refused({**LAYOUTS[layout], "tools": [TOOL]}, CHAT_TEMPLATE)
@@ -130,17 +130,17 @@ def test_what_says_nothing_to_the_model_is_counted() -> None:
         "messages.tool_call_id": 1,
     }
     assert "1  records with 'score', which nothing reads" in found.summary()
-    assert '"city": "Graz"' in TOKENIZERS[READS_ALL].decode(found.pairs[0].prompt)
+    assert '"city": "Graz"' in TOKENIZERS[READS_ALL].decode(found.groups[0].prompt)
     # A copy of what the conversation says, empty values, and nulls of a table are nothing of their own.
     copies = {**LAYOUTS["hf"], "input": "When?", "images": [], "system": None, "messages": [USER]}
     assert encode(copies).unread == {"input": 1}
     nulls = hf(tool_calls=None, reasoning_content=None, name=None)
-    assert encode(nulls).pairs[0].chosen.tolist() == encode(LAYOUTS["hf"]).pairs[0].chosen.tolist()
+    assert encode(nulls).groups[0].chosen.tolist() == encode(LAYOUTS["hf"]).groups[0].chosen.tolist()
 
 
 def test_text_parts_are_their_text() -> None:
     parts = [{"type": "text", "text": "At "}, {"type": "text", "text": "nine.", "image": None}]
-    assert encode(hf(content=parts)).pairs[0].chosen.tolist() == encode(LAYOUTS["hf"]).pairs[0].chosen.tolist()
+    assert encode(hf(content=parts)).groups[0].chosen.tolist() == encode(LAYOUTS["hf"]).groups[0].chosen.tolist()
 
 
 def test_think_blocks_are_for_answers_and_must_be_written() -> None:
@@ -154,7 +154,7 @@ def test_think_blocks_are_for_answers_and_must_be_written() -> None:
         return encode_pairs(read_pairs([record]), by, template="auto", max_length=900, max_response=400)
 
     assert "leaves out or alters 'Late.' of the response" in one(thinks, tokenizer).rejections[0].detail
-    assert "Late." in written.decode(one(thinks, written).pairs[0].chosen)
+    assert "Late." in written.decode(one(thinks, written).groups[0].chosen)
     asked = {**LAYOUTS["hf"], "prompt": [{**USER, "content": "<think> When?"}]}
     assert one(asked, written).rejections[0].reason == "special token in text"
     ended = hf(content="<think>a</think><|im_end|>")
@@ -169,7 +169,7 @@ def test_tool_turns_stand_behind_calls() -> None:
         ([USER, call], "does not end with a turn of the user"),
     ):
         assert said in refused({**LAYOUTS["hf"], "prompt": turns})
-    assert encode({**LAYOUTS["hf"], "prompt": [USER, call, tool, tool]}).pairs
+    assert encode({**LAYOUTS["hf"], "prompt": [USER, call, tool, tool]}).groups
 
 
 def test_prompts_count_and_refuse_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""Several processes: every one lays out the same global batches, and sends its own rows of them."""
+"""Several processes: every one lays out, and sends, its own rows of the same global batches."""
 
 from __future__ import annotations
 
@@ -21,21 +21,26 @@ from pathlib import Path
 import jax
 import numpy as np
 from tisdpo_jax import distributed, partitioning
-from tisdpo_jax.data import Order, fit, make_batch
+from tisdpo_jax.data import Batches, Order, fit, packing
 from tisdpo_jax.testing import random_encoded
+from tisdpo_jax.training.passes import on_devices
 
 distributed.initialize()
+full = packing._write_tokens
+packing._write_tokens = lambda out, *rest: written.append(len(out.tokens)) or full(out, *rest)
+written = []
 encoded = random_encoded(0, pairs=24, prompts={"plus": 5, "minus": 11})
 order = Order(encoded.lengths(), 8, 0, 1.5)
 layout = fit(encoded, order.batches(), elements=6, shards=4, parts=2, views=("main", "plus", "minus"), copies=True)
 mesh = partitioning.make_mesh(2, 2, 1)
+columns = {"margin": np.arange(24.0, dtype=np.float32)}
 found = []
 for step in (4, 0, 2):
-    batch = partitioning.put_batch(make_batch(encoded, order.batch(step), layout=layout), mesh)
+    batch = on_devices(Batches(encoded, layout, columns), order.batch(step), mesh)
     for x in jax.tree.leaves(batch):
         parts = [(tuple((s.start, s.stop) for s in p.index), np.asarray(p.data)) for p in x.addressable_shards]
         found.append((x.shape, parts))
-Path(sys.argv[1], str(jax.process_index())).write_bytes(pickle.dumps((jax.process_count(), found)))
+Path(sys.argv[1], str(jax.process_index())).write_bytes(pickle.dumps((jax.process_count(), written, found)))
 """
 
 
@@ -47,12 +52,16 @@ def test_processes_send_the_rows_of_one_global_batch(tmp_path: Path) -> None:
     order = Order(encoded.lengths(), 8, 0, 1.5)
     views = ("main", "plus", "minus")
     layout = fit(encoded, order.batches(), elements=6, shards=4, parts=2, views=views, copies=True)
-    expected = [x for step in (4, 0, 2) for x in jax.tree.leaves(make_batch(encoded, order.batch(step), layout=layout))]
+    columns = {"margin": np.arange(24.0, dtype=np.float32)}
+    batches = [make_batch(encoded, order.batch(step), layout=layout, columns=columns) for step in (4, 0, 2)]
+    expected = [x for batch in batches for x in jax.tree.leaves(batch)]
     reports = [read(tmp_path / str(process)) for process in range(2)]
-    assert [count for count, _ in reports] == [2, 2]
+    assert [count for count, *_ in reports] == [2, 2]
+    half = [shape.rows // 2 for _, shape in layout.views] * 3
+    assert all(written == half for _, written, _ in reports), "each lays out its own rows alone"
     for number, whole in enumerate(expected):
         sent = np.zeros(len(whole), int)
-        for _, found in reports:
+        for *_, found in reports:
             shape, parts = found[number]
             assert shape == whole.shape and len(parts) == 2
             for index, values in parts:

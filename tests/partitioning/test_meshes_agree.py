@@ -172,7 +172,7 @@ def test_scores_of_a_batch_do_not_depend_on_its_place_in_the_mesh() -> None:
     params = random_params(0, MODEL.config)
     placed = jax.device_put(params, partitioning.replicated(mesh))
     encoded = random_encoded(0, pairs=8)
-    rolled = dataclasses.replace(encoded, pairs=(encoded.pairs[-1], *encoded.pairs[:-1]))
+    rolled = dataclasses.replace(encoded, groups=(encoded.groups[-1], *encoded.groups[:-1]))
 
     @jax.jit
     def logps(params: Any, batch: Any) -> jax.Array:

@@ -37,7 +37,7 @@ def test_cutting_is_that_of_encoding(max_length: int, max_response: int) -> None
 
     def lengths(max_length: int, max_response: int) -> dict[str, list[int]]:
         encoded = encode_pairs(pairs, tokenizer, template="hh", max_length=max_length, max_response=max_response)
-        return {pair.id: row for pair, row in zip(encoded.pairs, measure(encoded).tolist(), strict=True)}
+        return {pair.id: row for pair, row in zip(encoded.groups, measure(encoded).tolist(), strict=True)}
 
     whole, encoded = lengths(2**30, 2**29), lengths(max_length, max_response)
     assert encoded
@@ -55,9 +55,9 @@ def test_blank_pairs_have_the_lengths_asked_for() -> None:
     triples = repeat(np.asarray([[9, 4, 5], [2, 7, 1]], np.int64), 5)
     encoded = blank_pairs(triples, "nowhere", contrast=("x" * 8, "x" * 9))
     np.testing.assert_array_equal(measure(encoded), triples)
-    assert len(encoded.pairs) == 6 and encoded.elements() == 8
-    assert len(encoded.pairs[0].prompts["plus"]) == 9 + 2
-    assert len(encoded.pairs[0].prompts["minus"]) == 9 + 3
+    assert len(encoded.groups) == 6 and encoded.elements() == 8
+    assert len(encoded.groups[0].prompts["plus"]) == 9 + 2
+    assert len(encoded.groups[0].prompts["minus"]) == 9 + 3
 
 
 def test_a_sample_is_spread_over_all_lengths() -> None:

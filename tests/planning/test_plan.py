@@ -20,7 +20,7 @@ from tisdpo_jax.planning.resident import resident
 from tisdpo_jax.planning.topology import CHIPS, open_topology, parse_topology
 from tisdpo_jax.recipes import abstract
 from tisdpo_jax.recipes import plan as recipe
-from tisdpo_jax.training import loop
+from tisdpo_jax.training import programs as step_programs
 
 CPU = parse_topology("cpu:8")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -72,7 +72,7 @@ def test_the_plan_is_the_program_that_training_runs(
     if fields.get("contrast.construction") == "prompts":
         del fields["contrast.training.batch_size"]
     ran: list[Program] = []
-    compile_step = loop.compile_step
+    compile_step = step_programs.compile_step
 
     def spy(*given: Any) -> Any:
         step = compile_step(*given)
@@ -90,7 +90,8 @@ def test_the_plan_is_the_program_that_training_runs(
 
         return Step()
 
-    monkeypatch.setattr(loop, "compile_step", spy)
+    monkeypatch.setattr(step_programs, "compile_step", spy)
+    monkeypatch.setattr(step_programs, "_programs", step_programs._programs.__wrapped__)  # each training its own
     assert main(["train", *(f"--{name}={value}" for name, value in fields.items())]) == 0
     planned = recipe.plan(config_of(fields), [CPU], lengths="data", stage="all")
     programs = [plan.program for plan in planned if plan.stage != "score"]
@@ -291,7 +292,7 @@ def test_lengths_come_from_the_data_where_they_are_at_hand(tiny: dict[str, objec
     assert abstract.read_lengths(config, "").source.startswith("40 pairs of ")
     away = config_of({**tiny, "data.train": "tfds:hh/harmless-base"})
     assert "HH" in abstract.read_lengths(away, "").source
-    full = abstract.read_lengths(config, "full").train.pairs[0]
+    full = abstract.read_lengths(config, "full").train.groups[0]
     assert len(full.prompt) + len(full.chosen) == 48 and len(full.chosen) == 24
 
 

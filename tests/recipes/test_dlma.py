@@ -109,7 +109,7 @@ def test_a_run_leaves_what_it_promises_and_does_nothing_twice(finished):
     text = (run / "report.html").read_text(encoding="utf-8")
     html.parser.HTMLParser().feed(text)
     assert "Self-reward of the pairs" in text and "<svg" in text
-    for word in ("AUC of the contrast", "relabelled", "contrast by the model before", "compiled 1 time(s)"):
+    for word in ("AUC of the contrast", "relabelled", "contrast by the model before", "the step was compiled"):
         assert word in output
     told = json.loads((run / "round-1" / "selection.json").read_text())
     assert told["pairs"] + sum(told["left_out"].values()) == 16 and 0 <= told["auc"] <= 1

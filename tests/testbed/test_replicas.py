@@ -135,8 +135,8 @@ def test_pretraining_learns_the_language():
 
 
 def test_contrastive_prompts_are_in_the_pairs():
-    pair, drawn = ENCODED[0].pairs[3], PAIRS[0]
-    assert pair.plus_prompt[1] == GOOD and pair.minus_prompt[1] == BAD
+    pair, drawn = ENCODED[0].groups[3], PAIRS[0]
+    assert pair.prompts["plus"][1] == GOOD and pair.prompts["minus"][1] == BAD
     np.testing.assert_array_equal(pair.prompt, drawn.prompts[3])
     np.testing.assert_array_equal(pair.chosen, drawn.responses[3, 0][drawn.mask[3, 0] > 0])
 

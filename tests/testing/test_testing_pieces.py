@@ -32,8 +32,8 @@ def test_random_pairs_hold_what_losses_take() -> None:
 
 def test_random_pairs_of_tokens_have_the_lengths_asked_for() -> None:
     found = random_encoded(0, pairs=40, prompt=7, elements=5, vocab_size=9, prompts={"plus": 3, "minus": 8})
-    assert len(found.pairs) == 40 and found.elements(1) == 5
-    for pair in found.pairs:
+    assert len(found.groups) == 40 and found.elements(1) == 5
+    for pair in found.groups:
         assert 1 <= len(pair.prompt) <= 7 and {name: len(ids) for name, ids in pair.prompts.items()} == {
             "main": len(pair.prompt),
             "plus": 3,
@@ -41,8 +41,8 @@ def test_random_pairs_of_tokens_have_the_lengths_asked_for() -> None:
         }
         for ids in (*pair.prompts.values(), pair.chosen, pair.rejected):
             assert ids.dtype == np.int32 and ids.min() >= 1 and ids.max() < 9
-    lengths = {len(ids) for pair in found.pairs for ids in (pair.chosen, pair.rejected)}
-    assert lengths == {1, 2, 3, 4, 5} and {len(pair.prompt) for pair in found.pairs} == set(range(1, 8))
+    lengths = {len(ids) for pair in found.groups for ids in (pair.chosen, pair.rejected)}
+    assert lengths == {1, 2, 3, 4, 5} and {len(pair.prompt) for pair in found.groups} == set(range(1, 8))
     assert random_encoded(0).fingerprint() == random_encoded(0).fingerprint() != random_encoded(1).fingerprint()
 
 
@@ -54,7 +54,7 @@ def test_random_batches_are_what_a_data_pipeline_would_deliver() -> None:
     for view in batch.views.values():
         assert view.rows.tree is not None and view.place.shape == batch.mask.shape
         for b, s in np.ndindex(5, 2):
-            response = (pairs.pairs[b].chosen, pairs.pairs[b].rejected)[s]
+            response = (pairs.groups[b].chosen, pairs.groups[b].rejected)[s]
             found = view.slots.targets.ravel()[view.place[b, s, : len(response)]]
             np.testing.assert_array_equal(found, response)
     same = random_batch(0, pairs=5, prompts={"plus": 9, "minus": 2}, layout={"packed": False, "views": ("plus",)})

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from tisdpo_jax.config import LossSection, StageSection
-from tisdpo_jax.data import Order, fit
+from tisdpo_jax.data import Batches, Order, fit
 from tisdpo_jax.models import Model
 from tisdpo_jax.roles import Casting, Role, policy_role
 from tisdpo_jax.testing import random_encoded, tiny_config
-from tisdpo_jax.training.loop import Job, Pairs
+from tisdpo_jax.training.loop import Job
 from tisdpo_jax.training.objective import Plan
 
 ENCODED = random_encoded(0, pairs=12)
@@ -21,7 +21,7 @@ ORDER = Order(ENCODED.lengths(), 4, 0, 1.0)
 
 def test_a_plan_and_a_layout_that_disagree_are_refused() -> None:
     """Places count within a part, so rows dealt out otherwise would be read in the wrong places, in silence."""
-    pairs = Pairs(ENCODED, fit(ENCODED, ORDER.batches(), elements=6, parts=2))
+    pairs = Batches(ENCODED, fit(ENCODED, ORDER.batches(), elements=6, parts=2))
 
     def job(micro_batches: int) -> Job:
         casting = Casting(policy_role(lora=False), Role("base"))
@@ -38,8 +38,8 @@ def test_a_plan_and_a_layout_that_disagree_are_refused() -> None:
 @pytest.mark.parametrize("packed", [True, False])
 def test_tokens_are_those_that_the_model_reads(packed: bool, sides: tuple[int, ...]) -> None:
     indices = np.asarray([7, -1, 2, 11])
-    pairs = Pairs(ENCODED, fit(ENCODED, [indices], elements=6, sides=sides, packed=packed))
-    rows, slots, _ = pairs.batch(indices).views["main"]
+    pairs = Batches(ENCODED, fit(ENCODED, [indices], elements=6, sides=sides, packed=packed))
+    rows, slots, *_ = pairs.batch(indices).views["main"]
     if rows.tree is not None:
         read = np.count_nonzero(rows.tree.pair)
     else:  # of every row with a response: all that stands before its last token, and that

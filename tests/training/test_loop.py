@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ import pytest
 from tisdpo_jax import checkpoint, partitioning
 from tisdpo_jax.checkpoint import Checkpoints
 from tisdpo_jax.config import LoggingSection, LossSection, StageSection
-from tisdpo_jax.data import Order, fit
+from tisdpo_jax.data import Batches, Order, fit
 from tisdpo_jax.errors import CheckpointError, UserError
 from tisdpo_jax.models import Model
 from tisdpo_jax.roles import Casting, Role, policy_role
 from tisdpo_jax.testing import random_encoded, tiny_config
 from tisdpo_jax.training import loop
 from tisdpo_jax.training.interrupt import Interrupt, Interrupted
-from tisdpo_jax.training.loop import Job, Pairs
+from tisdpo_jax.training.loop import Job
 from tisdpo_jax.training.metrics import MetricsLog
 from tisdpo_jax.training.objective import Plan
 from tisdpo_jax.types import TrainState
@@ -52,7 +53,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         "policy",
         Plan(Model(tiny_config()), Casting(policy_role(lora=False), Role("base")), LossSection(name="dpo")),
         StageSection(),
-        Pairs(ENCODED, fit(ENCODED, ORDER.batches(), elements=6)),
+        Batches(ENCODED, fit(ENCODED, ORDER.batches(), elements=6)),
         ORDER,
         tmp_path / "checkpoints",
         {"seed": 0},
@@ -72,7 +73,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             job,
             zero.trained,
             {"params": {}, "lora": {}},
-            mesh=partitioning.make_mesh(1, 8, 1),
+            mesh=partitioning.make_mesh(1, 1, 8),
             metrics=metrics,
             interrupt=interrupt or Interrupt(),
         )
@@ -138,3 +139,48 @@ def test_a_stop_saves_and_the_next_start_goes_on(run: Any) -> None:
     with pytest.raises(Interrupted, match="at step 1 of 6, saved"):
         run("++++++", interrupt)
     assert run.steps() == [1] and run("++++++").tolist() == [6, 6, 6]
+
+
+def test_metrics_come_one_step_late_and_are_complete(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics of a step are fetched once the next is on its way, and before anything is saved behind them."""
+    events: list[str] = []
+    take, save, write = loop._take, Checkpoints.save, MetricsLog.write
+
+    def noted(step: Any, state: TrainState, *rest: Any) -> Any:
+        events.append(f"step {int(state.step) + 1}")
+        return take(step, state, *rest)
+
+    def wrote(self: MetricsLog, stage: str, step: int, split: str, values: Any) -> None:
+        events.append(f"write {step}")
+        assert values["tokens_per_second"] > 0
+        write(self, stage, step, split, values)
+
+    monkeypatch.setattr(loop, "_take", noted)
+    monkeypatch.setattr(MetricsLog, "write", wrote)
+    monkeypatch.setattr(
+        Checkpoints, "save", lambda self, step, *a: (events.append(f"save {step}"), save(self, step, *a))
+    )
+    run("++++++")
+    assert events == [
+        *("step 1", "step 2", "write 1", "write 2", "save 2"),
+        *("step 3", "step 4", "write 3", "write 4", "save 4"),
+        *("step 5", "step 6", "write 5", "write 6"),
+    ]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and {row["loss"] for row in rows} == {0.7}
+
+
+def test_batches_are_those_of_the_order_though_they_are_made_ahead(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[list[int]] = []
+    take = loop._take
+    monkeypatch.setattr(
+        loop,
+        "_take",
+        lambda step, state, frozen, batch: (taken.append(batch.record.tolist()), take(step, state, frozen, batch))[1],
+    )
+    interrupt = Interrupt()
+    interrupt.ask()
+    with pytest.raises(Interrupted):
+        run("++++++", interrupt)
+    run("++++++")
+    assert taken == [indices.tolist() for indices in ORDER.batches()]

@@ -130,10 +130,10 @@ def test_gradients_of_the_working_copy_are_those_of_the_parameters(trees, batch,
 def test_micro_batches_of_unequal_token_counts_are_not_means_of_means(trees):
     """SFT divides by tokens: the first micro-batch is made much shorter than the others."""
     short = [
-        dataclasses.replace(pair, chosen=pair.chosen[:1]) if number % 4 == 0 else pair
-        for number, pair in enumerate(ENCODED.pairs)
+        dataclasses.replace(pair, responses=(pair.chosen[:1], pair.rejected)) if number % 4 == 0 else pair
+        for number, pair in enumerate(ENCODED.groups)
     ]
-    short = dataclasses.replace(ENCODED, pairs=tuple(short))
+    short = dataclasses.replace(ENCODED, groups=tuple(short))
     one, four = (
         run(
             plan("sft", micro_batches=count),

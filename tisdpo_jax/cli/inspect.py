@@ -35,7 +35,7 @@ def inspect(arguments: Sequence[str]) -> int:
     if "pictures" in own:
         own["pictures"] = check_path("--pictures", own["pictures"])
         _draw(config, encoded, tokenizer, split, own)
-    elif encoded.pairs:
+    elif encoded.groups:
         index = _find(encoded, own.get("pair", "0"))
         print()
         print(inspect_text(encoded, tokenizer, index, weights=_weights(config, split, encoded, index)))
@@ -62,18 +62,18 @@ def _encode(config: Experiment, split: str) -> tuple[Any, Any]:
 
 
 def _find(encoded: Any, name: str) -> int:
-    for index, pair in enumerate(encoded.pairs):
+    for index, pair in enumerate(encoded.groups):
         if pair.id == name:
             return index
-    if name.isdigit() and int(name) < len(encoded.pairs):
+    if name.isdigit() and int(name) < len(encoded):
         return int(name)
-    raise ConfigError(f"--pair {name}: no such id, and not a number below {len(encoded.pairs)}")
+    raise ConfigError(f"--pair {name}: no such id, and not a number below {len(encoded)}")
 
 
 def _draw(config: Experiment, encoded: Any, tokenizer: Any, split: str, own: dict[str, str]) -> None:
     from tisdpo_jax.recipes.pictures import write_pictures
 
-    count = min(config.evaluation.heat_maps, len(encoded.pairs))
+    count = min(config.evaluation.heat_maps, len(encoded))
     indices = [_find(encoded, own["pair"])] if "pair" in own else list(range(count))
     print()
     for path in write_pictures(config, encoded, tokenizer, split, Path(own["pictures"]), indices):

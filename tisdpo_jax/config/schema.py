@@ -334,6 +334,11 @@ class LoggingSection:
 class Experiment:
     run_dir: str = field("", "directory that the run writes to, and resumes from")
     seed: int = field(0, "seed of adapter initialisation")
+    compile_cache: str = field(
+        "~/.cache/tisdpo_jax/xla",
+        "directory of compiled programs, so that another start of a run compiles nothing; empty keeps none, and one "
+        "that JAX_COMPILATION_CACHE_DIR names is taken instead",
+    )
     model: ModelSection = field(ModelSection(), "the model and how it is computed")
     lora: LoraSection = field(LoraSection(), "adapters")
     data: DataSection = field(DataSection(), "preference pairs")

@@ -1,4 +1,4 @@
-"""From encoded pairs to batches, and the order in which training sees them.
+"""From encoded groups to batches, and the order in which training sees them.
 
 The order is a pure function of the step: nothing has to be saved but the step to resume, and any
 number of processes agrees on the same global batches.
@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tisdpo_jax.data.encoded import EncodedSet
-from tisdpo_jax.data.packing import Layout, lay_out
+from tisdpo_jax.data.packing import WHOLE, Layout, Share, lay_out
+from tisdpo_jax.data.states import States
 
 if TYPE_CHECKING:  # at run time `make_batch` imports it: the rest of this room does not need jax
     from tisdpo_jax.types import Batch
@@ -33,36 +34,39 @@ def make_batch(
     *,
     layout: Layout,
     columns: Mapping[str, npt.NDArray[Any]] | None = None,
+    share: Share = WHOLE,
 ) -> Batch:
-    """A batch of numpy arrays.
+    """A batch of numpy arrays, or the share of it that a process holds.
 
     Args:
-        encoded: the pairs.
-        indices: [B] positions in `encoded.pairs`; -1 makes a filler, of mask 0.
+        encoded: the groups.
+        indices: [B] positions in `encoded.groups`, of the whole batch; -1 makes a filler, of mask 0.
         layout: what shape it has, from `packing.fit` over all batches of the stage.
-        columns: values with the pair of `encoded` as first axis, whose rows travel with the pairs; 0 in fillers.
+        columns: values with the group of `encoded` as first axis, whose rows travel with the groups; 0 in fillers.
+        share: which rows, and which groups, are made.
 
     Returns:
-        `types.Batch` with the views and sides of the layout.
+        `types.Batch` with the views and responses of the layout.
     """
     from tisdpo_jax.types import Batch, Copies, Rows, Slots, Tree, View
 
-    chosen = np.asarray(indices, np.int64)
-    if len(chosen) != layout.pairs:
-        raise ValueError(f"make_batch: {len(chosen)} pairs, but the layout has {layout.pairs}")
+    members = np.asarray(indices, np.int64)
+    if len(members) != layout.pairs:
+        raise ValueError(f"make_batch: {len(members)} pairs, but the layout has {layout.pairs}")
     views: dict[str, Any] = {}
     place = np.zeros(0)
     for name, shape in layout.views:
-        laid: Any = lay_out(encoded, chosen, name, layout)  # numpy until it is put on devices
+        laid: Any = lay_out(encoded, members, name, layout, share)  # numpy until it is put on devices
         tree = Tree(laid.pair, laid.branch) if layout.packed else None
         copies = Copies(laid.copy_index, laid.copy_segments, laid.copy_back) if shape.copies else None
         rows = Rows(laid.tokens, laid.positions, tree, copies)
-        views[name] = View(rows, Slots(laid.source, laid.readers, laid.targets, laid.elements), laid.place)
+        slots = Slots(laid.source, laid.readers, laid.targets, laid.elements)
+        views[name] = View(rows, slots, laid.place, laid.ends)
         place = laid.place
-    mask = (place >= 0).astype(np.float32)
-    taken = _take_columns(columns or {}, chosen, len(encoded.pairs))
+    mask, own = (place >= 0).astype(np.float32), members[share.of(len(members))]
+    taken = _take_columns(columns or {}, own, len(encoded))
     picked = {name: value[:, list(layout.sides)] if value.ndim > 1 else value for name, value in taken.items()}
-    arrays: Any = (views, mask, chosen.astype(np.int32), picked)
+    arrays: Any = (views, mask, own.astype(np.int32), picked)
     return Batch(*arrays)
 
 
@@ -76,23 +80,48 @@ def _take_columns(columns: Mapping[str, npt.NDArray[Any]], rows: Indices, count:
     return taken
 
 
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Groups, how they are laid out, and what travels with them: batches of these, for training or for one pass."""
+
+    encoded: EncodedSet
+    layout: Layout
+    columns: Mapping[str, npt.NDArray[Any]] = dataclasses.field(default_factory=dict)
+    states: States | None = None  # of the reference
+
+    def batch(self, indices: Indices, share: Share = WHOLE) -> Any:
+        """The batch of these groups as host arrays, or the share of it that a process holds."""
+        batch = make_batch(self.encoded, indices, layout=self.layout, columns=self.columns, share=share)
+        if self.states is None:
+            return batch
+        elements = np.asarray(batch.views["main"].slots.elements)
+        states: Any = self.states.by_slot(indices, elements, self.layout)
+        return batch._replace(states=states)
+
+    def tokens(self, indices: Indices) -> int:
+        """Real tokens that the main view of a batch shows to a model."""
+        rows = indices[indices >= 0]
+        shared = 1 if self.layout.packed else len(self.layout.sides)
+        responses = self.encoded.responses.sizes[rows][:, list(self.layout.sides)]
+        return int(shared * self.encoded.prompts().sizes[rows].sum() + responses.sum())
+
+
 def recorded_columns(encoded: EncodedSet, elements: int) -> dict[str, npt.NDArray[np.float32]]:
-    """Columns that the records brought along: "weights" [n, 2, N] and "margin" [n], each if every pair has it.
+    """Columns that the records brought along: "weights" [n, K, N] and "margin" [n], each if every group has it.
 
     Args:
-        encoded: the pairs.
+        encoded: the groups.
         elements: N, the width of the responses.
     """
     columns: dict[str, npt.NDArray[np.float32]] = {}
-    pairs = encoded.pairs
-    if pairs and all(pair.margin is not None for pair in pairs):
-        columns["margin"] = np.asarray([pair.margin for pair in pairs], np.float32)
-    if pairs and all(pair.chosen_weights is not None for pair in pairs):
-        weights = np.zeros((len(pairs), 2, elements), np.float32)
-        for b, pair in enumerate(pairs):
-            for s, values in enumerate((pair.chosen_weights, pair.rejected_weights)):
-                if values is not None:
-                    weights[b, s, : len(values)] = values
+    groups = encoded.groups
+    if groups and all(group.margin is not None for group in groups):
+        columns["margin"] = np.asarray([group.margin for group in groups], np.float32)
+    if groups and all(group.weights is not None for group in groups):
+        weights = np.zeros((len(groups), encoded.size, elements), np.float32)
+        for b, group in enumerate(groups):
+            for s, values in enumerate(group.weights or ()):
+                weights[b, s, : len(values)] = values
         columns["weights"] = weights
     return columns
 

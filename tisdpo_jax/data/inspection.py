@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from tisdpo_jax.data.encoded import EncodedPair, EncodedSet
+from tisdpo_jax.data.encoded import EncodedGroup, EncodedSet, response_names
 from tisdpo_jax.data.template import Tokenizer
 
-SIDES = ("chosen", "rejected")
 QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 
 
@@ -28,37 +27,31 @@ def inspect_text(
         weights: [2, N] token weights of that pair; None takes those that the record brought, if any.
         side: 0 chosen, 1 rejected; None shows both.
     """
-    if not -len(encoded.pairs) <= index < len(encoded.pairs):
-        raise IndexError(f"{encoded.source}: pair {index} of {len(encoded.pairs)}")
-    pair = encoded.pairs[index]
+    if not -len(encoded) <= index < len(encoded):
+        raise IndexError(f"{encoded.source}: pair {index} of {len(encoded)}")
+    pair = encoded.groups[index]
+    weights = pair.weights if weights is None else weights  # type: ignore[assignment]  # either has one for each side
     lines = [f"{pair.origin}  id {pair.id}" + _cuts(pair)]
-    for s in range(2) if side is None else [side]:
-        lines += ["", *_side_table(pair, tokenizer, s, _side_weights(pair, s, weights))]
+    for s in range(len(pair.responses)) if side is None else [side]:
+        lines += ["", *_side_table(pair, tokenizer, s, None if weights is None else weights[s])]
     for name, ids in pair.prompts.items():
         if name != "main":
             lines += ["", f"prompt of the {name} view, {len(ids)} tokens: {tokenizer.decode(ids)!r}"]
     return "\n".join(lines)
 
 
-def _side_weights(
-    pair: EncodedPair, side: int, weights: npt.NDArray[np.floating] | None
-) -> npt.NDArray[np.floating] | None:
-    if weights is not None:
-        return weights[side]
-    return (pair.chosen_weights, pair.rejected_weights)[side]
-
-
-def _cuts(pair: EncodedPair) -> str:
-    cuts = [name for name in ("prompt", *SIDES) if getattr(pair, f"truncated_{name}")]
+def _cuts(group: EncodedGroup) -> str:
+    responses = zip(response_names(len(group.responses)), group.truncated, strict=False)
+    cuts = ["prompt"] * group.truncated_prompt + [name for name, cut in responses if cut]
     return f"  cut: {', '.join(cuts)}" if cuts else ""
 
 
 def _side_table(
-    pair: EncodedPair, tokenizer: Tokenizer, side: int, weights: npt.NDArray[np.floating] | None
+    pair: EncodedGroup, tokenizer: Tokenizer, side: int, weights: npt.NDArray[np.floating] | None
 ) -> list[str]:
-    response = (pair.chosen, pair.rejected)[side]
+    response, name = pair.responses[side], response_names(len(pair.responses))[side]
     lines = [
-        f"{SIDES[side]}: {len(pair.prompt)} prompt tokens, {len(response)} response tokens",
+        f"{name}: {len(pair.prompt)} prompt tokens, {len(response)} response tokens",
         f"{'position':>8}  {'id':>7}  {'mask':<8}  {'weight':>8}  token",
     ]
     for position, token in enumerate([*pair.prompt.tolist(), *response.tolist()]):
@@ -72,20 +65,18 @@ def _side_table(
 def file_summary(encoded: EncodedSet, listed: int = 20) -> str:
     """Counts of a whole source: records, rejections (the first `listed` by name), token lengths, what was cut."""
     lines = [encoded.summary()]
-    if encoded.pairs:
-        lengths = {
-            "prompt": [len(pair.prompt) for pair in encoded.pairs],
-            **{side: [len(getattr(pair, side)) for pair in encoded.pairs] for side in SIDES},
-        }
-        for name in encoded.pairs[0].prompts:
+    if len(encoded):
+        sizes = encoded.responses.sizes
+        lengths = {"prompt": encoded.prompts().sizes, **dict(zip(response_names(encoded.size), sizes.T, strict=True))}
+        for name in encoded.groups[0].prompts:
             if name != "main":
-                lengths[f"{name} prompt"] = [len(pair.prompts[name]) for pair in encoded.pairs]
+                lengths[f"{name} prompt"] = encoded.prompts(name).sizes
         labels = ("min", "median", "90 %", "99 %", "max")
         lines.append(f"  {'tokens':<14}" + "".join(f"{label:>8}" for label in labels))
         for name, values in lengths.items():
             numbers = np.quantile(values, QUANTILES, method="higher")
             lines.append(f"  {name:<14}" + "".join(f"{int(number):>8}" for number in numbers))
-        padded = 2 * max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in encoded.pairs)
+        padded = encoded.size * int((encoded.prompts().sizes + sizes.max(1)).max())
         lines.append(
             f"  a pair takes {encoded.lengths().mean():.0f} tokens on average, its prompt counted once; "
             f"padded to the longest it would take {padded}"

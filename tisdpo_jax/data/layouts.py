@@ -96,10 +96,25 @@ def read_record(record: Any, layout: str, *, origin: str, default_id: str, group
 def read_conversation(record: Mapping[str, Any], layout: str) -> Preference:
     """Conversation, settings first, and answers of a record in this layout; no turn of the user is a transcript."""
     messages, chosen, rejected = READERS[layout](record)
+    return Preference(checked_turns(record, messages), chosen, rejected)
+
+
+def checked_turns(record: Mapping[str, Any], messages: Sequence[Message]) -> list[Message]:
+    """The conversation with the record's settings before it; `Unusable` where a turn of the user is a transcript."""
     for message in messages:
         if message.role == "user":
             check_one_turn(message.content, "a turn of the user")
-    return Preference([*read_settings(record), *messages], chosen, rejected)
+    return [*read_settings(record), *messages]
+
+
+def prompt_turns(record: Mapping[str, Any]) -> list[Message]:
+    """What "prompt" (text or messages) or "messages" says, of which a record has one."""
+    prompt, messages = record.get("prompt"), record.get("messages")
+    if (prompt is None) == (messages is None):
+        raise Unusable("missing field", "one of 'prompt' and 'messages' is needed, and only one")
+    if messages is not None:
+        return read_messages(messages, "messages")
+    return [Message("user", prompt)] if isinstance(prompt, str) else read_messages(prompt, "prompt")
 
 
 def unread_fields(
@@ -122,10 +137,9 @@ def unread_fields(
 
 
 def _read_pairs(record: Mapping[str, Any]) -> Preference:
-    prompt, messages = record.get("prompt"), record.get("messages")
-    if (prompt is None) == (messages is None):
-        raise Unusable("missing field", "one of 'prompt' and 'messages' is needed, and only one")
-    turns = [Message("user", _text(record, "prompt"))] if messages is None else read_messages(messages, "messages")
+    if record.get("prompt") is not None:
+        _text(record, "prompt")
+    turns = prompt_turns(record)
     return Preference(turns, *(Message("assistant", _text(record, side)) for side in ("chosen", "rejected")))
 
 

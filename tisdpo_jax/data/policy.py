@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-from tisdpo_jax.data.records import Pair, PairSet, Rejection, count_reasons
+from tisdpo_jax.data.records import Message, PairSet, Rejection, count_reasons
 from tisdpo_jax.errors import ConfigError, DataError
 
 LISTED = 10  # rejected records that an error names
@@ -16,15 +16,22 @@ LISTED = 10  # rejected records that an error names
 class Checked(Protocol):
     """A `PairSet` or an `EncodedSet`."""
 
-    @property
-    def pairs(self) -> Sequence[Any]: ...
+    def __len__(self) -> int: ...
     @property
     def rejections(self) -> Sequence[Rejection]: ...
     @property
     def source(self) -> str: ...
 
 
+class Asks(Protocol):
+    """A `Prompt` or a `Pair`."""
+
+    @property
+    def messages(self) -> tuple[Message, ...]: ...
+
+
 Set = TypeVar("Set", bound=Checked)
+Asking = TypeVar("Asking", bound=Asks)
 
 
 def apply_policy(data: Set, on_error: str, max_rejected: float) -> Set:
@@ -35,7 +42,7 @@ def apply_policy(data: Set, on_error: str, max_rejected: float) -> Set:
         on_error: "fail" raises if there is any rejection; "skip" lets them be.
         max_rejected: with "skip", the share of rejected records above which it still raises.
     """
-    bad, total = len(data.rejections), len(data.pairs) + len(data.rejections)
+    bad, total = len(data.rejections), len(data) + len(data.rejections)
     found = f"{data.source}: {bad} of {total} records rejected ({count_reasons(data.rejections)})"
     if on_error not in ("fail", "skip"):
         raise ConfigError(f"data.on_error is {on_error!r}; it must be fail or skip")
@@ -43,7 +50,7 @@ def apply_policy(data: Set, on_error: str, max_rejected: float) -> Set:
         raise DataError(_with_list(f"{found}; mend them, or leave them out with data.on_error skip", data.rejections))
     if bad > max_rejected * total:
         raise DataError(_with_list(f"{found}: more than data.max_rejected {max_rejected:g} allows", data.rejections))
-    if not data.pairs:
+    if not len(data):
         raise DataError(f"{data.source}: holds no usable records")
     return data
 
@@ -58,27 +65,39 @@ def _with_list(first_line: str, rejections: Sequence[Rejection]) -> str:
 def split_by_prompt(pair_set: PairSet, fraction: float, seed: int) -> tuple[PairSet, PairSet]:
     """(training pairs, held-out pairs): `fraction` of the distinct prompts, with all their pairs, is held out.
 
+    Rejections stay with the training part; else as `split_prompts`.
+    """
+    train, held_out = split_prompts(pair_set.pairs, fraction, seed, pair_set.source)
+    return (
+        PairSet(train, pair_set.rejections, pair_set.source),
+        PairSet(held_out, (), f"{pair_set.source} (held out)"),
+    )
+
+
+def split_prompts(
+    items: Sequence[Asking], fraction: float, seed: int, source: str
+) -> tuple[tuple[Asking, ...], tuple[Asking, ...]]:
+    """(training part, held-out part) of prompts, or of what else has `messages`; equal ones stay together.
+
     Prompts are ranked by a hash of seed and text, so the choice does not depend on the order of the
-    records. At least one prompt is held out if `fraction` is above 0. Rejections stay with the training part.
+    records. At least one prompt is held out if `fraction` is above 0.
     """
     if not 0.0 <= fraction < 1.0:
         raise ConfigError(f"data.eval_fraction is {fraction}; it must be at least 0 and below 1")
-    keys = [_prompt_key(pair, seed) for pair in pair_set.pairs]
+    keys = [_prompt_key(item.messages, seed) for item in items]
     ranked = sorted(set(keys))
     count = max(1, round(fraction * len(ranked))) if fraction else 0
     if count and count >= len(ranked):
         raise DataError(
-            f"{pair_set.source}: {len(ranked)} distinct prompts are too few to hold out data.eval_fraction {fraction:g}"
+            f"{source}: {len(ranked)} distinct prompts are too few to hold out data.eval_fraction {fraction:g}"
         )
     held_out = set(ranked[:count])
-    train = tuple(pair for pair, key in zip(pair_set.pairs, keys, strict=True) if key not in held_out)
-    evaluation = tuple(pair for pair, key in zip(pair_set.pairs, keys, strict=True) if key in held_out)
-    return (
-        PairSet(train, pair_set.rejections, pair_set.source),
-        PairSet(evaluation, (), f"{pair_set.source} (held out)"),
+    both = list(zip(items, keys, strict=True))
+    return tuple(item for item, key in both if key not in held_out), tuple(
+        item for item, key in both if key in held_out
     )
 
 
-def _prompt_key(pair: Pair, seed: int) -> bytes:
-    content = json.dumps([seed, [(message.role, message.content) for message in pair.messages]])
+def _prompt_key(messages: Sequence[Message], seed: int) -> bytes:
+    content = json.dumps([seed, [(message.role, message.content) for message in messages]])
     return hashlib.sha256(content.encode()).digest()

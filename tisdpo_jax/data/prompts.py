@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tisdpo_jax.data.files import read_file
-from tisdpo_jax.data.layouts import detect_layout, read_conversation, unread_fields
+from tisdpo_jax.data.layouts import checked_turns, detect_layout, prompt_turns, read_conversation, unread_fields
 from tisdpo_jax.data.records import Message, Rejection, Unusable
 from tisdpo_jax.data.template import Template, Tokenizer, check_message, frame
 from tisdpo_jax.data.transcripts import check_one_turn
@@ -105,10 +105,10 @@ def _messages(record: Any) -> tuple[Sequence[Message], tuple[str, ...]]:
         return [Message("user", record)], ()
     if not isinstance(record, Mapping):
         raise Unusable("not an object", f"a {type(record).__name__} stands where fields are expected")
-    layout, read = detect_layout(record), record
-    if layout is None or layout == "pairs":
-        # something in the answers' stead, which nobody looks at
+    layout = detect_layout(record)
+    if layout is None or layout == "pairs":  # answers, if there are any, are not looked at
         layout = "pairs" if isinstance(record.get("prompt"), str | None) else "hf"
-        read = {**record, "chosen": "a", "rejected": "b"}
-    messages = read_conversation(read, layout).messages
+        messages = checked_turns(record, prompt_turns(record))
+    else:
+        messages = read_conversation(record, layout).messages
     return messages, unread_fields({**record, "chosen": None, "rejected": None}, layout, "", messages, strict=False)

@@ -76,6 +76,9 @@ class PairSet:
     rejections: tuple[Rejection, ...]
     source: str
 
+    def __len__(self) -> int:
+        return len(self.pairs)
+
     def summary(self) -> str:
         """Counts of records, of pairs, of each reason of rejection and of columns that nothing reads, a line each."""
         unread = Counter(name for pair in self.pairs for name in pair.unread)

@@ -1,4 +1,4 @@
-"""From pairs of text to pairs of token ids.
+"""From responses as text to groups of token ids: pairs of records, or any number of answers to a prompt.
 
 Every whole conversation is tokenised once, response included, and split by character offsets; a token
 that lies across the seam belongs to the response, unless it is a marker of the prompt that swallows the blanks
@@ -6,8 +6,8 @@ behind it (an added token with `rstrip`). So the ids at the seam are those of th
 and masks follow from lengths: no id, not even the padding one, means anything here.
 
 Cutting, where a pair is too long: a response loses its end (and with it the end-of-turn token, so
-nothing teaches the model to stop there); the prompt, shared by both sides, loses its beginning but keeps
-its BOS token. In the contrastive views the conversation is cut to the same tail as in the main view, and
+nothing teaches the model to stop there); the prompt, shared by all responses, loses its beginning but
+keeps its BOS token. In the contrastive views the conversation is cut to the same tail as in the main view, and
 the contrastive text is kept: those rows may be longer than `max_length` by its length.
 """
 
@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from tisdpo_jax.data.encoded import EncodedPair, EncodedSet, Ids
+from tisdpo_jax.data.encoded import EncodedGroup, EncodedSet, Ids, response_names
+from tisdpo_jax.data.prompts import Prompt
 from tisdpo_jax.data.records import Message, Pair, PairSet, Rejection, Unusable
 from tisdpo_jax.data.template import (
     Rendered,
@@ -38,13 +39,25 @@ CHUNK = 256  # pairs tokenised in one call, which a fast tokenizer spreads over 
 
 
 class Written(NamedTuple):
-    """A pair as text, in one view."""
+    """A prompt and its responses as text, in one view."""
 
-    chosen: Rendered
-    rejected: Rendered
+    responses: tuple[Rendered, ...]  # each with the prompt before it
     kept: list[tuple[int, int]]  # character ranges of the prompt that cutting must leave
-    head: str  # what sampling begins from, where the text of a side parts from it; "" where it does not
+    head: str  # what sampling begins from, where the text of a response parts from it; "" where it does not
     unread: tuple[str, ...]  # names in the messages that the template does not write
+
+
+class Unencoded(NamedTuple):
+    """A prompt and its responses, and what else becomes a group's."""
+
+    id: str
+    origin: str
+    messages: tuple[Message, ...]
+    responses: tuple[Message, ...]
+    weights: tuple[tuple[float, ...], ...] | None = None
+    margin: float | None = None
+    subset: str | None = None
+    unread: tuple[str, ...] = ()
 
 
 class Row(NamedTuple):
@@ -56,27 +69,18 @@ class Row(NamedTuple):
     parts: bool  # whether the prompt ends before what sampling begins from
 
 
-def encode_pairs(
-    pair_set: PairSet,
-    tokenizer: Tokenizer,
-    *,
-    template: Template | str,
-    system: str = "",
-    max_length: int,
-    max_response: int,
-    contrast: tuple[str, str] | None = None,
-) -> EncodedSet:
-    """Token ids of every pair, in every view.
+def encode_pairs(pair_set: PairSet, tokenizer: Tokenizer, **options: Any) -> EncodedSet:
+    """Token ids of every pair, in every view: groups of two, the chosen response first.
 
     Args:
         pair_set: the pairs; their rejections are carried over.
         tokenizer: a fast tokenizer of transformers.
         template: an open template, or what `data.template` says: "auto", "hh", the path of a jinja file.
-        system: system text for conversations that have none; "" adds none.
+        system: system text for conversations that have none; "", the default, adds none.
         max_length: tokens of prompt and response together, in the main view.
         max_response: tokens of a response.
-        contrast: (positive, negative) prompt text. Each is a system text put before the conversation's own
-            or, with `{prompt}` in it, a template for the last turn of the user.
+        contrast: (positive, negative) prompt text, None by default. Each is a system text put before the
+            conversation's own or, with `{prompt}` in it, a template for the last turn of the user.
 
     Returns:
         An `EncodedSet`. A pair that cannot be encoded is among its rejections.
@@ -84,6 +88,47 @@ def encode_pairs(
     Raises:
         ConfigError: lengths, template or contrastive prompts that can suit no pair.
     """
+    waiting = [_of_pair(pair) for pair in pair_set.pairs]
+    return _encode(waiting, tokenizer, pair_set.source, pair_set.rejections, **options)
+
+
+def encode_groups(
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[str]],
+    tokenizer: Tokenizer,
+    *,
+    source: str = "responses",
+    **options: Any,
+) -> EncodedSet:
+    """Token ids of K texts in answer to each prompt, else as `encode_pairs`; `source` is their name in errors."""
+    waiting = [
+        Unencoded(prompt.id, prompt.origin, prompt.messages, tuple(Message("assistant", text) for text in texts))
+        for prompt, texts in zip(prompts, responses, strict=True)
+    ]
+    return _encode(waiting, tokenizer, source, (), **options)
+
+
+def _of_pair(pair: Pair) -> Unencoded:
+    answers = (pair.chosen, pair.chosen_extra), (pair.rejected, pair.rejected_extra)
+    responses = tuple(Message("assistant", *answer) for answer in answers)
+    weights = None
+    if pair.chosen_weights is not None and pair.rejected_weights is not None:
+        weights = (pair.chosen_weights, pair.rejected_weights)
+    return Unencoded(pair.id, pair.origin, pair.messages, responses, weights, pair.margin, pair.group, pair.unread)
+
+
+def _encode(
+    waiting: Sequence[Unencoded],
+    tokenizer: Tokenizer,
+    source: str,
+    rejected: Sequence[Rejection],
+    *,
+    template: Template | str,
+    max_length: int,
+    max_response: int,
+    system: str = "",
+    contrast: tuple[str, str] | None = None,
+) -> EncodedSet:
     if max_response < 1:
         raise ConfigError(f"data.max_response is {max_response}; it must be at least 1")
     if max_length <= max_response:
@@ -95,56 +140,54 @@ def encode_pairs(
     views = make_views(system, contrast)
     check_views(opened, views)
     added = set(tokenizer.added_tokens_decoder)
-    encoded: list[EncodedPair] = []
+    encoded: list[EncodedGroup] = []
     unread: Counter[str] = Counter()
-    rejections = list(pair_set.rejections)
-    for start in range(0, len(pair_set.pairs), CHUNK):
-        written: list[tuple[Pair, list[Written]]] = []
-        for pair in pair_set.pairs[start : start + CHUNK]:
+    rejections = list(rejected)
+    for start in range(0, len(waiting), CHUNK):
+        written: list[tuple[Unencoded, list[Written]]] = []
+        for one in waiting[start : start + CHUNK]:
             try:
-                written.append((pair, _write(opened, views, pair)))
+                written.append((one, _write(opened, views, one)))
             except Unusable as problem:
-                rejections.append(Rejection(pair.origin, problem.reason, problem.detail))
+                rejections.append(Rejection(one.origin, problem.reason, problem.detail))
         rows = _tokenize(tokenizer, [texts for _, texts in written], added)
-        for pair, texts in written:
-            sides = {view.name: (next(rows), next(rows)) for view in views}
+        for one, texts in written:
+            by_view = {view.name: [next(rows) for _ in one.responses] for view in views}
             try:
-                encoded.append(_assemble(pair, sides, added, max_length, max_response))
+                encoded.append(_assemble(one, by_view, added, max_length, max_response))
             except Unusable as problem:
-                rejections.append(Rejection(pair.origin, problem.reason, problem.detail))
+                rejections.append(Rejection(one.origin, problem.reason, problem.detail))
                 continue
-            unread.update({*pair.unread, *(name for view in texts for name in view.unread)})
-    return EncodedSet(tuple(encoded), tuple(rejections), pair_set.source, _count(encoded, rejections), unread)
+            unread.update({*one.unread, *(name for view in texts for name in view.unread)})
+    return EncodedSet(tuple(encoded), tuple(rejections), source, unread)
 
 
-def _write(template: Template, views: Sequence[View], pair: Pair) -> list[Written]:
-    """The pair as text in every view; `Unusable` where the template or the text does not allow it."""
-    for message in pair.messages:
+def _write(template: Template, views: Sequence[View], one: Unencoded) -> list[Written]:
+    """The conversations as text in every view; `Unusable` where the template or the text does not allow it."""
+    for message in one.messages:
         check_message(template, message)
-    check_message(template, Message("assistant", pair.chosen, pair.chosen_extra), "chosen")
-    check_message(template, Message("assistant", pair.rejected, pair.rejected_extra), "rejected")
+    for name, response in zip(response_names(len(one.responses)), one.responses, strict=True):
+        check_message(template, response, name)
     written = []
     for view in views:
-        messages = show(view, pair.messages)
+        messages = show(view, one.messages)
         around = frame(template, messages)
-        chosen = render(template, around, messages, pair.chosen, pair.chosen_extra)
-        rejected = render(template, around, messages, pair.rejected, pair.rejected_extra)
-        seam = min(chosen.start, rejected.start)  # where one of them parts from the prompt, both do
+        texts = [render(template, around, messages, response.content, response.extra) for response in one.responses]
+        seam = min(text.start for text in texts)  # where one of them parts from the prompt, all do
         written.append(
             Written(
-                chosen._replace(start=seam),
-                rejected._replace(start=seam),
+                tuple(text._replace(start=seam) for text in texts),
                 contrast_ranges(template, view, around.head, messages),
                 around.head if seam < len(around.head.rstrip(" ")) else "",
-                (*around.unread, *chosen.unread, *rejected.unread),
+                (*around.unread, *(name for text in texts for name in text.unread)),
             )
         )
     return written
 
 
 def _tokenize(tokenizer: Tokenizer, written: Sequence[Sequence[Written]], added: Set[int]) -> Iterator[Row]:
-    """Rows in the order pair, view, side."""
-    sides = [(side, view) for views in written for view in views for side in (view.chosen, view.rejected)]
+    """Rows in the order group, view, response."""
+    sides = [(side, view) for views in written for view in views for side in view.responses]
     if not sides:
         return
     tokens = tokenizer(
@@ -204,92 +247,74 @@ def _shorten(row: Row, length: int) -> Row:
 
 
 def _assemble(
-    pair: Pair, sides: dict[str, tuple[Row, Row]], added: Set[int], max_length: int, max_response: int
-) -> EncodedPair:
-    """One pair from the rows of its views, cut to length."""
-    sides = {name: _align(name, rows, added) for name, rows in sides.items()}
-    chosen, rejected = (row.response for row in sides["main"])
-    for name, rows in sides.items():
-        _check_rows(name, rows, chosen, rejected)
-    weights = _weights(pair, chosen, rejected)
-    cut = [chosen[:max_response], rejected[:max_response]]
-    if np.array_equal(cut[0], cut[1]):
+    one: Unencoded, by_view: dict[str, list[Row]], added: Set[int], max_length: int, max_response: int
+) -> EncodedGroup:
+    """One group from the rows of its views, cut to length."""
+    by_view = {name: _align(name, rows, added) for name, rows in by_view.items()}
+    responses = [row.response for row in by_view["main"]]
+    for name, rows in by_view.items():
+        _check_rows(name, rows, responses)
+    weights = _weights(one.weights, responses)
+    cut = tuple(response[:max_response] for response in responses)
+    if len(cut) == 2 and np.array_equal(*cut):
         raise Unusable("responses equal", f"their first {len(cut[0])} tokens, to which they are cut, are the same")
-    main = sides["main"][0]
-    room = max_length - max(len(cut[0]), len(cut[1])) - int(main.fixed.sum())
+    main = by_view["main"][0]
+    room = max_length - max(map(len, cut)) - int(main.fixed.sum())
     if room < 1:
         raise Unusable("no room for the prompt", f"of data.max_length {max_length} the response leaves none")
     truncated = int((~main.fixed).sum()) > room
-    prompts = {name: _lose_beginning(row, room) if truncated else row.prompt for name, (row, _) in sides.items()}
-    return EncodedPair(
-        id=pair.id,
-        origin=pair.origin,
-        prompt=prompts["main"],
-        chosen=cut[0],
-        rejected=cut[1],
-        plus_prompt=prompts.get("plus"),
-        minus_prompt=prompts.get("minus"),
-        parts=any(row.parts for rows in sides.values() for row in rows),
+    return EncodedGroup(
+        id=one.id,
+        origin=one.origin,
+        prompts={name: _lose_beginning(row, room) if truncated else row.prompt for name, (row, *_) in by_view.items()},
+        responses=cut,
+        truncated=tuple(len(response) > max_response for response in responses),
         truncated_prompt=truncated,
-        truncated_chosen=len(chosen) > max_response,
-        truncated_rejected=len(rejected) > max_response,
-        margin=pair.margin,
-        chosen_weights=weights and weights[0][:max_response],
-        rejected_weights=weights and weights[1][:max_response],
-        group=pair.group,
-        messages=pair.messages,
+        parts=any(row.parts for rows in by_view.values() for row in rows),
+        weights=weights and tuple(values[:max_response] for values in weights),
+        margin=one.margin,
+        subset=one.subset,
+        messages=one.messages,
     )
 
 
-def _align(name: str, rows: tuple[Row, Row], added: Set[int]) -> tuple[Row, Row]:
-    """Where the end of the prompt is tokenised otherwise on one side (it merges there), it goes to both responses."""
+def _align(name: str, rows: list[Row], added: Set[int]) -> list[Row]:
+    """Where the end of the prompt is tokenised otherwise before one response (it merges there), it goes to them all."""
     length = min(len(row.prompt) for row in rows)
-    shared = int((np.append(rows[0].prompt[:length] != rows[1].prompt[:length], True)).argmax())
+    differs = [np.append(rows[0].prompt[:length] != row.prompt[:length], True).argmax() for row in rows]
+    shared = int(min(differs))
     if all(len(row.prompt) == shared for row in rows):
         return rows
     if any(token in added for row in rows for token in row.prompt[shared:].tolist()):
         raise Unusable("prompt tokens differ", f"those of the two sides of the {name} view, by more than a merged end")
-    return _shorten(rows[0], shared), _shorten(rows[1], shared)
+    return [_shorten(row, shared) for row in rows]
 
 
-def _check_rows(name: str, rows: tuple[Row, Row], chosen: Ids, rejected: Ids) -> None:
+def _check_rows(name: str, rows: list[Row], responses: list[Ids]) -> None:
     if not len(rows[0].prompt):
         raise Unusable("empty prompt", f"no token of the {name} view stands before the response")
-    for side, row, response in zip(("chosen", "rejected"), rows, (chosen, rejected), strict=True):
+    for side, row, response in zip(response_names(len(rows)), rows, responses, strict=True):
         if not len(response):
             raise Unusable("empty response", f"{side} has no tokens")
         if not np.array_equal(row.response, response):
             raise Unusable("response tokens differ", f"those of {side} in the {name} view from those in the main view")
 
 
-def _weights(pair: Pair, chosen: Ids, rejected: Ids) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
-    if pair.chosen_weights is None or pair.rejected_weights is None:
+def _weights(
+    weights: tuple[tuple[float, ...], ...] | None, responses: list[Ids]
+) -> tuple[npt.NDArray[np.float32], ...] | None:
+    if weights is None:
         return None
-    for side, weights, response in (
-        ("chosen", pair.chosen_weights, chosen),
-        ("rejected", pair.rejected_weights, rejected),
-    ):
-        if len(weights) != len(response):
+    for side, values, response in zip(response_names(len(weights)), weights, responses, strict=True):
+        if len(values) != len(response):
             raise Unusable(
                 "weights do not fit",
-                f"{side}_weights holds {len(weights)} numbers for {len(response)} tokens, the end of turn included",
+                f"{side}_weights holds {len(values)} numbers for {len(response)} tokens, the end of turn included",
             )
-    return np.asarray(pair.chosen_weights, np.float32), np.asarray(pair.rejected_weights, np.float32)
+    return tuple(np.asarray(values, np.float32) for values in weights)
 
 
 def _lose_beginning(row: Row, room: int) -> Ids:
     """The prompt without its first loose tokens, so that `room` of them are left."""
     loose = np.flatnonzero(~row.fixed)
     return np.delete(row.prompt, loose[: max(0, len(loose) - room)])
-
-
-def _count(encoded: Sequence[EncodedPair], rejections: Sequence[Rejection]) -> dict[str, int]:
-    return {
-        "records": len(encoded) + len(rejections),
-        "usable": len(encoded),
-        "rejected": len(rejections),
-        "parts": sum(pair.parts for pair in encoded),
-        "truncated_prompt": sum(pair.truncated_prompt for pair in encoded),
-        "truncated_chosen": sum(pair.truncated_chosen for pair in encoded),
-        "truncated_rejected": sum(pair.truncated_rejected for pair in encoded),
-    }

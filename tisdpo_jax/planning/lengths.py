@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tisdpo_jax.data import EncodedPair, EncodedSet
+from tisdpo_jax.data import EncodedGroup, EncodedSet
 
 Triples = npt.NDArray[np.int64]
 """[n, 3]: tokens of the prompt, of the chosen and of the rejected response."""
@@ -63,17 +63,17 @@ def blank_pairs(triples: Triples, source: str, *, contrast: tuple[str, str] | No
     def behind(text: str, prompt: int) -> npt.NDArray[np.int32]:
         return blank(prompt + -(-len(text) // CHARACTERS))
 
-    pairs = []
-    for number, (prompt, chosen, rejected) in enumerate(triples.tolist()):
-        plus, minus = (None, None) if contrast is None else (behind(text, prompt) for text in contrast)
-        pairs.append(EncodedPair(str(number), source, blank(prompt), blank(chosen), blank(rejected), plus, minus))
-    return EncodedSet(tuple(pairs), (), source, {})
+    texts = dict(zip(("plus", "minus"), contrast or (), strict=False))
+    groups = []
+    for number, (prompt, *responses) in enumerate(triples.tolist()):
+        prompts = {"main": blank(prompt), **{view: behind(text, prompt) for view, text in texts.items()}}
+        groups.append(EncodedGroup(str(number), source, prompts, tuple(map(blank, responses))))
+    return EncodedSet(tuple(groups), (), source)
 
 
 def measure(encoded: EncodedSet) -> Triples:
     """Lengths of encoded pairs, `[n, 3]`."""
-    sizes = [[len(pair.prompt), len(pair.chosen), len(pair.rejected)] for pair in encoded.pairs]
-    return np.asarray(sizes, np.int64).reshape(-1, 3)
+    return np.column_stack([encoded.prompts().sizes, encoded.responses.sizes])
 
 
 def representative(triples: Triples, count: int = KEPT) -> Triples:
@@ -89,9 +89,7 @@ def _main(pairs: str, tokenizer: str) -> None:
     read = read_pairs(pairs, format="hh")
     encoded = encode_pairs(read, load_tokenizer(Path(tokenizer)), template="hh", max_length=2**30, max_response=2**29)
     kept = representative(measure(encoded)).tolist()
-    note = (
-        f"{KEPT} of {len(encoded.pairs)} pairs of Anthropic HH harmless-base (MIT): tokens of prompt, chosen, rejected"
-    )
+    note = f"{KEPT} of {len(encoded)} pairs of Anthropic HH harmless-base (MIT): tokens of prompt, chosen, rejected"
     rows = ",\n".join(", ".join(map(str, kept[start : start + 8])) for start in range(0, len(kept), 8))
     print(f'{{"note": {json.dumps(note)},\n"lengths": [\n{rows}\n]}}')
 

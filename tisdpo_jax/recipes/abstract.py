@@ -65,7 +65,7 @@ def read_lengths(config: Experiment, source: LengthsFrom) -> Lengths:
     if source == "data" or (not source and _at_hand(config)):
         tokenizer = interchange.load_tokenizer(_tokenizer_path(config))
         train, held_out = open_data(config, tokenizer)
-        return Lengths(train, held_out, f"{len(train.pairs)} pairs of {config.data.train}")
+        return Lengths(train, held_out, f"{len(train)} pairs of {config.data.train}")
     contrast = None
     if config.contrast.construction == "prompts":
         contrast = (config.contrast.positive_prompt, config.contrast.negative_prompt)

@@ -21,8 +21,8 @@ import numpy as np
 
 from tisdpo_jax import distributed
 from tisdpo_jax.config import Experiment, resolved
-from tisdpo_jax.data import EncodedSet, PairSet, Prompt, apply_policy, encode_pairs, open_template, split_by_prompt
-from tisdpo_jax.data.records import Pair, as_record
+from tisdpo_jax.data import EncodedSet, PairSet, Prompt, apply_policy, encode_pairs, open_template, split_prompts
+from tisdpo_jax.data.records import as_record
 from tisdpo_jax.errors import DataError
 from tisdpo_jax.evaluation import Comparison, histogram
 from tisdpo_jax.recipes import models, run_dir, self_reward
@@ -137,9 +137,8 @@ def _prompts(config: Experiment) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]
         return prompts, open_prompts(config.dlma.eval_prompts, 0)[0]
     if not config.dlma.eval_fraction:
         raise DataError("DLMA is evaluated on held-out prompts; set dlma.eval_prompts or dlma.eval_fraction")
-    pairs = PairSet(tuple(Pair(p.id, p.messages, "", "", p.origin) for p in prompts), (), config.sampling.prompts)
-    held = {pair.id for pair in split_by_prompt(pairs, config.dlma.eval_fraction, config.data.seed)[1].pairs}
-    return tuple(p for p in prompts if p.id not in held), tuple(p for p in prompts if p.id in held)
+    train, held_out = split_prompts(prompts, config.dlma.eval_fraction, config.data.seed, config.sampling.prompts)
+    return train, held_out
 
 
 def _at(session: Session, place: Path) -> Session:
@@ -173,7 +172,7 @@ def _stages(
     _say(f"round {number}\nanswers  {summary(list(responses.values()))}")
     found = self_reward.candidates(prompts, responses, config.sampling.samples, unfinished=config.dlma.unfinished)
     session = with_pairs(session, found)
-    if not session.train.pairs:
+    if not session.train.groups:
         raise DataError(f"round {number}: {self_reward.nothing_left(session.train.rejections)}")
     frozen: Frozen = {"params": {"base": base.frozen()}, "lora": {}}
     columns = contrast_columns(session, frozen)
@@ -182,7 +181,7 @@ def _stages(
     rewards = scores[:, 0] - scores[:, 1]
     selection = self_reward.select(scores, mask.sum(-1).astype(np.int64), config.dlma)
     told = self_reward.summary(session.train.rejections, selection, scores)
-    told["unfinished_kept"] = self_reward.unfinished(session.train.pairs, selection, responses)
+    told["unfinished_kept"] = self_reward.unfinished(session.train.groups, selection, responses)
     _say(self_reward.summary_text(told))
     if jax.process_index() == 0:
         (session.run_dir / "selection.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
@@ -240,7 +239,7 @@ def _write_pairs(session: Session, found: PairSet, selection: self_reward.Select
         return
     by_id = {pair.id: pair for pair in found.pairs}
     lines = []
-    for encoded, flip, margin in zip(session.train.pairs, selection.flipped, margins, strict=True):
+    for encoded, flip, margin in zip(session.train.groups, selection.flipped, margins, strict=True):
         pair = by_id[encoded.id]
         record: dict[str, Any] = {
             "id": pair.id,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tisdpo_jax import interchange, losses, partitioning
+from tisdpo_jax import interchange, losses
 from tisdpo_jax.artifacts import digest, write_text
 from tisdpo_jax.config import Experiment, LoggingSection
 from tisdpo_jax.data import EncodedSet, apply_policy, encode_pairs, open_template, read_pairs
@@ -44,7 +44,7 @@ from tisdpo_jax.recipes.subjects import Subject, adapter_base, check_alike, is_a
 from tisdpo_jax.scoring import score_pair_of_models
 from tisdpo_jax.training.interrupt import Interrupt
 from tisdpo_jax.training.metrics import MetricsLog
-from tisdpo_jax.training.progress import progress
+from tisdpo_jax.training.passes import collect, one_pass
 from tisdpo_jax.types import Batch, Variables
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def open_evaluation(config: Experiment, directory: Path, interrupt: Interrupt) -
         model=Model(transformer, compute_config(config)),
         model_path=path,
         tokenizer=tokenizer,
-        train=EncodedSet((), (), "none", {}),
+        train=EncodedSet((), (), "none"),
         eval=None,
         elements=0,
         metrics=MetricsLog(directory, LoggingSection()),
@@ -128,7 +128,7 @@ def open_evaluation(config: Experiment, directory: Path, interrupt: Interrupt) -
 
 
 def counts(encoded: EncodedSet, name: str) -> DataCounts:
-    used = len(encoded.pairs)
+    used = len(encoded)
     return DataCounts(name, encoded.source, used + len(encoded.rejections), used, encoded.rejections)
 
 
@@ -160,7 +160,7 @@ def open_pairs(session: Session) -> EncodedSet:
         max_length=data.max_length,
         max_response=data.max_response,
     )
-    if not encoded.pairs:
+    if not encoded.groups:
         raise DataError(f"{encoded.source}: none of its records can be used:\n{listed(encoded)}")
     return apply_policy(encoded, "skip", 1.0)
 
@@ -183,21 +183,19 @@ def measure(session: Session, policy: Subject, reference: Subject) -> PairScores
     config = session.config
     pairs, batches = session.passing("eval", "main")
     run = _measurer(policy.model, reference.model, config.model.head_chunk)
-    encoded = pairs.encoded.pairs
+    encoded = pairs.encoded.groups
+    watched: Any = {"label": "evaluate", "interrupt": session.interrupt, "shown": config.logging.progress}
+    everything = one_pass(pairs, batches, session.mesh, **watched)
+    sums = collect(lambda batch: run(policy.variables, reference.variables, batch), everything, len(encoded))
     names = ("policy", "reference", "kl", "tokens")
-    found = {name: np.zeros((len(encoded), 2)) for name in names}
-    for indices in progress(batches, "evaluate", enabled=config.logging.progress):
-        session.interrupt.poll("evaluating")
-        batch = partitioning.put_batch(pairs.batch(indices), session.mesh)
-        for name, value in zip(names, run(policy.variables, reference.variables, batch), strict=True):
-            found[name][indices[indices >= 0]] = partitioning.to_host(value)[indices >= 0]
+    found = {name: value.astype(np.float64) for name, value in zip(names, sums, strict=True)}
     for name, subject in (("policy", policy), ("reference", reference), ("kl", policy)):
         check_finite(f"log-likelihoods of {subject.name} {subject.source}", found[name], encoded)
     return PairScores(
         **found,
         # as it was written: its tokens are cut by the length of the responses
         prompts=[repr(pair.messages) for pair in encoded],
-        groups=[pair.group for pair in encoded] if config.evaluation.subset else (),
+        groups=[pair.subset for pair in encoded] if config.evaluation.subset else (),
     )
 
 
@@ -293,8 +291,8 @@ def _roles(done: Evaluation) -> dict[str, Subject]:
 def _pair_lines(session: Session, done: Evaluation) -> list[str]:
     scores, margins = done.scores, done.scores.margins(done.found.beta)
     lines = []
-    for index, pair in enumerate(session.split("eval").pairs):
-        row = {"id": pair.id, "origin": pair.origin, "subset": pair.group, "margin": float(margins[index])}
+    for index, pair in enumerate(session.split("eval").groups):
+        row = {"id": pair.id, "origin": pair.origin, "subset": pair.subset, "margin": float(margins[index])}
         for name in ("policy", "reference", "kl", "tokens"):
             for number, side in enumerate(("chosen", "rejected")):
                 row[f"{side}_{name}"] = float(getattr(scores, name)[index, number])

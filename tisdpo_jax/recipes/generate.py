@@ -35,6 +35,7 @@ from tisdpo_jax.recipes.subjects import model_files, open_subject
 from tisdpo_jax.sampling import Draw, Options, Request, http, sample
 from tisdpo_jax.sampling.responses import KINDS, Response, append_responses, read_responses, resume_responses
 from tisdpo_jax.training.interrupt import Interrupt, listening
+from tisdpo_jax.training.programs import keep_on_disk
 from tisdpo_jax.training.progress import Progress
 from tisdpo_jax.types import Variables
 
@@ -66,6 +67,7 @@ class Voice:
 def generate(config: Experiment) -> None:
     """`tisdpo generate`: answers to `sampling.prompts`, into `run_dir`/responses.jsonl."""
     config = with_prompts(config)
+    keep_on_disk(config.compile_cache)
     directory, interrupt = Path(config.run_dir).expanduser(), Interrupt()
     distributed.check_alike(json.dumps(dataclasses.asdict(config.sampling), sort_keys=True))
     with listening(interrupt), run_dir.opened(directory, config):

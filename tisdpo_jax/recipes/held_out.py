@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from tisdpo_jax import partitioning
-from tisdpo_jax.data import EncodedSet, Pair, PairSet, Prompt, balanced_batches, encode_pairs, open_template
+from tisdpo_jax.data import Batches, EncodedSet, Prompt, balanced_batches, encode_groups, open_template
 from tisdpo_jax.evaluation import Change, Comparison, as_json, paired_difference, table_text
 from tisdpo_jax.judging import Store
 from tisdpo_jax.recipes import models
@@ -26,10 +26,8 @@ from tisdpo_jax.recipes.scores import scorer
 from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.sampling.responses import Response
 from tisdpo_jax.scoring import contrast_scores
-from tisdpo_jax.training.loop import Pairs
+from tisdpo_jax.training.passes import collect, one_pass
 from tisdpo_jax.types import Variables
-
-OTHER_SIDE = ("-", "+")  # stands where the pair of a single answer has its second; one of the two differs from any text
 
 
 def compare_answers(
@@ -99,14 +97,12 @@ def answer_contrasts(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`[n]` contrasts of single answers in nats, in nats a token, and their tokens; nan where there is no answer."""
     data, contrast = session.config.data, session.config.contrast
-    pairs = tuple(
-        Pair(str(number), prompt.messages, text, OTHER_SIDE[text == OTHER_SIDE[0]], prompt.origin)
-        for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
-        if text
-    )
-    encoded = encode_pairs(
-        PairSet(pairs, (), "answers"),
+    answered = [number for number, text in enumerate(texts) if text]
+    encoded = encode_groups(
+        [dataclasses.replace(prompts[number], id=str(number)) for number in answered],
+        [(texts[number],) for number in answered],
         session.tokenizer,
+        source="answers",
         template=open_template(data.template, session.tokenizer),
         system=data.system,
         max_length=data.max_length,
@@ -114,8 +110,8 @@ def answer_contrasts(
         contrast=(contrast.positive_prompt, contrast.negative_prompt),
     )
     found = np.full((3, len(texts)), np.nan)
-    if encoded.pairs:
-        places = [int(pair.id) for pair in encoded.pairs]
+    if encoded.groups:
+        places = [int(pair.id) for pair in encoded.groups]
         plus, minus = (_logps(session, encoded, variables, view) for view in ("plus", "minus"))
         mask = encoded.mask(encoded.elements())[:, 0]
         for row, average in enumerate((False, True)):
@@ -125,18 +121,17 @@ def answer_contrasts(
 
 
 def _logps(session: Session, encoded: EncodedSet, variables: Variables, view: str) -> np.ndarray:
-    """`[n, N]` log-likelihoods of the first side's tokens."""
+    """`[n, N]` log-likelihoods of the answers' tokens."""
     session = dataclasses.replace(session, elements=encoded.elements())
     size = partitioning.places(session.config.evaluation.batch_size, session.mesh)
-    batches = balanced_batches(encoded.lengths(view, sides=(0,)), size)
-    pairs = Pairs(encoded, session.layout(encoded, batches, sides=(0,), views=(view,)))
+    batches = balanced_batches(encoded.lengths(view), size)
+    answers = Batches(encoded, session.layout(encoded, batches, sides=(0,), views=(view,)))
     run = scorer(session.model, view, session.config.model.head_chunk)
-    found = np.zeros((len(encoded.pairs), session.elements))
-    for indices in batches:
-        session.interrupt.poll("scoring answers")
-        logps = partitioning.to_host(run(variables, partitioning.put_batch(pairs.batch(indices), session.mesh)))
-        found[indices[indices >= 0]] = logps[indices >= 0, 0]
-    return found
+    everything = one_pass(
+        answers, batches, session.mesh, label="scoring answers", interrupt=session.interrupt, shown=False
+    )
+    logps: np.ndarray = collect(lambda batch: run(variables, batch), everything, len(encoded))
+    return logps[:, 0].astype(np.float64)
 
 
 def _change(name: str, before: np.ndarray, after: np.ndarray, *, better: bool | None = True) -> Change:

@@ -36,6 +36,7 @@ from tisdpo_jax.recipes.tisdpo import (
 )
 from tisdpo_jax.roles import Frozen, bind, policy_role
 from tisdpo_jax.training.interrupt import Interrupt, listening
+from tisdpo_jax.training.programs import keep_on_disk
 from tisdpo_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ def perform(verb: str, config: Experiment) -> None:
     `evaluate` with `evaluation.policy` is about models that are there: it opens no run and trains nothing.
     """
     config = with_prompts(config)
+    keep_on_disk(config.compile_cache)
     directory, interrupt = Path(config.run_dir).expanduser(), Interrupt()
     # a run may be found in another place by each process, and log to another terminal; all else must agree
     alike = dataclasses.replace(config, logging=type(config.logging)())

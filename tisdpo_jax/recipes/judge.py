@@ -152,7 +152,7 @@ def open_prompts(session: Session) -> tuple[list[Asked], tuple[Rejection, ...], 
         return found[: section.limit or None], rejected, section.prompts
     encoded = session.split("eval")
     once: dict[tuple[Message, ...], Asked] = {}
-    for pair in encoded.pairs:
+    for pair in encoded.groups:
         once.setdefault(pair.messages, Asked(pair.id, pair.messages))
     return list(once.values())[: section.limit or None], (), encoded.source
 

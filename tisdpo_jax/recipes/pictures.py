@@ -48,7 +48,7 @@ def write_pictures(
             ("run", config.run_dir),
             ("construction", config.contrast.construction),
             ("weights", f"{config.weights.method}, clamped to [{config.weights.lower:g}, {config.weights.upper:g}]"),
-            ("pairs", f"{len(encoded.pairs):,}"),
+            ("pairs", f"{len(encoded):,}"),
         ),
         pictures=drawn,
         weights=section,
@@ -115,7 +115,7 @@ def cached_columns(config: Experiment, encoded: EncodedSet, split: str) -> Colum
     plus, minus = found["plus"], found["minus"]
     if plus is None or minus is None:
         return dict(recorded_columns(encoded, encoded.elements()))
-    mask, rows = encoded.mask(plus.shape[-1]), np.arange(len(encoded.pairs))
+    mask, rows = encoded.mask(plus.shape[-1]), np.arange(len(encoded))
     parts = [
         np.asarray(make_weights(config.weights, plus[part], minus[part], mask[part], record=part))
         for part in np.array_split(rows, max(1, -(-len(rows) // 256)))
@@ -157,12 +157,12 @@ def pictures(tokenizer: Any, encoded: EncodedSet, columns: Columns, indices: Ite
     """Heat maps of the pairs with these numbers, of those that there are; none where there are no weights."""
     if "weights" not in columns:
         return ()
-    return tuple(picture(tokenizer, encoded, columns, index) for index in indices if index < len(encoded.pairs))
+    return tuple(picture(tokenizer, encoded, columns, index) for index in indices if index < len(encoded))
 
 
 def picture(tokenizer: Any, encoded: EncodedSet, columns: Columns, index: int) -> TokenPicture:
     """One pair with the weights, and the log-likelihoods under pi+ and pi-, that stand in the columns."""
-    pair = encoded.pairs[index]
+    pair = encoded.groups[index]
 
     def side(number: int, ids: np.ndarray) -> SidePicture:
         def row(name: str) -> list[float] | None:
@@ -189,7 +189,7 @@ def _means(encoded: EncodedSet, columns: Columns, minimum: int = 5) -> dict[str,
     weights = columns["weights"]
     found = {}
     for number, side in enumerate(SIDES):
-        responses = [getattr(pair, side) for pair in encoded.pairs]
+        responses = [getattr(pair, side) for pair in encoded.groups]
         tokens = np.concatenate([*responses, np.zeros(0, np.int32)])
         pairs = np.repeat(np.arange(len(responses)), [len(ids) for ids in responses])
         values = np.concatenate([*(weights[i, number, : len(ids)] for i, ids in enumerate(responses)), np.zeros(0)])

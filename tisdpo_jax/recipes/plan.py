@@ -23,8 +23,7 @@ from jax.sharding import Mesh
 
 from tisdpo_jax import partitioning
 from tisdpo_jax.config import Experiment, LossSection, StageSection
-from tisdpo_jax.data import EncodedSet, Layout, States
-from tisdpo_jax.data.states import starts
+from tisdpo_jax.data import Batches, EncodedSet, Layout, States
 from tisdpo_jax.errors import ConfigError, UserError
 from tisdpo_jax.models import head_only
 from tisdpo_jax.models.config import TransformerConfig
@@ -43,8 +42,8 @@ from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.recipes.tisdpo import HEAD, REFERENCE, SIDES, feed, policy_plan, stage_plan, takes_contrast
 from tisdpo_jax.roles import Casting, Frozen, Role, bind, contrast_roles, policy_role
 from tisdpo_jax.training import optim
-from tisdpo_jax.training.loop import Pairs, compile_step, state_shardings
 from tisdpo_jax.training.objective import Plan
+from tisdpo_jax.training.programs import compile_step, state_shardings
 from tisdpo_jax.training.step import init_state
 
 log = logging.getLogger(__name__)
@@ -148,7 +147,7 @@ def lower_training(session: Session, step: Step) -> Lowered:
     """The step of a training, lowered as `training.loop` does it."""
     order, layout = feed(session, step.section, step.plan, step.sides)
     states = _blank_states(session) if step.plan.casting.reference == HEAD else None
-    pairs = Pairs(session.train, layout, _blank_columns(session, step.columns), states)
+    pairs = Batches(session.train, layout, _blank_columns(session, step.columns), states)
     optimizer = optim.optimizer(step.section.optimizer, order.steps)
     trained = models.abstract_trained(session)
     shape = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained)
@@ -218,7 +217,7 @@ def _placed_batch(session: Session, host: Any) -> Any:
 
 
 def _blank_columns(session: Session, names: Sequence[str]) -> dict[str, np.ndarray]:
-    count = len(session.train.pairs)
+    count = len(session.train)
     shapes = {"margin": (count,)}
     return {name: np.zeros(shapes.get(name, (count, 2, session.elements)), np.float32) for name in names}
 
@@ -228,7 +227,7 @@ def _blank_states(session: Session) -> States:
     width, dtype = session.model.config.hidden_size, session.config.model.dtype
     row = np.zeros((1, width), np.uint16 if dtype == "bfloat16" else np.float32)
     rows = int(measured.measure(session.train)[:, 1:].sum())
-    return States(np.broadcast_to(row, (rows, width)), starts(session.train), dtype)
+    return States(np.broadcast_to(row, (rows, width)), session.train.responses.starts, dtype)
 
 
 def _scored(session: Session, role: Role, sides: tuple[int, ...]) -> useful.Flops:
@@ -239,7 +238,7 @@ def _scored(session: Session, role: Role, sides: tuple[int, ...]) -> useful.Flop
 
 def _lengths(encoded: EncodedSet, view: str, sides: tuple[int, ...]) -> useful.Lengths:
     """Tokens of the prompt in a view, and of the responses of these sides."""
-    prompts = np.asarray([len(pair.prompts[view]) for pair in encoded.pairs], np.int64)
+    prompts = encoded.prompts(view).sizes
     return np.stack([prompts, *(measured.measure(encoded)[:, 1 + side] for side in sides)], 1)
 
 

@@ -32,9 +32,7 @@ def warn_of_pairs(encoded: EncodedSet | None, transformer: TransformerConfig, pa
     """Warns of pairs that have a row, in any view, which is longer than the model has positions."""
     if encoded is None:
         return
-    lengths = [
-        max(map(len, pair.prompts.values())) + max(len(pair.chosen), len(pair.rejected)) for pair in encoded.pairs
-    ]
+    lengths = [max(map(len, one.prompts.values())) + max(map(len, one.responses)) for one in encoded.groups]
     warn_of_rows(lengths, transformer, path, f"pairs of {encoded.source}", "data.max_length")
 
 

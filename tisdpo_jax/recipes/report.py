@@ -129,7 +129,7 @@ def _facts(session: Session) -> tuple[tuple[str, str], ...]:
         ("model", _model(session)),
         ("trained", lora),
         ("token weights", f"construction {session.config.contrast.construction}, {session.config.weights.method}"),
-        ("training pairs", f"{len(session.train.pairs)} from {session.config.data.train}"),
+        ("training pairs", f"{len(session.train)} from {session.config.data.train}"),
         ("devices", f"{jax.device_count()} {jax.devices()[0].device_kind} ({mesh}), {jax.process_count()} process(es)"),
         ("software", f"tisdpo_jax {__version__}, jax {jax.__version__}"),
     )

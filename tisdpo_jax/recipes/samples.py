@@ -126,7 +126,7 @@ def side_by_side(
 def _prompts(session: Session, count: int) -> list[Prompt]:
     """The first different prompts."""
     once: dict[str, Prompt] = {}
-    for pair in (session.eval or session.train).pairs:
+    for pair in (session.eval or session.train).groups:
         if len(once) == count:
             break
         once.setdefault(repr(pair.messages), Prompt(pair.id, pair.messages, pair.origin))

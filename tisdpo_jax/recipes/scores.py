@@ -19,14 +19,14 @@ from safetensors.numpy import save_file
 from tisdpo_jax import distributed, partitioning
 from tisdpo_jax.artifacts import differences, digest, replacing, sha256, write_text
 from tisdpo_jax.checkpoint import quarantine
-from tisdpo_jax.data import EncodedPair, States, open_template, tokenizer_identity
-from tisdpo_jax.data.states import create, open_states, write
+from tisdpo_jax.data import EncodedGroup, States, open_template, tokenizer_identity
+from tisdpo_jax.data.states import create, open_states
 from tisdpo_jax.errors import CheckpointError, DamagedError, DataError
 from tisdpo_jax.recipes.models import identify
 from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.roles import Frozen, Role, bind
 from tisdpo_jax.scoring import read, score
-from tisdpo_jax.training.progress import progress
+from tisdpo_jax.training.passes import collect, one_pass
 
 log = logging.getLogger(__name__)
 
@@ -88,17 +88,14 @@ def compute_logps(session: Session, role: Role, frozen: Frozen, split: str, *, l
     pairs, batches = session.passing(split, role.view)
     variables = bind(role, None, frozen)
     run = scorer(session.model, role.view, config.model.head_chunk)
-    found = np.zeros((len(pairs.encoded.pairs), 2, session.elements), np.float32)
-    for indices in progress(batches, label, enabled=config.logging.progress):
-        session.interrupt.poll(label)
-        batch = partitioning.put_batch(pairs.batch(indices), session.mesh)
-        logps = partitioning.to_host(run(variables, batch))
-        found[indices[indices >= 0]] = logps[indices >= 0]
-    check_finite(label, found, pairs.encoded.pairs)
-    return found
+    watched: Any = {"label": label, "interrupt": session.interrupt, "shown": config.logging.progress}
+    everything = one_pass(pairs, batches, session.mesh, **watched)
+    logps: np.ndarray = collect(lambda batch: run(variables, batch), everything, len(pairs.encoded))
+    check_finite(label, logps, pairs.encoded.groups)
+    return logps
 
 
-def check_finite(what: str, values: np.ndarray, pairs: Sequence[EncodedPair]) -> None:
+def check_finite(what: str, values: np.ndarray, pairs: Sequence[EncodedGroup]) -> None:
     """Raises: DataError that names the records whose `values [n, ...]` are not finite."""
     bad = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
     if len(bad):
@@ -154,14 +151,14 @@ def _make_states(session: Session, role: Role, frozen: Frozen, split: str, path:
         states = None
         if jax.process_index() == 0:
             states = create(stack.enter_context(replacing(path)), pairs.encoded, width, dtype)
-        for indices in progress(batches, task, enabled=session.config.logging.progress):
-            session.interrupt.poll(task)
-            host = pairs.batch(indices)
-            found = partitioning.to_host(run(variables, partitioning.put_batch(host, session.mesh)))
-            if not np.isfinite(np.asarray(found, np.float32)).all():
+        watched: Any = {"label": task, "interrupt": session.interrupt, "shown": session.config.logging.progress}
+        for indices, batch in one_pass(pairs, batches, session.mesh, **watched):
+            hidden = partitioning.to_host(run(variables, batch))
+            elements = partitioning.to_host(batch.views[role.view].slots.elements)
+            if not np.isfinite(np.asarray(hidden, np.float32)).all():
                 raise DataError(f"{task}: not finite; nothing is kept: look for NaN in the model, or at these records")
             if states is not None:
-                write(states, indices, np.asarray(host.views[role.view].place), found)
+                states.write(indices, elements, hidden, pairs.layout)
         if states is not None:
             states.values.flush()  # type: ignore[attr-defined]  # a memory map
     if states is not None:

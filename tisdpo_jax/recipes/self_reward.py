@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tisdpo_jax.config import DlmaSection
-from tisdpo_jax.data import EncodedPair, EncodedSet, Pair, PairSet, Prompt, Rejection
+from tisdpo_jax.data import EncodedGroup, EncodedSet, Pair, PairSet, Prompt, Rejection
 from tisdpo_jax.sampling.responses import Response
 
 Floats = npt.NDArray[np.float64]
@@ -91,21 +91,11 @@ def select(scores: Floats, tokens: npt.NDArray[np.int64], section: DlmaSection) 
 def taken(encoded: EncodedSet, selection: Selection) -> EncodedSet:
     """The selected candidates, each the right way round; the others are among the rejections."""
     pairs = tuple(
-        _turned(encoded.pairs[index]) if flip else encoded.pairs[index]
+        encoded.groups[index].flipped() if flip else encoded.groups[index]
         for index, flip in zip(selection.indices.tolist(), selection.flipped.tolist(), strict=True)
     )
-    left_out = [Rejection(encoded.pairs[index].origin, reason) for index, reason in sorted(selection.dropped.items())]
-    return dataclasses.replace(encoded, pairs=pairs, rejections=(*encoded.rejections, *left_out))
-
-
-def _turned(pair: EncodedPair) -> EncodedPair:
-    return dataclasses.replace(
-        pair,
-        chosen=pair.rejected,
-        rejected=pair.chosen,
-        truncated_chosen=pair.truncated_rejected,
-        truncated_rejected=pair.truncated_chosen,
-    )
+    left_out = [Rejection(encoded.groups[index].origin, reason) for index, reason in sorted(selection.dropped.items())]
+    return dataclasses.replace(encoded, groups=pairs, rejections=(*encoded.rejections, *left_out))
 
 
 def turned_columns(columns: Mapping[str, np.ndarray], selection: Selection) -> dict[str, np.ndarray]:
@@ -146,7 +136,7 @@ def summary(rejections: Sequence[Rejection], selection: Selection, scores: Float
     }
 
 
-def unfinished(pairs: Sequence[EncodedPair], selection: Selection, responses: Mapping[str, Response]) -> int:
+def unfinished(pairs: Sequence[EncodedGroup], selection: Selection, responses: Mapping[str, Response]) -> int:
     """How many of the pairs that train have an answer that ran into the limit."""
     count = 0
     for index in selection.indices.tolist():

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from tisdpo_jax import interchange, partitioning
 from tisdpo_jax.config import Experiment, MeshSection, StageSection
 from tisdpo_jax.data import (
+    Batches,
     EncodedSet,
     Layout,
     PairSet,
@@ -31,7 +32,6 @@ from tisdpo_jax.errors import ConfigError, DataError
 from tisdpo_jax.models import ComputeConfig, Model, abstract_params, init_adapters
 from tisdpo_jax.recipes.positions import warn_of_limit, warn_of_pairs
 from tisdpo_jax.training.interrupt import Interrupt
-from tisdpo_jax.training.loop import Pairs
 from tisdpo_jax.training.metrics import MetricsLog
 from tisdpo_jax.types import Params
 
@@ -92,12 +92,12 @@ class Session:
             head=self.model.config.vocab_size / (12 * self.model.config.num_layers * self.model.config.hidden_size),
         )
 
-    def passing(self, split: str, *views: str) -> tuple[Pairs, list[np.ndarray]]:
+    def passing(self, split: str, *views: str) -> tuple[Batches, list[np.ndarray]]:
         """All pairs of a split once, in batches for evaluation and scoring: the pairs, and the batches' indices."""
         encoded = self.split(split)
         size = partitioning.places(self.config.evaluation.batch_size, self.mesh)
         batches = balanced_batches(encoded.lengths(views[0]), size)
-        return Pairs(encoded, self.layout(encoded, batches, views=views)), batches
+        return Batches(encoded, self.layout(encoded, batches, views=views)), batches
 
     def splits(self) -> tuple[str, ...]:
         return ("train",) if self.eval is None else ("train", "eval")
@@ -127,7 +127,7 @@ def open_session(config: Experiment, run_dir: Path, interrupt: Interrupt, *, pai
     )
     if pairs or config.dlma.rounds:  # else nothing is that long
         warn_of_limit(config, transformer, path)
-    train, held_out = open_data(config, tokenizer) if pairs else (EncodedSet((), (), "no pairs", {}), None)
+    train, held_out = open_data(config, tokenizer) if pairs else (EncodedSet((), (), "no pairs"), None)
     if len(tokenizer) > transformer.vocab_size:
         raise ConfigError(
             f"the tokenizer has {len(tokenizer)} tokens, the model only {transformer.vocab_size}; "
@@ -139,8 +139,8 @@ def open_session(config: Experiment, run_dir: Path, interrupt: Interrupt, *, pai
     if pairs:
         log.info(
             "pairs: %d for training, %d held out; responses of up to %d tokens",
-            len(train.pairs),
-            len(held_out.pairs) if held_out else 0,
+            len(train),
+            len(held_out) if held_out else 0,
             elements,
         )
     return Session(
@@ -229,7 +229,7 @@ def open_data(config: Experiment, tokenizer: Any) -> tuple[EncodedSet, EncodedSe
             for rejection in encoded.rejections:
                 log.warning("  %s", rejection)
         usable = apply_policy(encoded, data.on_error, data.max_rejected)
-        if not usable.pairs:
+        if not usable.groups:
             raise DataError(f"{usable.source}: none of its records can be used; `tisdpo inspect` names the reasons")
         return usable
 

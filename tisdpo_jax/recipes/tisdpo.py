@@ -22,7 +22,7 @@ import yaml
 from tisdpo_jax import checkpoint, partitioning
 from tisdpo_jax.artifacts import differences, digest
 from tisdpo_jax.config import Experiment, LossSection, StageSection
-from tisdpo_jax.data import EncodedSet, Layout, Order, States, recorded_columns
+from tisdpo_jax.data import Batches, EncodedSet, Layout, Order, States, recorded_columns
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.models import Model, head_only
 from tisdpo_jax.recipes import models
@@ -31,8 +31,9 @@ from tisdpo_jax.recipes.scores import cached_logps, cached_states, text_identity
 from tisdpo_jax.recipes.session import Session
 from tisdpo_jax.roles import Casting, Frozen, Role, contrast_roles, policy_role, resident_bytes
 from tisdpo_jax.scoring import contrast_scores
-from tisdpo_jax.training.loop import Job, Pairs, train
+from tisdpo_jax.training.loop import Job, train
 from tisdpo_jax.training.objective import WEIGHTED, Plan, make_weights, wants_kl
+from tisdpo_jax.training.passes import one_pass
 from tisdpo_jax.training.step import evaluate_step, means
 from tisdpo_jax.types import Params
 
@@ -187,7 +188,7 @@ def derive(session: Session, encoded: EncodedSet, columns: Columns) -> None:
             f"{encoded.source}: brings its own weights or margin, which a contrast would overwrite; "
             "set contrast.construction none, or take these fields out"
         )
-    mask, record = encoded.mask(session.elements), np.arange(len(encoded.pairs))
+    mask, record = encoded.mask(session.elements), np.arange(len(encoded))
     parts = []
     for rows in np.array_split(record, -(-len(record) // 256)):
         positive, negative = (columns[f"{name}_logps"][rows] for name in ("plus", "minus"))
@@ -274,8 +275,8 @@ def evaluate_pairs(
     pairs, batches = session.passing("eval", *plan.casting.views())
     pairs = dataclasses.replace(pairs, columns=columns, states=states)
     totals: dict[str, Any] = {}
-    for indices in batches:
-        sums = jax.device_get(run(trained, frozen, partitioning.put_batch(pairs.batch(indices), session.mesh)))
+    for _, batch in one_pass(pairs, batches, session.mesh, label="eval", shown=False):
+        sums = jax.device_get(run(trained, frozen, batch))
         totals = jax.tree.map(np.add, totals, sums) if totals else sums
     return {name: float(value) for name, value in means(totals).items()}
 
@@ -319,7 +320,7 @@ def run_training(
         stage=stage,
         plan=plan,
         section=section,
-        pairs=Pairs(session.train, layout, columns, states),
+        pairs=Batches(session.train, layout, columns, states),
         order=order,
         directory=session.run_dir / "checkpoints" / stage,
         identity=identity,

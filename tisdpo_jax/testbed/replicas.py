@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tisdpo_jax.config import OptimizerSection
-from tisdpo_jax.data import EncodedPair, EncodedSet, Layout, fit, make_batch
+from tisdpo_jax.data import EncodedGroup, EncodedSet, Layout, fit, make_batch
 from tisdpo_jax.models import Model, empty_cache, head_kernel, hidden_states_with_cache, init_params, logits
 from tisdpo_jax.roles import Frozen
 from tisdpo_jax.scoring import score
@@ -41,12 +41,12 @@ class Drawn(NamedTuple):
 
 def encode(pairs: language.Pairs) -> EncodedSet:
     """The pairs as any data source would give them, with views behind steering tokens for contrastive prompts."""
-    found = []
+    groups = []
     for number, (prompt, responses, mask) in enumerate(zip(pairs.prompts, pairs.responses, pairs.mask, strict=True)):
-        plus, minus = (language.steered(prompt, by) for by in (language.GOOD, language.BAD))
-        chosen, rejected = (tokens[real > 0] for tokens, real in zip(responses, mask, strict=True))
-        found.append(EncodedPair(f"pair-{number}", f"testbed:{number}", prompt, chosen, rejected, plus, minus))
-    return EncodedSet(tuple(found), (), "testbed", {})
+        steered = {"plus": language.steered(prompt, language.GOOD), "minus": language.steered(prompt, language.BAD)}
+        spoken = tuple(tokens[real > 0] for tokens, real in zip(responses, mask, strict=True))
+        groups.append(EncodedGroup(f"pair-{number}", f"testbed:{number}", {"main": prompt, **steered}, spoken))
+    return EncodedSet(tuple(groups), (), "testbed")
 
 
 def layout(
@@ -59,7 +59,7 @@ def layout(
 ) -> Layout:
     """A layout that batches of all seeds share: padded rows, whose shape depends on the longest response alone."""
     longest = max(encoded, key=lambda one: one.elements(1))
-    indices = [np.arange(start, start + size) % len(longest.pairs) for start in range(0, len(longest.pairs), size)]
+    indices = [np.arange(start, start + size) % len(longest) for start in range(0, len(longest), size)]
     return fit(longest, indices, elements=elements, sides=sides, views=views, packed=False)
 
 

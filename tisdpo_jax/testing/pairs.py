@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tisdpo_jax.data import EncodedPair, EncodedSet, fit, make_batch
+from tisdpo_jax.data import EncodedGroup, EncodedSet, fit, make_batch
 from tisdpo_jax.types import Batch
 
 Array = jax.Array
@@ -45,12 +45,13 @@ def random_encoded(
     seed: int,
     *,
     pairs: int = 4,
+    responses: int = 2,
     prompt: int = 9,
     elements: int = 6,
     vocab_size: int = 64,
     prompts: Mapping[str, int] | None = None,
 ) -> EncodedSet:
-    """Pairs of random tokens, as a data source would be encoded.
+    """Pairs of random tokens, or groups of more `responses` than two, as a data source would be encoded.
 
     Args:
       prompt: prompts have 1 to this many tokens; `elements`: responses 1 to this many.
@@ -62,19 +63,19 @@ def random_encoded(
     def ids(count: int) -> np.ndarray:
         return random.integers(1, vocab_size, count).astype(np.int32)
 
-    found = []
+    groups = []
     for number in range(pairs):
-        main = ids(fixed["main"] if "main" in fixed else int(random.integers(1, prompt + 1)))
-        plus, minus = (ids(fixed[name]) if name in fixed else None for name in ("plus", "minus"))
-        chosen, rejected = (ids(int(random.integers(1, elements + 1))) for _ in range(2))
-        found.append(EncodedPair(f"pair-{number}", f"random:{number}", main, chosen, rejected, plus, minus))
-    return EncodedSet(tuple(found), (), "random", {})
+        sizes = {"main": fixed["main"] if "main" in fixed else int(random.integers(1, prompt + 1)), **fixed}
+        shown: dict[str, np.ndarray] = {view: ids(sizes[view]) for view in ("main", "plus", "minus") if view in sizes}
+        answers = tuple(ids(int(random.integers(1, elements + 1))) for _ in range(responses))
+        groups.append(EncodedGroup(f"pair-{number}", f"random:{number}", shown, answers))
+    return EncodedSet(tuple(groups), (), "random")
 
 
 def batch_of(encoded: EncodedSet, *, elements: int = 0, indices: Any = None, **layout: Any) -> Batch:
     """All pairs, or some, as one batch of host arrays; `layout` as `data.fit` takes it, all views by default."""
-    indices = np.arange(len(encoded.pairs)) if indices is None else indices
-    layout.setdefault("views", tuple(encoded.pairs[0].prompts))
+    indices = np.arange(len(encoded)) if indices is None else indices
+    layout.setdefault("views", tuple(encoded.groups[0].prompts))
     made = fit(encoded, [indices], elements=elements or encoded.elements(1), **layout)
     return make_batch(encoded, indices, layout=made)
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 class Interrupted(Exception):
@@ -23,6 +27,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self._asked = False
+        self._answer: Any = None  # what all processes said when `asked_late` was called last
 
     def ask(self) -> None:
         self._asked = True
@@ -33,10 +38,31 @@ class Interrupt:
             return self._asked
         return bool(multihost_utils.process_allgather(np.asarray(self._asked)).any())
 
+    def asked_late(self) -> bool:
+        """`asked`, of several processes as they answered one call ago, so that none waits for work under way."""
+        if jax.process_count() == 1:
+            return self._asked
+        before, self._answer = self._answer, _any_process(self._asked)
+        return before is not None and bool(before)
+
     def poll(self, doing: str) -> None:
         """Raises Interrupted between two units of work that need no saving."""
         if self.asked():
             raise Interrupted(f"stopped on request while {doing}")
+
+
+def _any_process(flag: bool) -> jax.Array:
+    """Whether it is set in any process; the answer is on its way."""
+    flags, gather = _gathering()
+    return gather(jax.make_array_from_callback((jax.device_count(),), flags, lambda _: np.asarray([flag])))
+
+
+@functools.lru_cache(maxsize=1)
+def _gathering() -> tuple[Any, Any]:
+    mesh = Mesh(np.asarray(jax.devices()), ("device",))
+    return NamedSharding(mesh, PartitionSpec("device")), jax.jit(
+        jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec())
+    )
 
 
 @contextmanager

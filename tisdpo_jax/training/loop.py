@@ -5,61 +5,33 @@ The position in the data is the step and nothing else, so a restored state goes 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tisdpo_jax import partitioning
 from tisdpo_jax.checkpoint import Checkpoints
 from tisdpo_jax.config import StageSection
-from tisdpo_jax.data import EncodedSet, Layout, Order, States, make_batch
+from tisdpo_jax.data import Batches, Order
 from tisdpo_jax.errors import UserError
 from tisdpo_jax.roles import Frozen
-from tisdpo_jax.training import optim
 from tisdpo_jax.training.interrupt import Interrupt, Interrupted
 from tisdpo_jax.training.metrics import MetricsLog
 from tisdpo_jax.training.objective import Plan
-from tisdpo_jax.training.step import init_state, train_step
+from tisdpo_jax.training.passes import ahead, on_devices
+from tisdpo_jax.training.programs import programs
 from tisdpo_jax.types import Params, TrainState
 
 log = logging.getLogger(__name__)
 
 SHOWN = ("objective", "rewards/margins", "rewards/accuracies")  # of the metrics, beside the progress bar
-
-
-@dataclasses.dataclass(frozen=True)
-class Pairs:
-    """Encoded pairs, how they are laid out in batches, and precomputed columns."""
-
-    encoded: EncodedSet
-    layout: Layout
-    columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    states: States | None = None  # of the reference
-
-    def batch(self, indices: np.ndarray) -> Any:
-        batch = make_batch(self.encoded, indices, layout=self.layout, columns=self.columns)
-        if self.states is None:
-            return batch
-        elements = np.asarray(batch.views["main"].slots.elements)
-        states: Any = self.states.by_slot(indices, elements, self.layout)
-        return batch._replace(states=states)
-
-    def tokens(self, indices: np.ndarray) -> int:
-        """Real tokens that the main view of a batch shows to a model."""
-        shared = 1 if self.layout.packed else len(self.layout.sides)
-        pairs = [self.encoded.pairs[i] for i in indices if i >= 0]
-        responses = [(len(pair.chosen), len(pair.rejected)) for pair in pairs]
-        return sum(shared * len(pair.prompt) for pair in pairs) + sum(
-            lengths[side] for lengths in responses for side in self.layout.sides
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +41,7 @@ class Job:
     stage: str
     plan: Plan
     section: StageSection
-    pairs: Pairs
+    pairs: Batches
     order: Order
     directory: Path  # of the checkpoints
     identity: dict[str, Any]  # kept with each checkpoint
@@ -105,79 +77,106 @@ def train(
       in a row, or up to the last one, naming the pairs of the last batch; CheckpointError when nothing can be saved.
     """
     total = job.order.steps
-    optimizer = optim.optimizer(job.section.optimizer, total)
-    state, step = start(job, trained, optimizer, mesh)
-    done = int(state.step)
+    state, step = start(job, trained, mesh)
+    done, compiled = int(state.step), step._cache_size()
     checkpoints = Checkpoints(job.directory, keep=job.keep)
     metrics.begin(job.stage, done=done, total=total)
+    late = _Late(job, metrics)
+
+    def prepared(number: int) -> tuple[np.ndarray, Any]:
+        indices = job.order.batch(number)
+        return indices, on_devices(job.pairs, indices, mesh)
+
     try:
-        while done < total:
+        with contextlib.closing(ahead(prepared, range(done, total))) as batches:
             began = time.perf_counter()
-            indices = job.order.batch(done)
-            host = job.pairs.batch(indices)
-            try:
-                state, measured = step(state, frozen, partitioning.put_batch(host, mesh))
-            except jax.errors.JaxRuntimeError as error:
-                if "compile option" in str(error):
-                    raise UserError(f"mesh.compiler_options: {str(error).splitlines()[0]}") from None
-                raise
-            done += 1
-            values = {name: float(value) for name, value in jax.device_get(measured).items()}
-            values["tokens_per_second"] = job.pairs.tokens(indices) / (time.perf_counter() - began)
-            last = done == total
-            if done % job.log_every == 0 or last:
-                metrics.write(job.stage, done, "train", values)
-            metrics.advance({name: values[name] for name in SHOWN if name in values})
-            if values["skipped"] >= job.max_skipped or (last and values["skipped"]):
-                raise UserError(_not_finite(job, indices, int(values["skipped"]), done))
-            if evaluate is not None and (last or (job.eval_every and done % job.eval_every == 0)):
-                metrics.write(job.stage, done, "eval", evaluate(state.trained))
-            stop = not last and interrupt.asked()
-            if last or stop:
-                checkpoints.save_now(done, state, job.identity)
-            elif done % job.checkpoint_every == 0:
-                checkpoints.save(done, state, job.identity)
-            if stop:
-                raise Interrupted(f"stage {job.stage}: stopped on request at step {done} of {total}, saved")
+            for indices, batch in batches:
+                state, measured = _take(step, state, frozen, batch)
+                done += 1
+                late.add(_Taken(done, indices, measured, began))
+                last = done == total
+                stop = not last and interrupt.asked_late()
+                evaluated = evaluate is not None and (last or (job.eval_every and done % job.eval_every == 0))
+                if last or stop or evaluated or done % job.checkpoint_every == 0:
+                    late.settle()  # nothing is measured or saved behind an update that stops the run
+                if evaluate is not None and evaluated:
+                    metrics.write(job.stage, done, "eval", evaluate(state.trained))
+                if last or stop:
+                    checkpoints.save_now(done, state, job.identity)
+                elif done % job.checkpoint_every == 0:
+                    checkpoints.save(done, state, job.identity)
+                if stop:
+                    raise Interrupted(f"stage {job.stage}: stopped on request at step {done} of {total}, saved")
+                began = time.perf_counter()
     finally:
         metrics.end()
         checkpoints.wait()
-    log.info("stage %s: %d steps, the step was compiled %d time(s)", job.stage, total, step._cache_size())
+    log.info("stage %s: %d steps, the step was compiled %d time(s)", job.stage, total, step._cache_size() - compiled)
     return state.trained
 
 
-def start(job: Job, trained: Params, optimizer: Any, mesh: Mesh) -> tuple[TrainState, Any]:
+def start(job: Job, trained: Params, mesh: Mesh) -> tuple[TrainState, Any]:
     """The state to begin with (new, or restored) and the compiled step, with pinned shardings."""
-    shape = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained)
-    shardings = state_shardings(shape, mesh)
-    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, shardings)
+    like, begin, step = programs(job.plan, job.section.optimizer, job.order.steps, trained, mesh)
     restored = Checkpoints(job.directory, keep=job.keep).restore(like, job.identity)
     if restored is None:
-        make = jax.jit(functools.partial(init_state, optimizer=optimizer), out_shardings=shardings, donate_argnums=0)
-        state = make(trained)
-    else:
-        number, state = restored
-        log.info("stage %s: resumed at step %d", job.stage, number)
-    return state, compile_step(job.plan, optimizer, shardings, mesh)
+        return begin(trained), step
+    number, state = restored
+    log.info("stage %s: resumed at step %d", job.stage, number)
+    return state, step
 
 
-def compile_step(plan: Plan, optimizer: Any, shardings: Any, mesh: Mesh) -> Any:
-    """The jitted step. Its output shardings are pinned: left to the compiler, the second call would compile again."""
-    step = functools.partial(train_step, plan=plan, optimizer=optimizer)
-    layout, options = (shardings, partitioning.replicated(mesh)), dict(plan.compiler_options) or None
-    return jax.jit(step, donate_argnums=0, out_shardings=layout, compiler_options=options)
+def _take(step: Any, state: TrainState, frozen: Frozen, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+    try:
+        return step(state, frozen, batch)
+    except jax.errors.JaxRuntimeError as error:
+        if "compile option" in str(error):
+            raise UserError(f"mesh.compiler_options: {str(error).splitlines()[0]}") from None
+        raise
 
 
-def state_shardings(shape: TrainState, mesh: Mesh) -> Any:
-    """A TrainState of shardings."""
-    trained = partitioning.param_shardings(shape.trained, mesh)
-    whole = partitioning.replicated(mesh)
-    arrays: Any = (whole, trained, optim.state_shardings(shape.opt_state, shape.trained, trained, whole), whole)
-    return TrainState(*arrays)
+class _Taken(NamedTuple):
+    """A step that devices may still be at."""
+
+    step: int
+    indices: np.ndarray
+    measured: dict[str, Any]
+    began: float  # when its batch was asked for
+
+
+class _Late:
+    """Metrics of the newest step, fetched once the next one is on its way, so that devices do not wait for the host."""
+
+    def __init__(self, job: Job, metrics: MetricsLog) -> None:
+        self._job, self._metrics = job, metrics
+        self._waiting: _Taken | None = None
+        self._settled = 0.0  # when the step before the waiting one was done
+
+    def add(self, taken: _Taken) -> None:
+        self.settle()
+        self._waiting = taken
+
+    def settle(self) -> None:
+        """Waits for the newest step and writes its metrics.
+
+        Raises: UserError when it is one skipped update too many, or a skipped one at the end.
+        """
+        taken, self._waiting, job = self._waiting, None, self._job
+        if taken is None:
+            return
+        values = {name: float(value) for name, value in jax.device_get(taken.measured).items()}
+        before, self._settled = max(taken.began, self._settled), time.perf_counter()
+        values["tokens_per_second"] = job.pairs.tokens(taken.indices) / (self._settled - before)
+        last = taken.step == job.order.steps
+        if taken.step % job.log_every == 0 or last:
+            self._metrics.write(job.stage, taken.step, "train", values)
+        self._metrics.advance({name: values[name] for name in SHOWN if name in values})
+        if values["skipped"] >= job.max_skipped or (last and values["skipped"]):
+            raise UserError(_not_finite(job, taken.indices, int(values["skipped"]), taken.step))
 
 
 def _not_finite(job: Job, indices: np.ndarray, skipped: int, step: int) -> str:
-    names = [job.pairs.encoded.pairs[i].id for i in indices if i >= 0]
+    names = [job.pairs.encoded.groups[i].id for i in indices if i >= 0]
     return (
         f"stage {job.stage}: {skipped} updates in a row were not finite, up to step {step} of {job.order.steps}, so "
         "nothing of this stage is kept beyond its checkpoints; last batch: "
