@@ -75,6 +75,8 @@ BAD_VALUES: dict[str, tuple[Any, ...]] = {
     "alpha": (-0.5, NAN, INF),
     "variant": (0, 3, "2", True),
     "margin_coef": (-0.1, NAN, INF),
+    "softcap": (0.0, -1.0, NAN, INF, "30", True),
+    "reference_softcap": (0.0, -1.0, NAN, INF),
     "desirable_weight": (-1.0, NAN, INF),
     "undesirable_weight": (-1.0, NAN, INF),
     "average": ("mean", 1, None),

@@ -69,6 +69,15 @@ def test_yarn_by_its_definition() -> None:
     assert attention_factor(rope) == pytest.approx(0.1 * np.log(4) + 1)
 
 
+def test_linear_and_llama3_by_their_definitions() -> None:
+    plain = np.asarray(rope_frequencies(RopeConfig(theta=1e4), 64))
+    np.testing.assert_allclose(rope_frequencies(RopeConfig(1e4, "linear", factor=4.0), 64), plain / 4, rtol=1e-6)
+    scaled = np.asarray(rope_frequencies(RopeConfig(1e4, "llama3", 8.0, original_max_positions=1024), 64))
+    smooth = np.clip((1024 * plain / (2 * np.pi) - 1) / (4 - 1), 0, 1)
+    assert {0.0, 1.0} < set(smooth)
+    np.testing.assert_allclose(scaled, (1 - smooth) * plain / 8 + smooth * plain, rtol=1e-5)
+
+
 def test_dynamic_is_plain_up_to_its_positions_and_slower_beyond() -> None:
     rope, plain = RopeConfig(kind="dynamic", factor=2.0, original_max_positions=64), RopeConfig()
     lengths = np.asarray([3, 64, 128])

@@ -211,3 +211,6 @@ def test_what_no_family_has_is_refused(tmp_path: Path) -> None:
     config = dataclasses.replace(FAMILIES["llama-bias"], sliding_window=4)
     with pytest.raises(CheckpointError, match="no family of transformers has"):
         save_huggingface(tmp_path / "out", random_params(config), config)
+    config = dataclasses.replace(FAMILIES["llama-dynamic"], max_positions=64)
+    with pytest.raises(CheckpointError, match="dynamic from 16 positions on, but max_positions is 64"):
+        save_huggingface(tmp_path / "out", random_params(config), config)

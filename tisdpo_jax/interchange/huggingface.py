@@ -134,6 +134,11 @@ def huggingface_config(config: TransformerConfig, *, dtype: str, special: dict[s
     Raises: CheckpointError when no family of transformers has this combination.
     """
     family = _family(config)
+    if config.rope.kind == "dynamic" and config.rope.original_max_positions != config.max_positions:
+        raise CheckpointError(
+            f"rope: dynamic from {config.rope.original_max_positions} positions on, but max_positions is "
+            f"{config.max_positions}; transformers has one number for both, so such a model cannot be exported"
+        )
     rope, local = rope_fields(config.rope), config.local_rope or config.rope
     activation = "silu" if config.activation == "silu" else "gelu_pytorch_tanh"
     parameters = {**rope, "rope_theta": config.rope.theta}
