@@ -18,7 +18,7 @@ CASES: dict[str, dict[str, str]] = {
 """Name -> overrides. Token weights are given in all TIS-DPO cases; the reference, which its KL needs, runs in the step
 ("live") or has left its last hidden states on disk ("states")."""
 
-COMMON = {"contrast.construction": "none", "train.micro_batches": "1"}
+COMMON = {"contrast.construction": "none", "train.gradient_accumulation_steps": "1"}
 
 
 def chosen(names: Sequence[str], words: str) -> list[str]:

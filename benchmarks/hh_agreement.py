@@ -53,7 +53,7 @@ def main() -> None:
     config = build(Experiment, values, where="hh_agreement")
     found = read_pairs(asked.source, format="hh")
     order = random.Random(asked.seed).sample(range(len(found.pairs)), min(asked.pairs, len(found.pairs)))
-    chosen = dataclasses.replace(found, pairs=tuple(found.pairs[index] for index in order), rejections=())
+    chosen = dataclasses.replace(found, pairs=tuple(found.pairs[index] for index in order), invalid=())
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(config, Path(folder), Interrupt(), pairs=False)

@@ -70,12 +70,12 @@ def main() -> None:
 
 def ours(config: Any, params: Any, prompts: Any, new: int) -> Callable[[int], None]:
     from tisdpo_jax.models import Model
-    from tisdpo_jax.sampling import Draw, Options, Request, sample
+    from tisdpo_jax.sampling import Options, Request, SamplingParams, sample
 
     requests = [Request(f"p{row}", ids.tolist()) for row, ids in enumerate(prompts)]
 
     def run(seed: int) -> None:
-        options = Options(Draw(1.0), max_new_tokens=new, max_prompt=2**20, batch_size=len(prompts), seed=seed)
+        options = Options(SamplingParams(1.0), max_new_tokens=new, max_prompt=2**20, batch_size=len(prompts), seed=seed)
         found = list(sample(Model(config), {"params": params}, requests, options, decode=lambda ids: ""))
         assert all(len(answer.ids) == new for _, answer in found)
 

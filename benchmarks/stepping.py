@@ -53,7 +53,7 @@ class Steps:
             name: (config, tisdpo(config).policy) for name in names for config in [with_case(session.config, name)]
         }
         plans = {name: (one.plan(config, session.model), one.taken) for name, (config, one) in policies.items()}
-        needs = {key for plan, _ in plans.values() for _, key in plan.casting.needs()}
+        needs = {key for plan, _ in plans.values() for _, key in plan.roles.needs()}
         self.order, self.layout = feed(session, section, next(iter(plans.values()))[0], (0, 1))
         optimizer = optim.optimizer(section.optimizer, self.order.steps)
         begin = functools.partial(init_state, optimizer=optimizer)
@@ -70,7 +70,7 @@ class Steps:
         blank = blank_states(self.encoded, session.model.config.hidden_size, session.config.model.dtype)
         self.ready = {}
         for name, (plan, taken) in plans.items():
-            keys = {key for _, key in plan.casting.needs()}
+            keys = {key for _, key in plan.roles.needs()}
             frozen = {"params": {key: tree for key, tree in trees.items() if key in keys}, "lora": {}}
             pairs = Batches(self.encoded, self.layout, {column: columns[column] for column in taken})
             if "head" in keys:

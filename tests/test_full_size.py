@@ -50,7 +50,7 @@ def test_the_step_of_a_configuration_has_shapes_and_a_place_for_everything(path:
     policy = tisdpo(config).policy
     plan, columns = policy.plan(config, model), policy.taken
     frozen = {"params": {}, "lora": {}}
-    for collection, key in plan.casting.needs():
+    for collection, key in plan.roles.needs():
         whole = head_only(shape, base) if key == "head" else base
         frozen[collection][key] = whole if collection == "params" else trained
     optimizer = optim.optimizer(config.train.optimizer, 100)
@@ -80,9 +80,9 @@ def _batch(config, plan, columns, mesh) -> Batch:
         [indices],
         elements=elements,
         shards=partitioning.batch_shards(mesh),
-        parts=section.micro_batches,
+        parts=section.gradient_accumulation_steps,
         sides=config.loss.needs.sides,
-        views=plan.casting.views(),
+        views=plan.roles.views(),
         packed=config.data.packing == "shared",
         copies=splash and config.data.packing == "shared",
         multiple=128 if splash else 8,

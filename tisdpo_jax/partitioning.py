@@ -176,7 +176,7 @@ def places(batch_size: int, mesh: Mesh, *, parts: int = 1, field: str = "batch_s
         stage = field.rpartition(".")[0]
         raise ConfigError(
             f"{field} {batch_size} in {parts} micro-batches leaves {batch_size // parts} pairs for mesh data*fsdp = "
-            f"{shards} devices; set {stage}.micro_batches to {max(batch_size // shards, 1)}"
+            f"{shards} devices; set {stage}.gradient_accumulation_steps to {max(batch_size // shards, 1)}"
         )
     return -(-batch_size // (shards * parts)) * shards * parts
 

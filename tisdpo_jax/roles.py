@@ -38,7 +38,7 @@ class Role:
 
 
 @dataclasses.dataclass(frozen=True)
-class Casting:
+class Roles:
     """The models of one training step. `plus` and `minus` are None where weights come from elsewhere."""
 
     policy: Role

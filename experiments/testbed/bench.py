@@ -26,9 +26,9 @@ from experiments.testbed.world import (
 from tisdpo_jax.data import EncodedSet, Order
 from tisdpo_jax.models import ComputeConfig, Model, TransformerConfig
 from tisdpo_jax.objectives import Dpo, Objective, Sft
-from tisdpo_jax.roles import Casting, Frozen, Role, policy_role
+from tisdpo_jax.roles import Frozen, Role, Roles, policy_role
 from tisdpo_jax.scoring import Text
-from tisdpo_jax.training.objective import Plan
+from tisdpo_jax.training.objective import StepSpec
 from tisdpo_jax.types import Batch, Params
 
 Floats = npt.NDArray[np.float64]
@@ -174,7 +174,7 @@ class Bench:
 
     def _fit(self, loss: Objective, at: Sequence[float], batches: Batch, cuts: Sequence[int]) -> list[Params]:
         reference = None if loss.needs.reference == "none" else Role("base")
-        plan = Plan(Text(self.model), Casting(policy_role(lora=False), reference), loss)
+        plan = StepSpec(Text(self.model), Roles(policy_role(lora=False), reference), loss)
         frozen: Frozen = {"params": {"base": self.base} if reference else {}, "lora": {}}
         section = self.config.training.optimizer
         grid = [rate * section.learning_rate for rate in at]

@@ -23,7 +23,7 @@ from tisdpo_jax.models import Model, empty_cache, head_of, hidden_states_with_ca
 from tisdpo_jax.roles import Frozen
 from tisdpo_jax.scoring import score
 from tisdpo_jax.training import optim
-from tisdpo_jax.training.objective import Plan
+from tisdpo_jax.training.objective import StepSpec
 from tisdpo_jax.training.step import init_state, train_step
 from tisdpo_jax.types import Batch, Params
 
@@ -106,7 +106,7 @@ def pretrain(
 
 
 def train(
-    plan: Plan,
+    plan: StepSpec,
     section: OptimizerSection,
     rates: Sequence[float],
     start: Params,
@@ -149,7 +149,7 @@ def _begin(section: OptimizerSection, total: int, params: Params) -> Any:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _advance(
-    plan: Plan, section: OptimizerSection, total: int, state: Any, frozen: Frozen, batches: Batch, rates: Array
+    plan: StepSpec, section: OptimizerSection, total: int, state: Any, frozen: Frozen, batches: Batch, rates: Array
 ) -> Any:
     def one(state: Any, frozen: Frozen, batch: Batch, rate: Array) -> Any:
         return train_step(state, frozen, batch, plan=plan, optimizer=_optimizer(section, total, rate))[0]

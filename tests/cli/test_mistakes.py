@@ -73,11 +73,11 @@ def test_yaml_that_is_none(capsys, tmp_path):
     assert "not sections and fields" in told(capsys, "run", file)
 
 
-def test_micro_batches_that_leave_devices_idle_and_a_mesh_that_is_too_large(capsys, tiny, tmp_path):
-    fields = {"train.batch_size": 12, "train.micro_batches": 4, "mesh.fsdp": 8}
+def test_gradient_accumulation_steps_that_leave_devices_idle_and_a_mesh_that_is_too_large(capsys, tiny, tmp_path):
+    fields = {"train.batch_size": 12, "train.gradient_accumulation_steps": 4, "mesh.fsdp": 8}
     line = told(capsys, *run(tiny, tmp_path, **fields))
     assert "train.batch_size 12 in 4 micro-batches leaves 3 pairs for mesh data*fsdp = 8" in line
-    assert "set train.micro_batches to 1" in line
+    assert "set train.gradient_accumulation_steps to 1" in line
     line = told(capsys, *run(tiny, tmp_path, **{"mesh.fsdp": 3}))
     assert "needs 3 devices, but there are 8" in line
 
@@ -118,7 +118,9 @@ def test_data_files(capsys, tiny, tmp_path):
 
 def test_combinations(capsys, tiny, tmp_path):
     assert "weights.lower" in told(capsys, *run(tiny, tmp_path, **{"weights.lower": 2}))
-    assert "micro_batches" in told(capsys, *run(tiny, tmp_path, **{"train.micro_batches": 3}))
+    assert "gradient_accumulation_steps" in told(
+        capsys, *run(tiny, tmp_path, **{"train.gradient_accumulation_steps": 3})
+    )
     assert "matches no projection" in told(capsys, *run(tiny, tmp_path, **{"lora.rank": 2, "lora.targets": "attn"}))
     assert "model.path is empty" in told(capsys, "run", "--data.train", "x.jsonl")
 

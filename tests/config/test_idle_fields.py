@@ -41,7 +41,7 @@ IDLE: list[tuple[dict[str, Any], str]] = [
     ({"train.optimizer.end_fraction": 0.1}, "train.optimizer.end_fraction"),
     ({"train.eval_every": 5}, "train.eval_every"),
     ({"data.eval_limit": 5}, "data.eval_limit"),
-    ({"data.max_rejected": 0.2}, "data.max_rejected"),
+    ({"data.max_invalid": 0.2}, "data.max_invalid"),
     ({"dlma.tie_band": 1}, "dlma.tie_band"),
     ({"sampling.url": "http://h/v1"}, "sampling.url"),
     ({"evaluation.judge.limit": 5}, "evaluation.judge.limit"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tisdpo_jax.data import EncodedSet, Message, Pair, PairSet, Rejection, encode_pairs, file_summary, inspect_text
+from tisdpo_jax.data import EncodedSet, InvalidRecord, Message, Pair, PairSet, encode_pairs, file_summary, inspect_text
 from tisdpo_jax.testing.tokenizer import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -15,9 +15,9 @@ def encode(count: int = 1, bad: int = 0, **options: object) -> EncodedSet:
     pairs = tuple(
         Pair(f"id{i}", (Message("user", "hi there"),), "yes, I can", "no", f"f.jsonl:{i + 1}") for i in range(count)
     )
-    rejections = tuple(Rejection(f"f.jsonl:{100 + i}", "empty response", "chosen") for i in range(bad))
+    invalid = tuple(InvalidRecord(f"f.jsonl:{100 + i}", "empty response", "chosen") for i in range(bad))
     settings = {"template": "auto", "max_length": 60, "max_response": 30, **options}
-    return encode_pairs(PairSet(pairs, rejections, "f.jsonl"), TOKENIZER, **settings)  # type: ignore[arg-type]  # settings of several types
+    return encode_pairs(PairSet(pairs, invalid, "f.jsonl"), TOKENIZER, **settings)  # type: ignore[arg-type]  # settings of several types
 
 
 def rows(text: str) -> list[tuple[int, int, str, str, str]]:
@@ -58,7 +58,7 @@ def test_cuts_and_views_are_told() -> None:
 
 def test_file_summary_counts_everything() -> None:
     text = file_summary(encode(count=5, bad=3, max_response=3, contrast=("a", "b")), listed=2)
-    assert "8 records, 5 usable, 3 rejected" in text
+    assert "8 records, 5 usable, 3 invalid" in text
     assert "3  empty response" in text
     assert "5  pairs with the end of the chosen cut" in text
     assert "f.jsonl:100: empty response (chosen)" in text

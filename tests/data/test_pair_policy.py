@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tisdpo_jax.data import Message, Pair, PairSet, Rejection, apply_policy, split_by_prompt
+from tisdpo_jax.data import InvalidRecord, Message, Pair, PairSet, apply_policy, split_by_prompt
 from tisdpo_jax.errors import ConfigError, DataError
 
 
@@ -17,8 +17,8 @@ def pair(number: int, prompt: str) -> Pair:
 def made(prompts: list[str], bad: int = 0) -> PairSet:
     pairs = tuple(pair(i, prompt) for i, prompt in enumerate(prompts))
     reasons = ["empty response", "prompts differ", "prompts differ"]
-    rejections = tuple(Rejection(f"f.jsonl:{100 + i}", reasons[i % 3], f"d{i}") for i in range(bad))
-    return PairSet(pairs, rejections, "f.jsonl")
+    invalid = tuple(InvalidRecord(f"f.jsonl:{100 + i}", reasons[i % 3], f"d{i}") for i in range(bad))
+    return PairSet(pairs, invalid, "f.jsonl")
 
 
 def test_clean_data_passes_either_way() -> None:
@@ -31,7 +31,7 @@ def test_fail_lists_what_is_wrong_and_says_what_to_do() -> None:
     with pytest.raises(DataError) as caught:
         apply_policy(made(["p"] * 88, bad=12), "fail", 1.0)
     first, *rest = str(caught.value).splitlines()
-    assert first.startswith("f.jsonl: 12 of 100 records rejected (8 prompts differ, 4 empty response)")
+    assert first.startswith("f.jsonl: 12 of 100 records invalid (8 prompts differ, 4 empty response)")
     assert "data.on_error skip" in first
     assert rest[0] == "  f.jsonl:100: empty response (d0)"
     assert len(rest) == 11
@@ -41,7 +41,7 @@ def test_fail_lists_what_is_wrong_and_says_what_to_do() -> None:
 def test_skip_goes_on_up_to_the_cap() -> None:
     data = made(["p"] * 95, bad=5)
     assert apply_policy(data, "skip", 0.05) is data
-    with pytest.raises(DataError, match=r"5 of 100 records rejected .* data\.max_rejected 0\.04"):
+    with pytest.raises(DataError, match=r"5 of 100 records invalid .* data\.max_invalid 0\.04"):
         apply_policy(data, "skip", 0.04)
 
 
@@ -66,8 +66,8 @@ def test_held_out_prompts_are_never_trained_on(found: list[str], fraction: float
     assert not {p.messages for p in train.pairs} & {p.messages for p in held_out.pairs}
     assert sorted(train.pairs + held_out.pairs, key=lambda p: int(p.id[2:])) == list(data.pairs)
     assert len({p.messages for p in held_out.pairs}) == max(1, round(fraction * len(set(found))))
-    assert train.rejections == data.rejections
-    assert not held_out.rejections
+    assert train.invalid == data.invalid
+    assert not held_out.invalid
     # The choice is of prompts: it does not depend on the order of the records.
     again = split_by_prompt(PairSet(data.pairs[::-1], (), "x"), fraction, seed)[1]
     assert {p.id for p in again.pairs} == {p.id for p in held_out.pairs}

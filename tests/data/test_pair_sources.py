@@ -40,7 +40,7 @@ def test_all_kinds_of_file_hold_the_same_pairs(tmp_path: Path, name: str, mark: 
     content = jsonl(RECORDS) if "jsonl" in name else json.dumps(RECORDS, indent=1).encode()
     found = read_pairs(write(tmp_path / name, mark + content))
     assert texts(found) == EXPECTED
-    assert not found.rejections
+    assert not found.invalid
     assert texts(read_pairs(tmp_path / name, limit=2)) == EXPECTED[:2]
 
 
@@ -65,7 +65,7 @@ def test_every_record_is_a_pair_or_a_rejection(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", b"\n".join([lines[0], *bad, *lines[1:]]) + b"\n")
     found = read_pairs(path)
     assert texts(found) == EXPECTED
-    assert [(str(rejection).split(": ")[0], rejection.reason) for rejection in found.rejections] == [
+    assert [(str(invalid_record).split(": ")[0], invalid_record.reason) for invalid_record in found.invalid] == [
         (f"{path}:2", "not JSON"),
         (f"{path}:3", "not UTF-8"),
         (f"{path}:4", "not an object"),
@@ -73,9 +73,9 @@ def test_every_record_is_a_pair_or_a_rejection(tmp_path: Path) -> None:
         (f"{path}:6", "invalid text"),
         (f"{path}:7", "not JSON"),
     ]
-    assert "byte 13" in str(found.rejections[1])
+    assert "byte 13" in str(found.invalid[1])
     summary = found.summary()
-    assert "11 records, 5 usable, 6 rejected" in summary
+    assert "11 records, 5 usable, 6 invalid" in summary
     assert "3  not JSON" in summary
 
 
@@ -84,8 +84,8 @@ def test_ids_are_unique(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", jsonl(records))
     found = read_pairs(path)
     assert [pair.id for pair in found.pairs] == ["a", "b", "line-5"]
-    assert [rejection.reason for rejection in found.rejections] == ["duplicate id", "duplicate id"]
-    assert f"as at {path}:1" in str(found.rejections[0])
+    assert [invalid_record.reason for invalid_record in found.invalid] == ["duplicate id", "duplicate id"]
+    assert f"as at {path}:1" in str(found.invalid[0])
 
 
 def test_cut_off_gzip_is_an_error_and_not_a_short_file(tmp_path: Path) -> None:
@@ -150,12 +150,12 @@ def test_detection_passes_over_broken_first_records(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", b"{broken\n" + jsonl([{"prompt": "p"}, *RECORDS]))
     found = read_pairs(path)
     assert len(found.pairs) == 5
-    assert [rejection.reason for rejection in found.rejections] == ["not JSON", "missing field"]
+    assert [invalid_record.reason for invalid_record in found.invalid] == ["not JSON", "missing field"]
 
 
 def test_a_named_format_is_kept_to(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", jsonl(RECORDS))
-    assert {rejection.reason for rejection in read_pairs(path, format="hh").rejections} == {"not a transcript"}
+    assert {invalid_record.reason for invalid_record in read_pairs(path, format="hh").invalid} == {"not a transcript"}
     with pytest.raises(DataError, match=r"data\.format 'hhh'"):
         read_pairs(path, format="hhh")
 
@@ -172,8 +172,8 @@ def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
 
 def test_demo() -> None:
     train, held_out = read_pairs("demo:train"), read_pairs("demo:eval")
-    assert not train.rejections
-    assert not held_out.rejections
+    assert not train.invalid
+    assert not held_out.invalid
     assert not {pair.id for pair in train.pairs} & {pair.id for pair in held_out.pairs}
     for name in ("demo", "demo:trian"):
         with pytest.raises(DataError, match="write demo:train or demo:eval"):
@@ -202,7 +202,9 @@ def test_a_record_that_cannot_be_fetched_is_a_rejection() -> None:
 
     found = read_pairs(Damaged(RECORDS))
     assert len(found.pairs) == 4
-    assert [str(rejection) for rejection in found.rejections] == ["memory:record 3: cannot be read (bad checksum)"]
+    assert [str(invalid_record) for invalid_record in found.invalid] == [
+        "memory:record 3: cannot be read (bad checksum)"
+    ]
 
 
 def test_hugging_face_datasets(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def encode(*pairs: Pair, made: Any = TOKENIZER, template: str = "auto", **option
 
 def one(*pairs: Pair, **options: Any) -> EncodedGroup:
     found = encode(*pairs, **options)
-    assert not found.rejections, found.rejections
+    assert not found.invalid, found.invalid
     return found.groups[0]
 
 
@@ -74,9 +74,9 @@ def test_ids_are_those_of_the_whole_text(data: Any, contrast: Any, chosen: str, 
     shared = chosen[: data.draw(st.integers(0, len(chosen)))]
     example = pair(chosen, shared + "other", prompt)
     found = encode(example, contrast=contrast)
-    if found.rejections:
+    if found.invalid:
         # Only white space at the seam can be one token with the template's line break, and in one view alone.
-        assert {rejection.reason for rejection in found.rejections} == {"response tokens differ"}
+        assert {invalid_record.reason for invalid_record in found.invalid} == {"response tokens differ"}
         assert chosen[:1].isspace() or (shared + "o")[0].isspace()
         return
     (got,) = found.groups
@@ -224,9 +224,9 @@ def test_view_that_changes_the_response_tokens_is_a_rejection() -> None:
         "{% for m in messages %}{{ m.role + (' hel' if messages[0].role == 'system' and loop.last else ' ')"
         " + m.content + '</s>' }}{% endfor %}"
     )
-    (rejection,) = encode(pair("p you", "p me"), made=merging, contrast=CONTRAST).rejections
-    assert rejection.reason == "response tokens differ"
-    assert "in the plus view" in rejection.detail
+    (invalid_record,) = encode(pair("p you", "p me"), made=merging, contrast=CONTRAST).invalid
+    assert invalid_record.reason == "response tokens differ"
+    assert "in the plus view" in invalid_record.detail
 
 
 # Cutting
@@ -251,8 +251,8 @@ def test_cutting(contrast: Any, adds_bos: bool, max_response: int, more: int, tu
     found = encode(example, made=made, contrast=contrast, max_length=max_response + more, max_response=max_response)
     longest = min(max_response, max(len(whole.chosen), len(whole.rejected)))
     room = max_response + more - longest
-    if found.rejections:
-        assert found.rejections[0].reason == "no room for the prompt"
+    if found.invalid:
+        assert found.invalid[0].reason == "no room for the prompt"
         assert room < 1 + adds_bos
         return
     (got,) = found.groups
@@ -310,9 +310,9 @@ def test_both_sides_share_the_cut_prompt() -> None:
 
 
 def test_responses_equal_after_cutting_are_rejected() -> None:
-    (rejection,) = encode(pair("air air air one", "air air air two"), max_response=3).rejections
-    assert rejection.reason == "responses equal"
-    assert "first 3 tokens" in rejection.detail
+    (invalid_record,) = encode(pair("air air air one", "air air air two"), max_response=3).invalid
+    assert invalid_record.reason == "responses equal"
+    assert "first 3 tokens" in invalid_record.detail
 
 
 # Text that must not steer
@@ -326,9 +326,9 @@ def test_special_tokens_in_text_are_rejected_and_counted(mark: str, place: str) 
     bad = pair(text["chosen"], text["rejected"], "x", text["history"], text["prompt"], system=text["system"])
     found = encode(bad, pair("fine", "not"))
     assert len(found.groups) == 1
-    (rejection,) = found.rejections
-    assert rejection.reason == "special token in text"
-    assert repr(mark) in rejection.detail
+    (invalid_record,) = found.invalid
+    assert invalid_record.reason == "special token in text"
+    assert repr(mark) in invalid_record.detail
 
 
 # Columns of the records
@@ -346,9 +346,9 @@ def test_weights_must_fit_the_tokens_and_are_cut_with_them() -> None:
     assert short.weights is not None
     assert [len(weights) for weights in short.weights] == [1, 1]
     bad = dataclasses.replace(good, rejected_weights=(0.5,))
-    (rejection,) = encode(bad).rejections
-    assert rejection.reason == "weights do not fit"
-    assert "rejected_weights holds 1 numbers" in rejection.detail
+    (invalid_record,) = encode(bad).invalid
+    assert invalid_record.reason == "weights do not fit"
+    assert "rejected_weights holds 1 numbers" in invalid_record.detail
 
 
 # The set
@@ -364,8 +364,8 @@ def test_nothing_is_lost_on_the_way() -> None:
     assert [TOKENIZER.decode(got.chosen) for got in found.groups[298:302]] == [
         f"yes {i}<|im_end|>" for i in (298, 299, 301, 302)
     ]
-    assert "600 records, 599 usable, 1 rejected" in found.summary()
-    with pytest.raises(DataError, match="1 of 600 records rejected"):
+    assert "600 records, 599 usable, 1 invalid" in found.summary()
+    with pytest.raises(DataError, match="1 of 600 records invalid"):
         apply_policy(found, "fail", 1.0)
     assert not encode().groups
 

@@ -31,8 +31,8 @@ def test_a_prompt_is_what_stands_before_the_response_in_training(tokenizer, tmp_
     encoded = encode_pairs(
         read_pairs(path), tokenizer, template=template, system=system, max_length=128, max_response=48
     )
-    prompts, rejections = read_prompts(str(path))
-    assert not rejections and [p.id for p in prompts] == [p.id for p in encoded.groups]
+    prompts, invalid = read_prompts(str(path))
+    assert not invalid and [p.id for p in prompts] == [p.id for p in encoded.groups]
     opened = open_template(template, tokenizer)
     for prompt, pair in zip(prompts, encoded.groups, strict=True):
         ids = prompt_ids(prompt.messages, tokenizer, opened, system=system, max_length=128)
@@ -64,10 +64,10 @@ def test_records_of_every_kind_and_those_that_hold_no_prompt(tmp_path) -> None:
         {"question": "?"},
         7,
     )
-    prompts, rejections = read_prompts(path)
+    prompts, invalid = read_prompts(path)
     assert [p.text for p in prompts] == ["hi", "user: a\n\nassistant: b\n\nuser: c", "bare text", "q", "p"]
     assert [p.id for p in prompts] == ["one", "line-2", "line-3", "line-4", "line-5"]
-    reasons = [(r.origin.rpartition(":")[2], r.reason) for r in rejections]
+    reasons = [(r.origin.rpartition(":")[2], r.reason) for r in invalid]
     assert reasons == [
         *[("6", "empty turn"), ("7", "duplicate id"), ("8", "turn order"), ("9", "missing field")],
         ("10", "not an object"),

@@ -49,14 +49,14 @@ def smollm() -> Any:
 
 def test_dirty_records_of_hh_are_reported(hh_file: Path) -> None:
     found = read_pairs(hh_file)
-    lines = {int(rejection.origin.rpartition(":")[2]): rejection.reason for rejection in found.rejections}
+    lines = {int(invalid_record.origin.rpartition(":")[2]): invalid_record.reason for invalid_record in found.invalid}
     assert lines == {
         **dict.fromkeys((408, 727), "empty response"),
         **dict.fromkeys((986, 1329, 1531, 1533, 1596), "prompts differ"),
         **dict.fromkeys((531, 605, 1038, 1455), "turn order"),
     }
     assert len(found.pairs) == 1800
-    with pytest.raises(DataError, match="11 of 1811 records rejected"):
+    with pytest.raises(DataError, match="11 of 1811 records invalid"):
         apply_policy(found, "fail", 1.0)
     assert apply_policy(found, "skip", 0.01) is found
 
@@ -73,7 +73,7 @@ def test_held_out_prompts_of_hh(hh_file: Path) -> None:
 def test_hh_with_the_tokenizer_of_stories260k(hh_file: Path, stories: Any) -> None:
     pair_set = read_pairs(hh_file, limit=500)
     found = encode_pairs(pair_set, stories, template="hh", max_length=512, max_response=256, contrast=CONTRAST)
-    assert found.rejections == pair_set.rejections  # every pair that can be read can be encoded
+    assert found.invalid == pair_set.invalid  # every pair that can be read can be encoded
     assert {name: found.counts()[name] for name in ("usable", "truncated_prompt", "truncated_chosen")} == {
         "usable": 499,
         "truncated_prompt": 135,
@@ -94,16 +94,16 @@ def test_sharegpt_demo_file(shared: Path, stories: Any) -> None:
     if not path.is_file():
         pytest.skip(f"needs {path}")
     pair_set = read_pairs(path)
-    assert (len(pair_set.pairs), len(pair_set.rejections)) == (300, 0)
+    assert (len(pair_set.pairs), len(pair_set.invalid)) == (300, 0)
     assert sum(pair.messages[0].role == "system" for pair in pair_set.pairs) == 80
     found = encode_pairs(pair_set, stories, template="hh", max_length=512, max_response=256)
-    assert not found.rejections
+    assert not found.invalid
 
 
 def test_hh_with_the_chat_template_of_smollm2(hh_file: Path, smollm: Any) -> None:
     pair_set = read_pairs(hh_file, limit=300)
     found = encode_pairs(pair_set, smollm, template="auto", max_length=512, max_response=256, contrast=CONTRAST)
-    assert found.rejections == pair_set.rejections
+    assert found.invalid == pair_set.invalid
     for got, pair in zip(found.groups, pair_set.pairs, strict=True):
         if not got.truncated[0]:
             assert smollm.decode(got.chosen) == f"{pair.chosen}<|im_end|>"

@@ -126,17 +126,17 @@ def test_hh_from_a_small_file(tmp_path: Path) -> None:
             expected = [("user", f"q{number} é"), ("assistant", f"a{number}"), ("user", "more")]
             assert [(message.role, message.content) for message in pair.messages] == expected
         # What the builder had to leave out is still counted, with its line.
-        (rejection,) = found.rejections
-        assert str(rejection).startswith(f"{source}:train-0-4: prompts differ")
-        assert "7 records, 6 usable, 1 rejected" in found.summary()
+        (invalid_record,) = found.invalid
+        assert str(invalid_record).startswith(f"{source}:train-0-4: prompts differ")
+        assert "7 records, 6 usable, 1 invalid" in found.summary()
     part = read_pairs("tfds:hh:train[:2]", data_dir=str(tmp_path))
-    assert (len(part.pairs), len(part.rejections)) == (2, 0)
+    assert (len(part.pairs), len(part.invalid)) == (2, 0)
     with pytest.raises(DataError, match=r"no split 'trian'; there are train"):
         read_pairs("tfds:hh:trian", data_dir=str(tmp_path))
 
 
 def test_flipped_bytes_never_change_a_pair(tmp_path: Path) -> None:
-    """Fault 18: array_record says so, and the record is a rejection with its place."""
+    """Fault 18: array_record says so, and the record is an invalid record with its place."""
     builder = build_hh(tmp_path)
     (shard,) = Path(builder.data_path).glob("*.array_record*")
     shard.chmod(0o644)
@@ -147,9 +147,9 @@ def test_flipped_bytes_never_change_a_pair(tmp_path: Path) -> None:
         shard.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
         found = read_pairs("tfds:hh", data_dir=str(tmp_path))
         assert set(found.pairs) <= set(clean.pairs)
-        assert len(found.pairs) + len(found.rejections) == 7
-        lost = [rejection for rejection in found.rejections if rejection.reason == "cannot be read"]
-        assert all(":record " in rejection.origin for rejection in lost)
+        assert len(found.pairs) + len(found.invalid) == 7
+        lost = [invalid_record for invalid_record in found.invalid if invalid_record.reason == "cannot be read"]
+        assert all(":record " in invalid_record.origin for invalid_record in lost)
         damaged += len(lost)
     assert damaged > 10
 
@@ -166,12 +166,12 @@ def test_other_sources_from_small_files(tmp_path: Path) -> None:
         make_builder(SOURCES[name], data_dir=tmp_path, files=splits).download_and_prepare()
     read = {name: read_pairs(f"tfds:{name}", data_dir=str(tmp_path)) for name in files}
     assert [pair.chosen for pair in read["safe_rlhf"].pairs] == ["better not"]
-    assert [rejection.reason for rejection in read["safe_rlhf"].rejections] == ["no preference"]
+    assert [invalid_record.reason for invalid_record in read["safe_rlhf"].invalid] == ["no preference"]
     assert [pair.margin for pair in read["ultrafeedback"].pairs] == [6.5]
     assert sorted(pair.chosen for pair in read["tldr"].pairs) == [" Dog gone.", " Dog."]
-    assert [rejection.reason for rejection in read["tldr"].rejections] == ["not an object"]
+    assert [invalid_record.reason for invalid_record in read["tldr"].invalid] == ["not an object"]
     validation = read_pairs("tfds:tldr:validation", data_dir=str(tmp_path))
-    assert not validation.rejections
+    assert not validation.invalid
     assert [pair.chosen for pair in validation.pairs] == [" Dog."]
 
 

@@ -48,12 +48,14 @@ def test_transcripts_are_refused_wherever_they_stand(text: str, tmp_path: Path) 
         {"prompt": "tea?", "chosen": text, "rejected": "b"},
     ]
     for record in records:
-        (rejection,) = read_pairs([record]).rejections
-        assert rejection.reason == "transcript in text"
+        (invalid_record,) = read_pairs([record]).invalid
+        assert invalid_record.reason == "transcript in text"
     path = tmp_path / "prompts.jsonl"
     rows = [text, *records[:4]]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    assert [rejection.reason for rejection in read_prompts(str(path))[1]] == ["transcript in text"] * len(rows)
+    assert [invalid_record.reason for invalid_record in read_prompts(str(path))[1]] == ["transcript in text"] * len(
+        rows
+    )
 
 
 @pytest.mark.parametrize("text", ORDINARY)

@@ -118,7 +118,7 @@ def reference(made: Any, example: dict[str, Any]) -> tuple[list[int], list[int],
 
 def ours(made: Any, example: dict[str, Any]) -> EncodedGroup:
     found = encode_pairs(read_pairs([example]), made, template="auto", max_length=4000, max_response=2000)
-    assert not found.rejections, found.rejections
+    assert not found.invalid, found.invalid
     return found.groups[0]
 
 

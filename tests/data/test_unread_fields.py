@@ -53,8 +53,8 @@ def encode(record: dict[str, Any], template: str = READS_ALL, layout: str = "aut
 
 
 def refused(record: dict[str, Any], template: str = READS_ALL, layout: str = "auto") -> str:
-    (rejection,) = encode(record, template, layout).rejections
-    return f"{rejection.reason}: {rejection.detail}"
+    (invalid_record,) = encode(record, template, layout).invalid
+    return f"{invalid_record.reason}: {invalid_record.detail}"
 
 
 def hf(**message: Any) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def test_settings_reach_the_template_in_every_layout(layout: str, tmp_path: Path
 def test_hh_writes_no_settings() -> None:
     record = {**LAYOUTS["pairs"], "tools": [TOOL]}
     found = encode_pairs(read_pairs([record]), made(READS_ALL), template="hh", max_length=900, max_response=400)
-    assert "template hh writes the same without it" in found.rejections[0].detail
+    assert "template hh writes the same without it" in found.invalid[0].detail
 
 
 @pytest.mark.parametrize(
@@ -153,12 +153,12 @@ def test_think_blocks_are_for_answers_and_must_be_written() -> None:
     def one(record: dict[str, Any], by: Any) -> Any:
         return encode_pairs(read_pairs([record]), by, template="auto", max_length=900, max_response=400)
 
-    assert "leaves out or alters 'Late.' of the response" in one(thinks, tokenizer).rejections[0].detail
+    assert "leaves out or alters 'Late.' of the response" in one(thinks, tokenizer).invalid[0].detail
     assert "Late." in written.decode(one(thinks, written).groups[0].chosen)
     asked = {**LAYOUTS["hf"], "prompt": [{**USER, "content": "<think> When?"}]}
-    assert one(asked, written).rejections[0].reason == "special token in text"
+    assert one(asked, written).invalid[0].reason == "special token in text"
     ended = hf(content="<think>a</think><|im_end|>")
-    assert one(ended, written).rejections[0].reason == "special token in text"
+    assert one(ended, written).invalid[0].reason == "special token in text"
 
 
 def test_tool_turns_stand_behind_calls() -> None:
@@ -181,7 +181,7 @@ def test_prompts_count_and_refuse_too(tmp_path: Path, caplog: pytest.LogCaptureF
     path = tmp_path / "p.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     with caplog.at_level("INFO"):
-        prompts, (rejection,) = read_prompts(str(path))
+        prompts, (invalid_record,) = read_prompts(str(path))
     assert [prompt.text for prompt in prompts] == ["When?", "Why?"]
     assert "2 records with 'topic', which nothing reads" in caplog.text
-    assert (rejection.reason, rejection.detail[:8]) == ("unread field", "'images'")
+    assert (invalid_record.reason, invalid_record.detail[:8]) == ("unread field", "'images'")

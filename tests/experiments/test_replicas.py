@@ -16,11 +16,11 @@ from tisdpo_jax.config import OptimizerSection
 from tisdpo_jax.data import Order
 from tisdpo_jax.models import Model, TransformerConfig, logits
 from tisdpo_jax.objectives import Sft
-from tisdpo_jax.roles import Casting, Role, policy_role
+from tisdpo_jax.roles import Role, Roles, policy_role
 from tisdpo_jax.scoring import Text
 from tisdpo_jax.testing import random_params
 from tisdpo_jax.training import optim
-from tisdpo_jax.training.objective import Plan
+from tisdpo_jax.training.objective import StepSpec
 from tisdpo_jax.training.step import init_state, train_step
 
 SEEDS, RATES = (0, 1), (1e-2, 3e-2)
@@ -50,7 +50,7 @@ def batches(sides=(0, 1), columns=None):
 def test_replicas_are_what_they_are_alone(name):
     cell = methods(0.1)[name]
     reference = None if cell.loss.name == "sft" else Role("base")
-    plan = Plan(Text(MODEL), Casting(policy_role(lora=False), reference), cell.loss)
+    plan = StepSpec(Text(MODEL), Roles(policy_role(lora=False), reference), cell.loss)
     columns = [
         {"token_weights": np.exp(pairs.rewards).astype(np.float32) * pairs.mask.astype(np.float32)} for pairs in PAIRS
     ]

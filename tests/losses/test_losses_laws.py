@@ -347,7 +347,7 @@ def test_kto_takes_no_gradient_to_its_reference_point() -> None:
     np.testing.assert_array_equal(grad(jnp.asarray([0.4, 0.7])), 0.0)
 
 
-def test_sft_parts_add_over_micro_batches() -> None:
+def test_sft_parts_add_over_gradient_accumulation_steps() -> None:
     p = random_pairs(16, (6, 2, 7))
     total, count = losses.sft_loss(p.policy_logps, p.mask)
     parts = [losses.sft_loss(p.policy_logps[i : i + 2], p.mask[i : i + 2]) for i in (0, 2, 4)]

@@ -191,8 +191,10 @@ def test_a_batch_has_as_many_places_as_divide_by_the_mesh(mesh: Mesh, size: int,
     assert partitioning.places(size, mesh, parts=parts) == expected
 
 
-def test_micro_batches_that_leave_devices_idle_raise_and_say_how_many_to_take(mesh: Mesh) -> None:
-    with pytest.raises(ConfigError, match=r"train\.batch_size 9 in 3 micro-batches .* set train\.micro_batches to 2"):
+def test_gradient_accumulation_steps_that_leave_devices_idle_raise_and_say_how_many_to_take(mesh: Mesh) -> None:
+    with pytest.raises(
+        ConfigError, match=r"train\.batch_size 9 in 3 micro-batches .* set train\.gradient_accumulation_steps to 2"
+    ):
         partitioning.places(9, mesh, parts=3, field="train.batch_size")
 
 

@@ -50,7 +50,7 @@ JOBS: dict[str, dict[str, object]] = {
     "online on a mesh": {
         "contrast.construction": "sft",
         "contrast.scores": "online",
-        "train.micro_batches": 2,
+        "train.gradient_accumulation_steps": 2,
         "mesh.fsdp": 4,
         "mesh.tensor": 2,
         "model.remat": "full",
@@ -106,7 +106,7 @@ def test_the_plan_is_the_program_that_training_runs(
 )
 def test_what_is_resident_is_what_the_program_is_given(tiny: dict[str, object], fields: dict[str, object]) -> None:
     step = lowered({**tiny, **fields})
-    held = resident(step.state, step.frozen, step.batch, step.casting)
+    held = resident(step.state, step.frozen, step.batch, step.roles)
     memory = read_program(step.lowered.compile()).memory
     assert memory is not None
     # what a step does not read, a few indices of the batch, is dropped from its program
@@ -120,22 +120,20 @@ def test_roles_and_terms_are_named(tiny: dict[str, object]) -> None:
         (2, {"trained adapters", "trained optimizer", "base parameters", "plus adapters", "minus adapters"}),
     ):
         step = lowered({**tiny, **online, "lora.rank": lora})
-        held = {
-            f"{item.name} {item.term}": item for item in resident(step.state, step.frozen, step.batch, step.casting)
-        }
+        held = {f"{item.name} {item.term}": item for item in resident(step.state, step.frozen, step.batch, step.roles)}
         assert names | {"batch tokens"} == held.keys()
         readers = ("policy", "reference", "plus", "minus") if lora else ("reference",)
         assert held["base parameters"].used_by == readers
         assert held["base parameters"].chip < held["base parameters"].total
     alone = lowered({**tiny, "lora.rank": 2})  # pi+ and pi- were cached: nobody plays them
-    (base,) = [item for item in resident(*alone[3:6], alone.casting) if item.name == "base"]
+    (base,) = [item for item in resident(*alone[3:6], alone.roles) if item.name == "base"]
     assert base.used_by == ("policy", "reference")
 
 
 def refused(fields: dict[str, object], stage: str = "policy") -> tuple[Experiment, StagePlan]:
     """A plan as it is when the compiler refuses a program, which asked for a little more than what is resident."""
     step = lowered(fields, stage)
-    held = resident(step.state, step.frozen, step.batch, step.casting)
+    held = resident(step.state, step.frozen, step.batch, step.roles)
     spec = dataclasses.replace(parse_topology("v5e:2x4"))
     plan = StagePlan(
         spec=spec,
@@ -347,7 +345,10 @@ def test_the_command_prints_a_table_and_json(tiny: dict[str, object], capsys: py
         (("--topology", "v9:8"), r"unknown chip 'v9'"),
         (("--topology", "cpu:8", "--lengths", "long"), r"--lengths is 'long'; it must be one of data, hh, full"),
         (("--topology", "cpu:8", "--stage", "sft"), r"--stage sft: this configuration has plus, minus, policy, score"),
-        (("--topology", "cpu:8", "--train.batch_size", "12", "--train.micro_batches", "4"), r"leaves 3 pairs .* to 1"),
+        (
+            ("--topology", "cpu:8", "--train.batch_size", "12", "--train.gradient_accumulation_steps", "4"),
+            r"leaves 3 pairs .* to 1",
+        ),
         (("--topology", "cpu:8", "--mesh.compiler_options", "xla_no=1"), r"mesh.compiler_options: .*xla_no"),
     ],
 )

@@ -106,11 +106,11 @@ def test_other_pairs_with_records_that_cannot_be_used(run, tmp_path) -> None:
     assert code == 0, output
     found = evaluated(one(run_dir, "policy-on-dirty"))
     data = found["data"]
-    assert (data["records"], data["used"], data["rejected"]) == (10, 6, 4) and len(found["lines"]) == 6
+    assert (data["records"], data["used"], data["invalid"]) == (10, 6, 4) and len(found["lines"]) == 6
     for line, reason in ((7, "not JSON"), (8, "empty response"), (9, "missing field"), (10, "special token in text")):
         assert f"dirty.jsonl:{line}: {reason}" in output
-        assert any(r["origin"].endswith(f":{line}") and r["reason"] == reason for r in data["rejections"])
-    assert "10 records, 6 usable, 4 rejected" in output
+        assert any(r["origin"].endswith(f":{line}") and r["reason"] == reason for r in data["invalid_records"])
+    assert "10 records, 6 usable, 4 invalid" in output
     assert (run_dir / "evaluation.json").read_bytes() == before and (run_dir / "config.yaml").read_text() == config
     page = (one(run_dir, "policy-on-dirty") / "evaluation.html").read_text()
     assert "empty response" in page

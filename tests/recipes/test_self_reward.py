@@ -40,7 +40,7 @@ def test_each_kind_of_useless_answer_is_counted():
     for policy, kept in (("keep", ["p0/0", "p3/0"]), ("drop", ["p0/0"])):
         found = candidates(PROMPTS, answered(*rows), 1, unfinished=policy)
         assert [pair.id for pair in found.pairs] == kept
-        reasons = [rejection.reason for rejection in found.rejections]
+        reasons = [invalid_record.reason for invalid_record in found.invalid]
         unfinished = ["unfinished answer"] if policy == "drop" else []
         assert reasons == ["empty answer", "duplicate", *unfinished, "prompt too long", "empty answer"]
     pair = candidates(PROMPTS, answered(*rows), 1, unfinished="keep").pairs[0]
@@ -50,7 +50,7 @@ def test_each_kind_of_useless_answer_is_counted():
 def test_the_same_pair_twice_is_a_duplicate_and_other_samples_are_not():
     twice = {f"p0/{view}/{n}": Response(f"p0/{view}/{n}", view) for view in ("plus", "minus") for n in range(2)}
     found = candidates(PROMPTS[:1], twice, 2, unfinished="keep")
-    assert len(found.pairs) == 1 and [r.reason for r in found.rejections] == ["duplicate"]
+    assert len(found.pairs) == 1 and [r.reason for r in found.invalid] == ["duplicate"]
     twice["p0/minus/1"] = Response("p0/minus/1", "other")
     assert [pair.id for pair in candidates(PROMPTS[:1], twice, 2, unfinished="keep").pairs] == ["p0/0", "p0/1"]
 
@@ -79,7 +79,7 @@ def test_turning_a_pair_turns_its_tokens_and_its_columns_alike():
     encoded = random_encoded(0, pairs=5)
     selection = select(SCORES, TOKENS, DlmaSection(tie_band=0.5))
     column = np.arange(5 * 2 * 3).reshape(5, 2, 3)
-    assert [(r.origin, r.reason) for r in taken(encoded, selection).rejections] == [("random:2", "tie")]
+    assert [(r.origin, r.reason) for r in taken(encoded, selection).invalid] == [("random:2", "tie")]
     pairs, columns = taken(encoded, selection).groups, turned_columns({"c": column}, selection)["c"]
     for row, (index, flip) in enumerate(zip(selection.indices, selection.flipped, strict=True)):
         before = encoded.groups[index]

@@ -26,7 +26,7 @@ CASES = {
     "sft-online": {
         "contrast__construction": "sft",
         "contrast__scores": "online",
-        "train__micro_batches": 2,
+        "train__gradient_accumulation_steps": 2,
         "mesh__fsdp": 4,
         "mesh__tensor": 2,
     },
@@ -178,7 +178,7 @@ SAME = {
     "both, two micro-batches": {
         "data__packing": "none",
         "contrast__reference_states": "cached",
-        "train__micro_batches": 2,
+        "train__gradient_accumulation_steps": 2,
     },
 }
 

@@ -137,7 +137,7 @@ def test_every_rejected_record_is_named(read) -> None:
     rows = root.all("table")[1].all("tbody")[0].all("tr")
     assert [tuple(cell.text for cell in row.all("bdi")) for row in rows] == rejected
     assert [cell.text for cell in root.all("table")[0].all("data")] == ["100", "40", "60"]
-    assert root.all("summary")[0].text == "Rejected, training: 40 prompts differ, 20 empty response"
+    assert root.all("summary")[0].text == "Invalid, training: 40 prompts differ, 20 empty response"
 
 
 def test_a_reader_sees_first_what_came_of_the_run(read) -> None:

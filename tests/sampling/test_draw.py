@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tisdpo_jax.sampling import Draw
+from tisdpo_jax.sampling import SamplingParams
 from tisdpo_jax.sampling._draw import choose, filtered, row_keys
 
 RANDOM = np.random.default_rng(0)
@@ -38,14 +38,14 @@ def kept(z, how):
 @pytest.mark.parametrize(
     "how",
     [
-        Draw(),
-        Draw(top_k=5),
-        Draw(top_k=1000),
-        Draw(top_p=0.7),
-        Draw(top_p=1e-9),
-        Draw(min_p=0.1),
-        Draw(min_p=1.0),
-        Draw(top_k=12, top_p=0.8, min_p=0.05),
+        SamplingParams(),
+        SamplingParams(top_k=5),
+        SamplingParams(top_k=1000),
+        SamplingParams(top_p=0.7),
+        SamplingParams(top_p=1e-9),
+        SamplingParams(min_p=0.1),
+        SamplingParams(min_p=1.0),
+        SamplingParams(top_k=12, top_p=0.8, min_p=0.05),
     ],
     ids=str,
 )
@@ -57,10 +57,10 @@ def test_filters_keep_what_they_say(how):
 
 
 def test_draws_have_the_promised_frequencies():
-    rows, how = 4000, Draw(temperature=1.5, top_k=6)
+    rows, how = 4000, SamplingParams(temperature=1.5, top_k=6)
     z = np.broadcast_to(LOGITS[:1], (rows, 40))
     tokens, logps = choose(z, row_keys(0, [(f"p{i}", 0) for i in range(rows)]), np.int32(2), how)
-    allowed = sorted(kept(LOGITS[:1] / 1.5, Draw(top_k=6))[0])
+    allowed = sorted(kept(LOGITS[:1] / 1.5, SamplingParams(top_k=6))[0])
     p = np.exp(LOGITS[0, allowed] / 1.5)
     expected = rows * p / p.sum()
     counts = np.bincount(np.asarray(tokens), minlength=40)
@@ -71,7 +71,7 @@ def test_draws_have_the_promised_frequencies():
 
 
 def test_temperature_zero_takes_the_likeliest():
-    tokens, _ = choose(LOGITS, row_keys(0, [("p", i) for i in range(6)]), np.int32(0), Draw(0.0))
+    tokens, _ = choose(LOGITS, row_keys(0, [("p", i) for i in range(6)]), np.int32(0), SamplingParams(0.0))
     np.testing.assert_array_equal(tokens, LOGITS.argmax(-1))
 
 
@@ -82,12 +82,12 @@ def test_noise_belongs_to_seed_id_sample_and_step():
     np.testing.assert_array_equal(row_keys(0, names[::-1]), row_keys(0, names)[::-1])
     flat = np.zeros((64, 40), np.float32)
     keys = row_keys(0, [(str(i), 0) for i in range(64)])
-    first, second = (choose(flat, keys, np.int32(step), Draw())[0] for step in (0, 1))
+    first, second = (choose(flat, keys, np.int32(step), SamplingParams())[0] for step in (0, 1))
     assert (np.asarray(first) != np.asarray(second)).any()
-    np.testing.assert_array_equal(choose(flat[:3], keys[:3], np.int32(0), Draw())[0], first[:3])
+    np.testing.assert_array_equal(choose(flat[:3], keys[:3], np.int32(0), SamplingParams())[0], first[:3])
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"min_p": 2.0}])
 def test_values_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="temperature and top_k"):
-        Draw(**wrong)
+        SamplingParams(**wrong)

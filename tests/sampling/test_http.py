@@ -15,7 +15,7 @@ import pytest
 from tisdpo_jax.chat import Endpoint, EndpointFailed, seconds
 from tisdpo_jax.data import Message, Prompt
 from tisdpo_jax.errors import ConfigError
-from tisdpo_jax.sampling import Draw
+from tisdpo_jax.sampling import SamplingParams
 from tisdpo_jax.sampling.http import ask_endpoint
 from tisdpo_jax.sampling.responses import Response
 
@@ -84,7 +84,7 @@ def ask(url, questions=QUESTIONS, **options):
         ask_endpoint(
             Endpoint(url, "some-model", **settings),
             questions,
-            draw=Draw(0.7),
+            draw=SamplingParams(0.7),
             max_new_tokens=9,
             stop=("\n",),
             take=take,
@@ -319,7 +319,9 @@ def test_a_stop_does_not_wait_for_a_server_that_hangs(monkeypatch):
 
     with server(hang) as (url, _):
         with pytest.raises(KeyboardInterrupt):
-            ask_endpoint(Endpoint(url, "m"), QUESTIONS[:1], draw=Draw(), max_new_tokens=2, take=print, poll=stop)
+            ask_endpoint(
+                Endpoint(url, "m"), QUESTIONS[:1], draw=SamplingParams(), max_new_tokens=2, take=print, poll=stop
+            )
         assert not answer.is_set()  # the server has not answered yet, and still we are here
         answer.set()
 
@@ -332,5 +334,5 @@ def test_polling_may_stop_the_job():
 
     with server(lambda number, handler, body: good(handler, body)) as (url, tries), pytest.raises(KeyboardInterrupt):
         endpoint = Endpoint(url, "m", concurrency=1)
-        ask_endpoint(endpoint, QUESTIONS, draw=Draw(), max_new_tokens=2, take=taken.append, poll=stop)
+        ask_endpoint(endpoint, QUESTIONS, draw=SamplingParams(), max_new_tokens=2, take=taken.append, poll=stop)
     assert 1 <= len(taken) == len(tries) < 12

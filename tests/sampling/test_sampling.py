@@ -12,14 +12,14 @@ import pytest
 
 from tisdpo_jax.models import ComputeConfig, Model, logits, merge
 from tisdpo_jax.partitioning import param_shardings
-from tisdpo_jax.sampling import Draw, Options, Request, plan_batches, prompt_width, sample, stop_at
+from tisdpo_jax.sampling import Options, Request, SamplingParams, plan_batches, prompt_width, sample, stop_at
 from tisdpo_jax.sampling._decode import advance, begin
 from tisdpo_jax.sampling._sample import rows_of
 from tisdpo_jax.testing import device_mesh, random_adapters, random_params, tiny_config
 
 CONFIG = tiny_config(sliding_window=9, num_layers=1)
 MODEL = Model(CONFIG, ComputeConfig(lora_scale=0.5))
-OPTIONS = Options(Draw(), max_new_tokens=8, max_prompt=40, seed=3, eos_ids=(2,))
+OPTIONS = Options(SamplingParams(), max_new_tokens=8, max_prompt=40, seed=3, eos_ids=(2,))
 RANDOM = np.random.default_rng(0)
 PROMPTS = [RANDOM.integers(3, 64, length).tolist() for length in (5, 1, 36, 13, 33, 7, 2)]
 REQUESTS = [Request(f"p{number}", ids, draw) for number, ids in enumerate(PROMPTS) for draw in (0, 1)]
@@ -75,7 +75,7 @@ def test_devices_do_not_matter(mesh):
 
 
 def test_samples_differ_by_seed_id_and_number():
-    other_seed = run(options=Options(Draw(), max_new_tokens=8, max_prompt=40, seed=4, eos_ids=(2,)))
+    other_seed = run(options=Options(SamplingParams(), max_new_tokens=8, max_prompt=40, seed=4, eos_ids=(2,)))
     renamed = run([request._replace(id="x" + request.id) for request in REQUESTS])
     for (name, number), answer in usual().items():
         assert answer.ids != other_seed[name, number].ids
@@ -84,7 +84,7 @@ def test_samples_differ_by_seed_id_and_number():
 
 
 def test_log_likelihoods_are_those_of_the_model_without_cache_temperature_and_filters():
-    warm = Options(draw=Draw(1.7, top_k=9), max_new_tokens=8, max_prompt=40, seed=3, eos_ids=(2,))
+    warm = Options(draw=SamplingParams(1.7, top_k=9), max_new_tokens=8, max_prompt=40, seed=3, eos_ids=(2,))
     plain = jax.jit(lambda tokens: jax.nn.log_softmax(logits(MODEL, variables(), tokens), axis=-1))
     for options in (OPTIONS, warm):
         for (name, number), answer in run(REQUESTS[2:6] if options is OPTIONS else NARROW, options).items():
@@ -96,7 +96,7 @@ def test_log_likelihoods_are_those_of_the_model_without_cache_temperature_and_fi
 
 def test_adapters_are_applied_without_merging():
     adapters = random_adapters(1, variables()["params"])
-    greedy = Options(draw=Draw(0.0), max_new_tokens=8, max_prompt=40)
+    greedy = Options(draw=SamplingParams(0.0), max_new_tokens=8, max_prompt=40)
     apart = run(NARROW, greedy, weights={**variables(), "lora": adapters})
     merged = jax.jit(functools.partial(merge, scale=0.5))(variables()["params"], adapters)
     whole = run(NARROW, greedy, weights={"params": merged})
@@ -109,7 +109,7 @@ def test_an_end_token_finishes_and_its_absence_is_told():
     ended = [answer for answer in usual().values() if answer.finish == "stop"]
     unfinished = [answer for answer in usual().values() if answer.finish == "length"]
     # the end token is the likeliest that these seeds draw somewhere; if none did, choose another
-    options = Options(Draw(), max_new_tokens=8, max_prompt=40, seed=3, eos_ids=(usual()["p0", 0].ids[3],))
+    options = Options(SamplingParams(), max_new_tokens=8, max_prompt=40, seed=3, eos_ids=(usual()["p0", 0].ids[3],))
     now = run(options=options)["p0", 0]
     assert now.ids == usual()["p0", 0].ids[: now.ids.index(options.eos_ids[0]) + 1] and now.finish == "stop"
     assert now.text == decode(now.ids[:-1])
@@ -118,11 +118,13 @@ def test_an_end_token_finishes_and_its_absence_is_told():
 
 
 def test_a_stop_string_ends_the_text_before_it_and_the_tokens_with_it():
-    long = Options(Draw(), max_new_tokens=40, max_prompt=40, seed=3)
+    long = Options(SamplingParams(), max_new_tokens=40, max_prompt=40, seed=3)
     free = run(NARROW, long)
     target = free["p0", 0]
     stop = target.text[20:22]
-    stopped = run(NARROW, Options(Draw(), max_new_tokens=40, max_prompt=40, seed=3, stop=("never seen", stop)))
+    stopped = run(
+        NARROW, Options(SamplingParams(), max_new_tokens=40, max_prompt=40, seed=3, stop=("never seen", stop))
+    )
     for key, answer in stopped.items():
         place = free[key].text.find(stop)
         if place < 0:
@@ -139,7 +141,7 @@ def test_an_over_long_prompt_is_flagged_and_an_empty_answer_too():
     assert found["long", 0].finish == "too long" and not found["long", 0].ids and not found["long", 0].empty
     assert found["p0", 0] == usual()["p0", 0]
     first = usual()["p0", 0].ids[0]
-    options = Options(Draw(), max_new_tokens=8, max_prompt=40, seed=3, eos_ids=(first,))
+    options = Options(SamplingParams(), max_new_tokens=8, max_prompt=40, seed=3, eos_ids=(first,))
     empty = run(REQUESTS[:1], options)["p0", 0]
     assert empty.ids == [first] and empty.text == "" and empty.empty and empty.finish == "stop"
     with pytest.raises(ValueError, match="'none' has no tokens"):
@@ -151,7 +153,7 @@ def test_a_shape_is_compiled_once():
     advance.clear_cache()
     run()
     assert begin._cache_size() == advance._cache_size() == 2  # prompts of 32 and of up to 40
-    run(REQUESTS[::-1], Options(Draw(), max_new_tokens=8, max_prompt=40, seed=9, eos_ids=(2,)))
+    run(REQUESTS[::-1], Options(SamplingParams(), max_new_tokens=8, max_prompt=40, seed=9, eos_ids=(2,)))
     run(REQUESTS[3:5])
     assert begin._cache_size() == advance._cache_size() == 2
 

@@ -12,10 +12,10 @@ import optax
 
 from tisdpo_jax.models import Model, logits
 from tisdpo_jax.objectives import Dpo, TisDpo
-from tisdpo_jax.roles import Casting, Role, policy_role
+from tisdpo_jax.roles import Role, Roles, policy_role
 from tisdpo_jax.scoring import Text
 from tisdpo_jax.testing import batch_of, random_encoded, random_params, tiny_config
-from tisdpo_jax.training.objective import Plan, objective, step_key
+from tisdpo_jax.training.objective import StepSpec, objective, step_key
 from tisdpo_jax.training.step import init_state, train_step
 from tisdpo_jax.types import Scores
 
@@ -59,8 +59,8 @@ def points(seed: int = 0, pairs: int = 8) -> Points:
     return Points(x, jnp.ones((pairs, 2, 4)), jnp.arange(pairs), {"token_weights": jnp.ones((pairs, 2, 4))})
 
 
-def plan(the_objective: Any = TisDpo(), **options: Any) -> Plan:  # noqa: B008  # frozen
-    return Plan(Denoiser(), Casting(policy_role(lora=False), Role("base")), the_objective, **options)
+def plan(the_objective: Any = TisDpo(), **options: Any) -> StepSpec:  # noqa: B008  # frozen
+    return StepSpec(Denoiser(), Roles(policy_role(lora=False), Role("base")), the_objective, **options)
 
 
 FROZEN: Any = {"params": {"base": {"center": jnp.zeros(4)}}, "lora": {}}
@@ -92,7 +92,7 @@ def test_a_step_folds_its_own_number_in_and_parts_of_a_batch_share_it() -> None:
     optimizer = optax.sgd(0.1)
     state = init_state({"center": jnp.ones(4)}, optimizer)
     whole = train_step(state, FROZEN, points(), plan=plan(), optimizer=optimizer)[0]
-    parts = train_step(state, FROZEN, points(), plan=plan(micro_batches=4), optimizer=optimizer)[0]
+    parts = train_step(state, FROZEN, points(), plan=plan(gradient_accumulation_steps=4), optimizer=optimizer)[0]
     np.testing.assert_allclose(whole.trained["center"], parts.trained["center"], rtol=1e-5)
     later = train_step(state._replace(step=jnp.int32(1)), FROZEN, points(), plan=plan(), optimizer=optimizer)[0]
     assert (later.trained["center"] != whole.trained["center"]).any()

@@ -11,11 +11,11 @@ from tisdpo_jax.config import StageSection
 from tisdpo_jax.data import Batches, Order, fit
 from tisdpo_jax.models import Model
 from tisdpo_jax.objectives import Dpo
-from tisdpo_jax.roles import Casting, Role, policy_role
+from tisdpo_jax.roles import Role, Roles, policy_role
 from tisdpo_jax.scoring import Text
 from tisdpo_jax.testing import random_encoded, tiny_config
 from tisdpo_jax.training.loop import Job
-from tisdpo_jax.training.objective import Plan
+from tisdpo_jax.training.objective import StepSpec
 
 ENCODED = random_encoded(0, pairs=12)
 ORDER = Order(ENCODED.lengths(), 4, 0, 1.0)
@@ -25,15 +25,19 @@ def test_a_plan_and_a_layout_that_disagree_are_refused() -> None:
     """Places count within a part, so rows dealt out otherwise would be read in the wrong places, in silence."""
     pairs = Batches(ENCODED, fit(ENCODED, ORDER.batches(), elements=6, parts=2))
 
-    def job(micro_batches: int) -> Job:
-        casting = Casting(policy_role(lora=False), Role("base"))
-        plan = Plan(Text(Model(tiny_config())), casting, Dpo(), micro_batches=micro_batches)
+    def job(gradient_accumulation_steps: int) -> Job:
+        roles = Roles(policy_role(lora=False), Role("base"))
+        plan = StepSpec(
+            Text(Model(tiny_config())), roles, Dpo(), gradient_accumulation_steps=gradient_accumulation_steps
+        )
         return Job("policy", plan, StageSection(), pairs, ORDER, Path(), {})
 
     assert job(2).pairs is pairs
-    for micro_batches in (1, 4):
-        with pytest.raises(ValueError, match=f"stage policy: {micro_batches} micro-batches, .* has 2 parts"):
-            job(micro_batches)
+    for gradient_accumulation_steps in (1, 4):
+        with pytest.raises(
+            ValueError, match=f"stage policy: {gradient_accumulation_steps} micro-batches, .* has 2 parts"
+        ):
+            job(gradient_accumulation_steps)
 
 
 @pytest.mark.parametrize("sides", [(0, 1), (1, 0), (0,), (1,)])

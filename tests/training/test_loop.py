@@ -18,14 +18,14 @@ from tisdpo_jax.data import Batches, Order, fit
 from tisdpo_jax.errors import CheckpointError, UserError
 from tisdpo_jax.models import Model
 from tisdpo_jax.objectives import Dpo
-from tisdpo_jax.roles import Casting, Role, policy_role
+from tisdpo_jax.roles import Role, Roles, policy_role
 from tisdpo_jax.scoring import Text
 from tisdpo_jax.testing import random_encoded, tiny_config
 from tisdpo_jax.training import loop
 from tisdpo_jax.training.interrupt import Interrupt, Interrupted
 from tisdpo_jax.training.loop import Job
 from tisdpo_jax.training.metrics import MetricsLog
-from tisdpo_jax.training.objective import Plan
+from tisdpo_jax.training.objective import StepSpec
 from tisdpo_jax.types import TrainState
 
 ENCODED = random_encoded(0, pairs=24)
@@ -53,7 +53,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Trains with a fake step; `finite` has a + or a - for each update."""
     job = Job(
         "policy",
-        Plan(Text(Model(tiny_config())), Casting(policy_role(lora=False), Role("base")), Dpo()),
+        StepSpec(Text(Model(tiny_config())), Roles(policy_role(lora=False), Role("base")), Dpo()),
         StageSection(),
         Batches(ENCODED, fit(ENCODED, ORDER.batches(), elements=6)),
         ORDER,

@@ -12,7 +12,7 @@ import pytest
 from tisdpo_jax import partitioning
 from tisdpo_jax.models import ComputeConfig, Model
 from tisdpo_jax.objectives import OBJECTIVES, Sft
-from tisdpo_jax.roles import Casting, Role, contrast_roles, policy_role
+from tisdpo_jax.roles import Role, Roles, contrast_roles, policy_role
 from tisdpo_jax.scoring import Text
 from tisdpo_jax.testing import (
     FAMILIES,
@@ -23,7 +23,7 @@ from tisdpo_jax.testing import (
     random_params,
     tiny_config,
 )
-from tisdpo_jax.training.objective import Plan
+from tisdpo_jax.training.objective import StepSpec
 from tisdpo_jax.training.step import accumulate
 from tisdpo_jax.types import Batch
 
@@ -35,13 +35,15 @@ ONE_LAYER = tiny_config(num_layers=1)
 WEIGHTS = np.random.default_rng(0).uniform(0.2, 2.0, (16, 2, 9)).astype(np.float32)
 
 
-def plan(config: Any, *, loss: str, construction: str, lora: bool, micro_batches: int, attention: Any) -> Plan:
+def plan(
+    config: Any, *, loss: str, construction: str, lora: bool, gradient_accumulation_steps: int, attention: Any
+) -> StepSpec:
     plus, minus = contrast_roles(construction, lora=lora) or (None, None)
-    return Plan(
+    return StepSpec(
         scorer=Text(Model(config, ComputeConfig(attention=attention)), 24),
-        casting=Casting(policy_role(lora=lora), None if loss == "sft" else Role("base"), plus, minus),
+        roles=Roles(policy_role(lora=lora), None if loss == "sft" else Role("base"), plus, minus),
         objective=Sft() if loss == "sft" else OBJECTIVES[loss](beta=0.3),
-        micro_batches=micro_batches,
+        gradient_accumulation_steps=gradient_accumulation_steps,
     )
 
 
@@ -52,7 +54,7 @@ def run(
     loss: str = "tisdpo",
     construction: str = "none",
     lora: bool = False,
-    micro_batches: int = 1,
+    gradient_accumulation_steps: int = 1,
     attention: str = "xla",
     mesh: tuple[int, int, int] | None = None,
 ) -> tuple[Any, Any]:
@@ -62,7 +64,12 @@ def run(
             columns={"token_weights": WEIGHTS[: len(batch.mask), :, : batch.mask.shape[2]] * batch.mask}
         )
     made = plan(
-        config, loss=loss, construction=construction, lora=lora, micro_batches=micro_batches, attention=attention
+        config,
+        loss=loss,
+        construction=construction,
+        lora=lora,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        attention=attention,
     )
     base, policy = random_params(0, config), random_params(1, config)
     trained = random_adapters(2, base) if lora else policy
@@ -130,13 +137,13 @@ def test_packed_sides_are_padded_sides(sides: tuple[int, ...], loss: str) -> Non
 
 
 @pytest.mark.parametrize("attention", ["xla", "splash"])
-def test_packed_micro_batches_are_a_padded_batch(attention: str) -> None:
+def test_packed_gradient_accumulation_steps_are_a_padded_batch(attention: str) -> None:
     """Each part has its own pairs and rows, and its places count within it."""
     packed = batch_of(ENCODED, views=("main",), parts=4, **(SPLASH if attention == "splash" else {}))
-    same(run(packed, micro_batches=4, attention=attention), padded(ONE_LAYER, ("main",), (0, 1)))
+    same(run(packed, gradient_accumulation_steps=4, attention=attention), padded(ONE_LAYER, ("main",), (0, 1)))
     if attention == "xla":
         apart = batch_of(ENCODED, views=("main",), parts=4, packed=False)
-        same(run(apart, micro_batches=4), padded(ONE_LAYER, ("main",), (0, 1)))
+        same(run(apart, gradient_accumulation_steps=4), padded(ONE_LAYER, ("main",), (0, 1)))
 
 
 def test_packed_adapters_are_padded_adapters() -> None:
@@ -147,7 +154,7 @@ def test_packed_adapters_are_padded_adapters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mesh", "micro_batches", "attention"),
+    ("mesh", "gradient_accumulation_steps", "attention"),
     [
         ((1, 8, 1), 2, "xla"),
         ((2, 2, 2), 2, "splash"),
@@ -157,11 +164,11 @@ def test_packed_adapters_are_padded_adapters() -> None:
     ids=str,
 )
 def test_packed_on_a_mesh_is_padded_on_one_device(
-    mesh: tuple[int, int, int], micro_batches: int, attention: str
+    mesh: tuple[int, int, int], gradient_accumulation_steps: int, attention: str
 ) -> None:
     options = SPLASH if attention == "splash" else {}
-    packed = batch_of(ENCODED, views=("main",), shards=mesh[0] * mesh[1], parts=micro_batches, **options)
-    found = run(packed, micro_batches=micro_batches, attention=attention, mesh=mesh)
+    packed = batch_of(ENCODED, views=("main",), shards=mesh[0] * mesh[1], parts=gradient_accumulation_steps, **options)
+    found = run(packed, gradient_accumulation_steps=gradient_accumulation_steps, attention=attention, mesh=mesh)
     same(found, padded(ONE_LAYER, ("main",), (0, 1)))
 
 

@@ -16,17 +16,17 @@ from tisdpo_jax.config import LoggingSection, OptimizerSection, StageSection
 from tisdpo_jax.data import Batches, EncodedSet, Order, fit
 from tisdpo_jax.models import Model
 from tisdpo_jax.objectives import Dpo
-from tisdpo_jax.roles import Casting, Frozen, Role, policy_role
+from tisdpo_jax.roles import Frozen, Role, Roles, policy_role
 from tisdpo_jax.scoring import Text
 from tisdpo_jax.testing import device_mesh, random_encoded, random_params, tiny_config
 from tisdpo_jax.training import programs
 from tisdpo_jax.training.interrupt import Interrupt
 from tisdpo_jax.training.loop import Job, train
 from tisdpo_jax.training.metrics import MetricsLog
-from tisdpo_jax.training.objective import Plan
+from tisdpo_jax.training.objective import StepSpec
 
 MODEL = Model(tiny_config(num_layers=1))
-PLAN = Plan(Text(MODEL), Casting(policy_role(lora=False), Role("base")), Dpo())
+PLAN = StepSpec(Text(MODEL), Roles(policy_role(lora=False), Role("base")), Dpo())
 MESH = (1, 4, 2)
 
 

@@ -16,10 +16,10 @@ from tisdpo_jax.data import fit, make_batch
 from tisdpo_jax.estimators import LogUniform
 from tisdpo_jax.models import ComputeConfig, Model, init_adapters
 from tisdpo_jax.objectives import OBJECTIVES, Sft
-from tisdpo_jax.roles import Casting, Role, contrast_roles, policy_role
+from tisdpo_jax.roles import Role, Roles, contrast_roles, policy_role
 from tisdpo_jax.scoring import Text
 from tisdpo_jax.testing import batch_of, device_mesh, random_adapters, random_encoded, random_params, tiny_config
-from tisdpo_jax.training.objective import Plan, step_key, token_weights
+from tisdpo_jax.training.objective import StepSpec, step_key, token_weights
 from tisdpo_jax.training.objective import objective as eager_objective
 from tisdpo_jax.training.step import accumulate, global_norm, init_state, train_step, working_copy
 
@@ -46,13 +46,13 @@ def trees():
     return {name: random_params(seed, CONFIG) for seed, name in enumerate(("policy", "base", "plus", "minus"))}
 
 
-def plan(loss="tisdpo", *, lora=False, micro_batches=1, construction="dpo", **compute):
+def plan(loss="tisdpo", *, lora=False, gradient_accumulation_steps=1, construction="dpo", **compute):
     plus, minus = contrast_roles(construction, lora=lora) or (None, None)
-    return Plan(
+    return StepSpec(
         scorer=Text(Model(CONFIG, ComputeConfig(**compute)), 4),
-        casting=Casting(policy_role(lora=lora), Role("base"), plus, minus),
+        roles=Roles(policy_role(lora=lora), Role("base"), plus, minus),
         objective=Sft() if loss == "sft" else OBJECTIVES[loss](beta=0.3),
-        micro_batches=micro_batches,
+        gradient_accumulation_steps=gradient_accumulation_steps,
     )
 
 
@@ -93,7 +93,7 @@ def expected(trees, batch):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "micro_batches"),
+    ("sizes", "gradient_accumulation_steps"),
     [
         pytest.param((2, 1, 1), 1, marks=pytest.mark.slow),
         ((1, 2, 1), 4),
@@ -101,9 +101,21 @@ def expected(trees, batch):
         ((2, 2, 2), 4),
     ],
 )
-def test_mesh_and_micro_batches_change_nothing(expected, trees, batch, sizes, micro_batches):
-    batch = batch if micro_batches == 1 else laid_out(shards=sizes[0] * sizes[1], parts=micro_batches)
-    found = run(plan(micro_batches=micro_batches), trees["policy"], frozen_of(trees), batch, device_mesh(*sizes))
+def test_mesh_and_gradient_accumulation_steps_change_nothing(
+    expected, trees, batch, sizes, gradient_accumulation_steps
+):
+    batch = (
+        batch
+        if gradient_accumulation_steps == 1
+        else laid_out(shards=sizes[0] * sizes[1], parts=gradient_accumulation_steps)
+    )
+    found = run(
+        plan(gradient_accumulation_steps=gradient_accumulation_steps),
+        trees["policy"],
+        frozen_of(trees),
+        batch,
+        device_mesh(*sizes),
+    )
     assert_same(expected, found)
 
 
@@ -136,7 +148,7 @@ def test_gradients_of_the_working_copy_are_those_of_the_parameters(trees, batch,
     assert matrices and all(leaf.dtype == jnp.bfloat16 for leaf in matrices)
 
 
-def test_micro_batches_of_unequal_token_counts_are_not_means_of_means(trees):
+def test_gradient_accumulation_steps_of_unequal_token_counts_are_not_means_of_means(trees):
     """SFT divides by tokens: the first micro-batch is made much shorter than the others."""
     short = [
         dataclasses.replace(pair, responses=(pair.chosen[:1], pair.rejected)) if number % 4 == 0 else pair
@@ -145,7 +157,7 @@ def test_micro_batches_of_unequal_token_counts_are_not_means_of_means(trees):
     short = dataclasses.replace(ENCODED, groups=tuple(short))
     one, four = (
         run(
-            plan("sft", micro_batches=count),
+            plan("sft", gradient_accumulation_steps=count),
             trees["policy"],
             frozen_of(trees),
             batch_of(short, elements=6, sides=(0,), parts=count),
@@ -155,23 +167,29 @@ def test_micro_batches_of_unequal_token_counts_are_not_means_of_means(trees):
     assert_same(one, four)
 
 
-@pytest.mark.parametrize(("sizes", "micro_batches"), [(None, 1), pytest.param((2, 2, 2), 4, marks=pytest.mark.slow)])
-def test_adapters_that_are_zero_give_the_loss_of_full_fine_tuning(trees, sizes, micro_batches):
+@pytest.mark.parametrize(
+    ("sizes", "gradient_accumulation_steps"), [(None, 1), pytest.param((2, 2, 2), 4, marks=pytest.mark.slow)]
+)
+def test_adapters_that_are_zero_give_the_loss_of_full_fine_tuning(trees, sizes, gradient_accumulation_steps):
     """Policy = base: the loss is log 2 for both, and the adapter's gradient is that of the kernel through it."""
-    base, batch = trees["base"], laid_out(shards=4, parts=micro_batches)
+    base, batch = trees["base"], laid_out(shards=4, parts=gradient_accumulation_steps)
     adapter = init_adapters(jax.random.key(5), base, rank=2, targets="attention/(q|k|v|o)|mlp/(gate|up|down)")
     adapters = {
         name: jax.tree.map(lambda x, s=seed: x + 0.05 * s, adapter) for seed, name in ((1, "plus"), (2, "minus"))
     }
     mesh = None if sizes is None else device_mesh(*sizes)
     frozen = {"params": {"base": base}, "lora": adapters}
-    grads, loss = run(plan(lora=True, micro_batches=micro_batches), adapter, frozen, batch, mesh)
+    grads, loss = run(
+        plan(lora=True, gradient_accumulation_steps=gradient_accumulation_steps), adapter, frozen, batch, mesh
+    )
     np.testing.assert_allclose(loss, np.log(2), rtol=1e-5)
     # the same weights, as full models
     from tisdpo_jax.models import merge
 
     whole = {"base": base} | {name: merge(base, tree, 1.0) for name, tree in adapters.items()}
-    full_grads, full_loss = run(plan(micro_batches=micro_batches), base, {"params": whole, "lora": {}}, batch, mesh)
+    full_grads, full_loss = run(
+        plan(gradient_accumulation_steps=gradient_accumulation_steps), base, {"params": whole, "lora": {}}, batch, mesh
+    )
     np.testing.assert_allclose(full_loss, np.log(2), rtol=1e-5)
     for name in ("q", "o"):
         kernel, tree = full_grads["layers"]["attention"][name]["kernel"], grads["layers"]["attention"][name]
@@ -190,7 +208,7 @@ def test_every_loss_runs_and_cached_reference_equals_live(trees, batch, name):
         from tisdpo_jax.scoring import score
 
         logps = score(live.scorer.model, {"params": trees["base"]}, batch).logps
-        without = dataclasses.replace(live, casting=Casting(policy_role(lora=False), None))
+        without = dataclasses.replace(live, roles=Roles(policy_role(lora=False), None))
         cached = objective(
             without, trees["policy"], {"params": {}, "lora": {}}, batch._replace(columns={"reference_logps": logps})
         )

@@ -30,7 +30,7 @@ def inspect(arguments: Sequence[str]) -> int:
     encoded, tokenizer = _encode(config, split)
     from tisdpo_jax.data import file_summary, inspect_text
 
-    print(file_summary(encoded, listed=len(encoded.rejections)))
+    print(file_summary(encoded, listed=len(encoded.invalid)))
     if "pictures" in own:
         own["pictures"] = check_path("--pictures", own["pictures"])
         _draw(config, encoded, tokenizer, split, own)
@@ -47,7 +47,7 @@ def _encode(config: Experiment, split: str) -> tuple[Any, Any]:
     from tisdpo_jax import interchange
     from tisdpo_jax.stages import model_path, open_data
 
-    lenient = dataclasses.replace(config.data, on_error="skip", max_rejected=1.0)
+    lenient = dataclasses.replace(config.data, on_error="skip", max_invalid=1.0)
     config = dataclasses.replace(config, data=lenient)
     tokenizer = interchange.load_tokenizer(
         Path(config.model.tokenizer).expanduser() if config.model.tokenizer else model_path(config)

@@ -135,8 +135,8 @@ def _data(config: Experiment) -> Iterator[Rule]:
     held_out = bool(data.eval or data.eval_fraction)
     yield held_out or bool(config.evaluation.data), "there are no held-out pairs", ("data.eval_limit",)
     yield held_out, "there are no held-out pairs (data.eval, data.eval_fraction)", ("train.eval_every",)
-    yield data.on_error == "skip", "data.on_error is fail", ("data.max_rejected",)
-    own = ("data.limit", "data.format", "data.on_error", "data.max_rejected", "data.eval_fraction", "train.eval_every")
+    yield data.on_error == "skip", "data.on_error is fail", ("data.max_invalid",)
+    own = ("data.limit", "data.format", "data.on_error", "data.max_invalid", "data.eval_fraction", "train.eval_every")
     yield not config.dlma.rounds, "DLMA makes its own pairs (dlma.rounds)", own
 
 

@@ -77,7 +77,7 @@ class DataSection:
     on_error: Literal["fail", "skip"] = option(
         "fail", "a record that cannot be used: stop, or leave it out and count it"
     )
-    max_rejected: float = option(
+    max_invalid: float = option(
         0.05, "with on_error skip: the share of rejected records above which the run still stops", at_least=0, at_most=1
     )
     packing: Literal["shared", "none"] = option(
@@ -125,7 +125,9 @@ class StageSection:
 
     epochs: float = option(1.0, "passes over the training pairs; 0 leaves the stage out", at_least=0)
     batch_size: int = option(32, "pairs an optimizer step, over all devices", at_least=1)
-    micro_batches: int = option(1, "parts that a batch is cut into; covers the frozen models too", at_least=1)
+    gradient_accumulation_steps: int = option(
+        1, "parts that a batch is cut into; covers the frozen models too", at_least=1
+    )
     optimizer: OptimizerSection = option(OptimizerSection(), "optimizer and schedule")
 
 

@@ -64,9 +64,10 @@ def _ranges(section: Any, prefix: str = "") -> None:
 
 
 def _stage(name: str, section: StageSection) -> None:
-    if section.batch_size % section.micro_batches:
+    steps = section.gradient_accumulation_steps
+    if section.batch_size % steps:
         _fail(
-            f"{name}.batch_size {section.batch_size} must be a multiple of {name}.micro_batches {section.micro_batches}"
+            f"{name}.batch_size {section.batch_size} must be a multiple of {name}.gradient_accumulation_steps {steps}"
         )
 
 

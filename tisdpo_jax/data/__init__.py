@@ -6,7 +6,7 @@
     layout = fit(encoded, order.batches(), elements=encoded.elements())
     batch = make_batch(encoded, order.batch(step), layout=layout)
 
-A record that cannot be used is never dropped in silence: it is a `Rejection` with its line and reason.
+A record that cannot be used is never dropped in silence: it is a `InvalidRecord` with its line and reason.
 """
 
 from tisdpo_jax.data.batching import Batches, Order, balanced_batches, make_batch, num_steps, recorded_columns
@@ -17,7 +17,7 @@ from tisdpo_jax.data.inspection import file_summary, inspect_text
 from tisdpo_jax.data.packing import Layout, RowShape, Share, fit
 from tisdpo_jax.data.policy import apply_policy, split_by_prompt, split_prompts
 from tisdpo_jax.data.prompts import Prompt, conversation_text, prompt_ids, read_prompts
-from tisdpo_jax.data.records import SETTINGS, Message, Pair, PairSet, Rejection, Unusable, as_record, count_reasons
+from tisdpo_jax.data.records import SETTINGS, InvalidRecord, Message, Pair, PairSet, Unusable, as_record, count_reasons
 from tisdpo_jax.data.sources import read_pairs
 from tisdpo_jax.data.states import States, create, open_states
 from tisdpo_jax.data.template import HH_MARKS, Template, check_message, frame, open_template, render
@@ -30,6 +30,7 @@ __all__ = [
     "Batches",
     "EncodedGroup",
     "EncodedSet",
+    "InvalidRecord",
     "Layout",
     "Message",
     "Order",
@@ -37,7 +38,6 @@ __all__ = [
     "PairSet",
     "Prompt",
     "PromptView",
-    "Rejection",
     "RowShape",
     "Share",
     "States",

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tisdpo_jax.data.records import Message, Rejection, summarise
+from tisdpo_jax.data.records import InvalidRecord, Message, summarise
 
 Ids = npt.NDArray[np.int32]
 SIDES = ("chosen", "rejected")
@@ -82,7 +82,7 @@ class EncodedSet:
     """All groups of a source as token ids, each of K responses, and every record that was left out on the way."""
 
     groups: tuple[EncodedGroup, ...]
-    rejections: tuple[Rejection, ...]  # those of the `PairSet` first
+    invalid: tuple[InvalidRecord, ...]  # those of the `PairSet` first
     source: str
     unread: Mapping[str, int] = dataclasses.field(default_factory=dict)  # names in records that nothing reads: records
 
@@ -148,17 +148,17 @@ class EncodedSet:
             for k, name in enumerate(response_names(self.size))
         }
         return {
-            "records": len(self) + len(self.rejections),
+            "records": len(self) + len(self.invalid),
             "usable": len(self),
-            "rejected": len(self.rejections),
+            "invalid": len(self.invalid),
             "parts": sum(group.parts for group in self.groups),
             "truncated_prompt": sum(group.truncated_prompt for group in self.groups),
             **cut,
         }
 
     def summary(self) -> str:
-        """Counts of records, of each reason of rejection, of what nothing reads and of what was cut, a line each."""
-        lines, counts = [summarise(self.source, len(self), self.rejections, self.unread)], self.counts()
+        """Counts of records, of invalid ones by reason, of what nothing reads and of what was cut, a line each."""
+        lines, counts = [summarise(self.source, len(self), self.invalid, self.unread)], self.counts()
         if counts["parts"]:
             lines.append(f"  {counts['parts']:6d}  pairs whose prompt ends before what sampling begins from")
         for name in ("prompt", *response_names(self.size)):

@@ -63,7 +63,7 @@ def _side_table(
 
 
 def file_summary(encoded: EncodedSet, listed: int = 20) -> str:
-    """Counts of a whole source: records, rejections (the first `listed` by name), token lengths, what was cut."""
+    """Counts of a whole source: records, invalid (the first `listed` by name), token lengths, what was cut."""
     lines = [encoded.summary()]
     if len(encoded):
         sizes = encoded.responses.sizes
@@ -81,9 +81,9 @@ def file_summary(encoded: EncodedSet, listed: int = 20) -> str:
             f"  a pair takes {encoded.lengths().mean():.0f} tokens on average, its prompt counted once; "
             f"padded to the longest it would take {padded}"
         )
-    if encoded.rejections:
-        lines.append("rejected:")
-        lines += [f"  {rejection}" for rejection in encoded.rejections[:listed]]
-        if len(encoded.rejections) > listed:
-            lines.append(f"  ... and {len(encoded.rejections) - listed} more")
+    if encoded.invalid:
+        lines.append("invalid:")
+        lines += [f"  {invalid_record}" for invalid_record in encoded.invalid[:listed]]
+        if len(encoded.invalid) > listed:
+            lines.append(f"  ... and {len(encoded.invalid) - listed} more")
     return "\n".join(lines)

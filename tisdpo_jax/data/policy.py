@@ -7,10 +7,10 @@ import json
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
-from tisdpo_jax.data.records import Message, PairSet, Rejection, count_reasons
+from tisdpo_jax.data.records import InvalidRecord, Message, PairSet, count_reasons
 from tisdpo_jax.errors import ConfigError, DataError
 
-LISTED = 10  # rejected records that an error names
+LISTED = 10  # invalid records that an error names
 
 
 class Checked(Protocol):
@@ -18,7 +18,7 @@ class Checked(Protocol):
 
     def __len__(self) -> int: ...
     @property
-    def rejections(self) -> Sequence[Rejection]: ...
+    def invalid(self) -> Sequence[InvalidRecord]: ...
     @property
     def source(self) -> str: ...
 
@@ -34,31 +34,31 @@ Set = TypeVar("Set", bound=Checked)
 Asking = TypeVar("Asking", bound=Asks)
 
 
-def apply_policy(data: Set, on_error: str, max_rejected: float) -> Set:
+def apply_policy(data: Set, on_error: str, max_invalid: float) -> Set:
     """`data` itself, unless it holds more bad records than the configuration allows.
 
     Args:
-        data: a `PairSet`, or an `EncodedSet` (whose rejections include those of its `PairSet`).
-        on_error: "fail" raises if there is any rejection; "skip" lets them be.
-        max_rejected: with "skip", the share of rejected records above which it still raises.
+        data: a `PairSet`, or an `EncodedSet` (whose invalid include those of its `PairSet`).
+        on_error: "fail" raises if there is an invalid record; "skip" lets them be.
+        max_invalid: with "skip", the share of invalid records above which it still raises.
     """
-    bad, total = len(data.rejections), len(data) + len(data.rejections)
-    found = f"{data.source}: {bad} of {total} records rejected ({count_reasons(data.rejections)})"
+    bad, total = len(data.invalid), len(data) + len(data.invalid)
+    found = f"{data.source}: {bad} of {total} records invalid ({count_reasons(data.invalid)})"
     if on_error not in ("fail", "skip"):
         raise ConfigError(f"data.on_error is {on_error!r}; it must be fail or skip")
     if bad and on_error == "fail":
-        raise DataError(_with_list(f"{found}; mend them, or leave them out with data.on_error skip", data.rejections))
-    if bad > max_rejected * total:
-        raise DataError(_with_list(f"{found}: more than data.max_rejected {max_rejected:g} allows", data.rejections))
+        raise DataError(_with_list(f"{found}; mend them, or leave them out with data.on_error skip", data.invalid))
+    if bad > max_invalid * total:
+        raise DataError(_with_list(f"{found}: more than data.max_invalid {max_invalid:g} allows", data.invalid))
     if not len(data):
         raise DataError(f"{data.source}: holds no usable records")
     return data
 
 
-def _with_list(first_line: str, rejections: Sequence[Rejection]) -> str:
-    lines = [first_line, *(f"  {rejection}" for rejection in rejections[:LISTED])]
-    if len(rejections) > LISTED:
-        lines.append(f"  ... and {len(rejections) - LISTED} more")
+def _with_list(first_line: str, invalid: Sequence[InvalidRecord]) -> str:
+    lines = [first_line, *(f"  {invalid_record}" for invalid_record in invalid[:LISTED])]
+    if len(invalid) > LISTED:
+        lines.append(f"  ... and {len(invalid) - LISTED} more")
     return "\n".join(lines)
 
 
@@ -69,7 +69,7 @@ def split_by_prompt(pair_set: PairSet, fraction: float, seed: int) -> tuple[Pair
     """
     train, held_out = split_prompts(pair_set.pairs, fraction, seed, pair_set.source)
     return (
-        PairSet(train, pair_set.rejections, pair_set.source),
+        PairSet(train, pair_set.invalid, pair_set.source),
         PairSet(held_out, (), f"{pair_set.source} (held out)"),
     )
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from tisdpo_jax.data.files import read_file
 from tisdpo_jax.data.layouts import checked_turns, detect_layout, prompt_turns, read_conversation, unread_fields
-from tisdpo_jax.data.records import Message, Rejection, Unusable
+from tisdpo_jax.data.records import InvalidRecord, Message, Unusable
 from tisdpo_jax.data.template import Template, Tokenizer, check_message, frame
 from tisdpo_jax.data.transcripts import check_one_turn
 from tisdpo_jax.data.validation import check_turns, read_id
@@ -44,7 +44,7 @@ def conversation_text(messages: Sequence[Message]) -> str:
     return "\n\n".join(f"{message.role}: {message.content}{message.extra and ' ' + message.extra}" for message in shown)
 
 
-def read_prompts(path: str, *, limit: int = 0) -> tuple[tuple[Prompt, ...], tuple[Rejection, ...]]:
+def read_prompts(path: str, *, limit: int = 0) -> tuple[tuple[Prompt, ...], tuple[InvalidRecord, ...]]:
     """Prompts of a .jsonl, .jsonl.gz or .json file, and every record that holds none.
 
     A record is text, `{"prompt": text or messages}` or `{"messages": [{"role", "content"}, ...]}`, each with an
@@ -54,7 +54,7 @@ def read_prompts(path: str, *, limit: int = 0) -> tuple[tuple[Prompt, ...], tupl
     Raises: DataError for a file that is missing, empty or damaged as a whole.
     """
     prompts: list[Prompt] = []
-    rejections: list[Rejection] = []
+    invalid: list[InvalidRecord] = []
     known: dict[str, str] = {}
     unread: Counter[str] = Counter()
     for row in read_file(Path(path).expanduser(), path, limit):
@@ -69,14 +69,14 @@ def read_prompts(path: str, *, limit: int = 0) -> tuple[tuple[Prompt, ...], tupl
             messages, unknown = _messages(row.value)
             check_turns(messages)
         except Unusable as problem:
-            rejections.append(Rejection(origin, problem.reason, problem.detail))
+            invalid.append(InvalidRecord(origin, problem.reason, problem.detail))
             continue
         known[name] = origin
         prompts.append(Prompt(name, tuple(messages), origin))
         unread.update(unknown)
     for field, count in sorted(unread.items()):
         log.info("%s: %d records with %r, which nothing reads", path, count, field)
-    return tuple(prompts), tuple(rejections)
+    return tuple(prompts), tuple(invalid)
 
 
 def prompt_ids(

@@ -14,9 +14,9 @@ SETTINGS = ("tools", "chat_template_kwargs")
 
 
 class Unusable(Exception):
-    """Raised while one record is being read; becomes a `Rejection`, never reaches the user.
+    """Raised while one record is being read; becomes a `InvalidRecord`, never reaches the user.
 
-    `reason` is one of a few fixed phrases, so that rejections can be counted; `detail` says
+    `reason` is one of a few fixed phrases, so that invalid can be counted; `detail` says
     what it was in this record.
     """
 
@@ -57,7 +57,7 @@ class Pair:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rejection:
+class InvalidRecord:
     """A record that is left out: where it stands, and why."""
 
     origin: str
@@ -70,19 +70,19 @@ class Rejection:
 
 @dataclasses.dataclass(frozen=True)
 class PairSet:
-    """Everything that a source held: `len(pairs) + len(rejections)` is the number of its records."""
+    """Everything that a source held: `len(pairs) + len(invalid)` is the number of its records."""
 
     pairs: tuple[Pair, ...]
-    rejections: tuple[Rejection, ...]
+    invalid: tuple[InvalidRecord, ...]
     source: str
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def summary(self) -> str:
-        """Counts of records, of pairs, of each reason of rejection and of columns that nothing reads, a line each."""
+        """Counts of records, of pairs, of invalid records by reason, and of columns that nothing reads, a line each."""
         unread = Counter(name for pair in self.pairs for name in pair.unread)
-        return summarise(self.source, len(self.pairs), self.rejections, unread)
+        return summarise(self.source, len(self.pairs), self.invalid, unread)
 
 
 def turns_of(messages: Sequence[Message]) -> list[Message]:
@@ -125,16 +125,16 @@ def says_nothing(value: Any) -> bool:
     return value is None or (isinstance(value, Sequence | Mapping) and not value)
 
 
-def count_reasons(rejections: Sequence[Rejection]) -> str:
+def count_reasons(invalid: Sequence[InvalidRecord]) -> str:
     """'5 prompts differ, 2 empty response': the reasons with their counts, most frequent first."""
-    counts = Counter(rejection.reason for rejection in rejections)
+    counts = Counter(invalid_record.reason for invalid_record in invalid)
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
 
 
-def summarise(source: str, usable: int, rejections: Sequence[Rejection], unread: Mapping[str, int]) -> str:
+def summarise(source: str, usable: int, invalid: Sequence[InvalidRecord], unread: Mapping[str, int]) -> str:
     """The lines of `PairSet.summary`, shared with the encoded set."""
-    lines = [f"{source}: {usable + len(rejections)} records, {usable} usable, {len(rejections)} rejected"]
-    counts = Counter(rejection.reason for rejection in rejections)
+    lines = [f"{source}: {usable + len(invalid)} records, {usable} usable, {len(invalid)} invalid"]
+    counts = Counter(invalid_record.reason for invalid_record in invalid)
     lines += [f"  {count:6d}  {reason}" for reason, count in counts.most_common()]
     lines += [f"  {count:6d}  records with {name!r}, which nothing reads" for name, count in sorted(unread.items())]
     return "\n".join(lines)

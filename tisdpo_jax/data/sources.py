@@ -11,7 +11,7 @@ from typing import Any
 
 from tisdpo_jax.data.files import Row, read_file
 from tisdpo_jax.data.layouts import READERS, detect_layout, read_record
-from tisdpo_jax.data.records import Pair, PairSet, Rejection, Unusable
+from tisdpo_jax.data.records import InvalidRecord, Pair, PairSet, Unusable
 from tisdpo_jax.errors import DataError
 
 DEMO_SPLITS = ("train", "eval")
@@ -33,7 +33,7 @@ def read_pairs(
 
     Raises:
         DataError: a source that is missing, empty or damaged as a whole. Bad records are not
-            raised but returned as `rejections`: see `apply_policy`.
+            raised but returned as `invalid`: see `apply_policy`.
     """
     if format != "auto" and format not in READERS:
         raise DataError(f"data.format {format!r} is none of auto, {', '.join(READERS)}")
@@ -42,8 +42,8 @@ def read_pairs(
     return _convert(name, rows, layout, noted, group_field)
 
 
-def _open(source: Any, limit: int, data_dir: str | None) -> tuple[str, list[Row], list[Rejection]]:
-    """Name of the source, its raw records, and rejections noted when it was prepared."""
+def _open(source: Any, limit: int, data_dir: str | None) -> tuple[str, list[Row], list[InvalidRecord]]:
+    """Name of the source, its raw records, and invalid noted when it was prepared."""
     if not isinstance(source, str | Path):
         return "memory", _take(source, "memory", limit), []
     text = str(source)
@@ -84,7 +84,7 @@ def _open_hf(spec: str, name: str) -> Any:
 
 
 def _take(records: Any, name: str, limit: int) -> list[Row]:
-    """Rows of any sequence of dicts; a record that cannot be fetched becomes a rejection."""
+    """Rows of any sequence of dicts; a record that cannot be fetched is an invalid record."""
     if hasattr(records, "keys"):
         raise DataError(f"{name}: holds the splits {', '.join(records.keys())}; choose one")
     try:
@@ -126,9 +126,9 @@ def _detect(name: str, rows: Sequence[Row]) -> str:
     )
 
 
-def _convert(name: str, rows: Sequence[Row], layout: str, noted: Sequence[Rejection], group_field: str) -> PairSet:
+def _convert(name: str, rows: Sequence[Row], layout: str, noted: Sequence[InvalidRecord], group_field: str) -> PairSet:
     pairs: list[Pair] = []
-    rejections = list(noted)
+    invalid = list(noted)
     first_with: dict[str, str] = {}
     for row in rows:
         origin = f"{name}:{row.place}"
@@ -140,11 +140,11 @@ def _convert(name: str, rows: Sequence[Row], layout: str, noted: Sequence[Reject
             if pair.id in first_with:
                 raise Unusable("duplicate id", f"{pair.id!r}, as at {first_with[pair.id]}")
         except Unusable as problem:
-            rejections.append(Rejection(origin, problem.reason, problem.detail))
+            invalid.append(InvalidRecord(origin, problem.reason, problem.detail))
             continue
         first_with[pair.id] = origin
         pairs.append(pair)
-    return PairSet(tuple(pairs), tuple(rejections), name)
+    return PairSet(tuple(pairs), tuple(invalid), name)
 
 
 def _first_line(error: Exception) -> str:

@@ -156,7 +156,7 @@ def make_builder(
                 description=source.description,
                 homepage=source.homepage,
                 features=tfds.features.FeaturesDict(features),
-                metadata=tfds.core.MetadataDict(rejections={}),
+                metadata=tfds.core.MetadataDict(invalid={}),
             )
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
@@ -179,6 +179,6 @@ def make_builder(
                         yield key, chosen.convert(row.value, key)
                     except Unusable as problem:
                         rejected.append([key, problem.reason, problem.detail])
-            self.info.metadata["rejections"][split] = rejected
+            self.info.metadata["invalid"][split] = rejected
 
     return Builder(data_dir=data_dir, config=config, file_format="array_record")

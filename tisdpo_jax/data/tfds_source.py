@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tisdpo_jax.data.records import Rejection
+from tisdpo_jax.data.records import InvalidRecord
 from tisdpo_jax.data.tfds_builders import SOURCES, make_builder
 from tisdpo_jax.errors import DataError
 
@@ -44,7 +44,7 @@ def plain_record(value: Any) -> Any:
     return [plain_record(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def open_tfds(spec: str, name: str, data_dir: str | None) -> tuple[PlainRecords, list[Rejection]]:
+def open_tfds(spec: str, name: str, data_dir: str | None) -> tuple[PlainRecords, list[InvalidRecord]]:
     """The records that `NAME[/CONFIG][:VERSION][:SPLIT]` stands for, and those that its builder left out.
 
     NAME is one of `tfds_builders.SOURCES`, a data set that TFDS knows, or the directory of a prepared one.
@@ -71,14 +71,14 @@ def open_tfds(spec: str, name: str, data_dir: str | None) -> tuple[PlainRecords,
         raise DataError(f"{name}: is not stored as array_record; prepare it with file_format='array_record'") from None
     except (OSError, ValueError, AssertionError, RuntimeError, tfds.download.DownloadError) as error:
         raise DataError(f"{name}: cannot be prepared or read: {error}") from None
-    noted = (builder.info.metadata or {}).get("rejections", {})
-    rejections = [
-        Rejection(f"{name}:{key}", reason, detail)
+    noted = (builder.info.metadata or {}).get("invalid", {})
+    invalid = [
+        InvalidRecord(f"{name}:{key}", reason, detail)
         for part, entries in noted.items()
         if part in split.split("+")
         for key, reason, detail in entries
     ]
-    return PlainRecords(records), rejections
+    return PlainRecords(records), invalid
 
 
 def _parse(spec: str) -> tuple[str, str, str]:

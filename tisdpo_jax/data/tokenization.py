@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from tisdpo_jax.data.encoded import EncodedGroup, EncodedSet, Ids, response_names
 from tisdpo_jax.data.prompts import Prompt
-from tisdpo_jax.data.records import Message, Pair, PairSet, Rejection, Unusable
+from tisdpo_jax.data.records import InvalidRecord, Message, Pair, PairSet, Unusable
 from tisdpo_jax.data.template import (
     Rendered,
     Template,
@@ -73,7 +73,7 @@ def encode_pairs(pair_set: PairSet, tokenizer: Tokenizer, **options: Any) -> Enc
     """Token ids of every pair, in every view: groups of two, the chosen response first.
 
     Args:
-        pair_set: the pairs; their rejections are carried over.
+        pair_set: the pairs; their invalid are carried over.
         tokenizer: a fast tokenizer of transformers.
         template: an open template, or what `data.template` says: "auto", "hh", the path of a jinja file.
         system: system text for conversations that have none; "", the default, adds none.
@@ -83,13 +83,13 @@ def encode_pairs(pair_set: PairSet, tokenizer: Tokenizer, **options: Any) -> Enc
             conversation's own or, with `{prompt}` in it, a template for the last turn of the user.
 
     Returns:
-        An `EncodedSet`. A pair that cannot be encoded is among its rejections.
+        An `EncodedSet`. A pair that cannot be encoded is among its invalid.
 
     Raises:
         ConfigError: lengths, template or contrastive prompts that can suit no pair.
     """
     waiting = [_of_pair(pair) for pair in pair_set.pairs]
-    return _encode(waiting, tokenizer, pair_set.source, pair_set.rejections, **options)
+    return _encode(waiting, tokenizer, pair_set.source, pair_set.invalid, **options)
 
 
 def encode_groups(
@@ -121,7 +121,7 @@ def _encode(
     waiting: Sequence[Unencoded],
     tokenizer: Tokenizer,
     source: str,
-    rejected: Sequence[Rejection],
+    rejected: Sequence[InvalidRecord],
     *,
     template: Template | str,
     max_length: int,
@@ -142,24 +142,24 @@ def _encode(
     added = set(tokenizer.added_tokens_decoder)
     encoded: list[EncodedGroup] = []
     unread: Counter[str] = Counter()
-    rejections = list(rejected)
+    invalid = list(rejected)
     for start in range(0, len(waiting), CHUNK):
         written: list[tuple[Unencoded, list[Written]]] = []
         for one in waiting[start : start + CHUNK]:
             try:
                 written.append((one, _write(opened, views, one)))
             except Unusable as problem:
-                rejections.append(Rejection(one.origin, problem.reason, problem.detail))
+                invalid.append(InvalidRecord(one.origin, problem.reason, problem.detail))
         rows = _tokenize(tokenizer, [texts for _, texts in written], added)
         for one, texts in written:
             by_view = {view.name: [next(rows) for _ in one.responses] for view in views}
             try:
                 encoded.append(_assemble(one, by_view, added, max_length, max_response))
             except Unusable as problem:
-                rejections.append(Rejection(one.origin, problem.reason, problem.detail))
+                invalid.append(InvalidRecord(one.origin, problem.reason, problem.detail))
                 continue
             unread.update({*one.unread, *(name for view in texts for name in view.unread)})
-    return EncodedSet(tuple(encoded), tuple(rejections), source, unread)
+    return EncodedSet(tuple(encoded), tuple(invalid), source, unread)
 
 
 def _write(template: Template, views: Sequence[PromptView], one: Unencoded) -> list[Written]:

@@ -14,7 +14,7 @@ SECTIONS = {"sft": "sft", "plus": "contrast.training", "minus": "contrast.traini
 
 @dataclasses.dataclass(frozen=True)
 class Saving:
-    text: str  # "train.micro_batches 4 (now 2)"
+    text: str  # "train.gradient_accumulation_steps 4 (now 2)"
     saves: float  # bytes on a chip, by arithmetic
 
 
@@ -76,7 +76,7 @@ def savings(config: Experiment, plan: StagePlan) -> list[Saving]:
 
 def _gradient_width(config: Experiment, stage: str) -> int:
     """Bytes of an entry: float32 sums over micro-batches, else nearly all in the dtype of the computation."""
-    summed = stage in SECTIONS and _section(config, SECTIONS[stage]).micro_batches > 1
+    summed = stage in SECTIONS and _section(config, SECTIONS[stage]).gradient_accumulation_steps > 1
     return 2 if config.model.dtype == "bfloat16" and not summed else 4
 
 
@@ -87,10 +87,15 @@ def _section(config: Experiment, name: str) -> StageSection:
 
 def _batch_changes(name: str, section: StageSection, plan: StagePlan, temporaries: float) -> list[Saving]:
     shards = plan.mesh.get("data", 1) * plan.mesh.get("fsdp", 1)
-    parts = 2 * section.micro_batches
+    parts = 2 * section.gradient_accumulation_steps
     if section.batch_size % (parts * shards) == 0:
-        return [Saving(f"{name}.micro_batches {parts} (now {section.micro_batches})", temporaries / 2)]
-    smallest = shards * section.micro_batches
+        return [
+            Saving(
+                f"{name}.gradient_accumulation_steps {parts} (now {section.gradient_accumulation_steps})",
+                temporaries / 2,
+            )
+        ]
+    smallest = shards * section.gradient_accumulation_steps
     if section.batch_size > smallest:
         size = max(smallest, section.batch_size // 2 // smallest * smallest)
         return [

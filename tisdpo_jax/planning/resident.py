@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from tisdpo_jax.roles import TRAINED, Casting, Frozen
+from tisdpo_jax.roles import TRAINED, Frozen, Roles
 from tisdpo_jax.types import TrainState
 
 
@@ -23,23 +23,23 @@ class Resident:
     chip: int  # bytes on one device
 
 
-def resident(state: TrainState | None, frozen: Frozen, batch: Any, casting: Casting) -> tuple[Resident, ...]:
+def resident(state: TrainState | None, frozen: Frozen, batch: Any, roles: Roles) -> tuple[Resident, ...]:
     """Everything that the step is given, by role and term.
 
     Args:
         state, frozen, batch: the arguments of the step; arrays, or `ShapeDtypeStruct`s with a sharding. No state
             where nothing is trained.
-        casting: who reads which of the trees.
+        roles: who reads which of the trees.
     """
     found = []
     if state is not None:
-        term = "adapters" if casting.policy.lora == TRAINED else "parameters"
+        term = "adapters" if roles.policy.lora == TRAINED else "parameters"
         found.append(_of(state.trained, TRAINED, term, ("policy",)))
         found.append(_of((state.step, state.opt_state, state.skipped), TRAINED, "optimizer", ("policy",)))
     for key, tree in frozen["params"].items():
-        found.append(_of(tree, key, "parameters", _readers(casting, "params", key)))
+        found.append(_of(tree, key, "parameters", _readers(roles, "params", key)))
     for key, tree in frozen["lora"].items():
-        found.append(_of(tree, key, "adapters", _readers(casting, "lora", key)))
+        found.append(_of(tree, key, "adapters", _readers(roles, "lora", key)))
     found.append(_of(batch._replace(columns={}, states=None), "batch", "tokens", ()))
     found.append(_of(batch.states, "batch", "states", ()))
     found.append(_of(batch.columns, "batch", "columns", ()))
@@ -53,7 +53,6 @@ def _of(tree: Any, name: str, term: str, used_by: tuple[str, ...]) -> Resident:
     return Resident(name, term, used_by, total, chip)
 
 
-def _readers(casting: Casting, collection: str, key: str) -> tuple[str, ...]:
-    names = ("policy", "reference", "plus", "minus")
-    roles = {name: getattr(casting, name) for name in names}
-    return tuple(name for name, role in roles.items() if role is not None and (collection, key) in role.needs())
+def _readers(roles: Roles, collection: str, key: str) -> tuple[str, ...]:
+    named = {name: getattr(roles, name) for name in ("policy", "reference", "plus", "minus")}
+    return tuple(name for name, role in named.items() if role is not None and (collection, key) in role.needs())

@@ -189,28 +189,28 @@ def _stages(
 ) -> Round:
     config = session.config
     asked, unusable = prompts_in_views(session, prompts, ("plus", "minus"), config.sampling.samples)
-    for rejection in unusable:
-        log.warning("no prompt: %s", rejection)
+    for invalid_record in unusable:
+        log.warning("no prompt: %s", invalid_record)
     generator = Generator(session.model, lambda: {"params": base.frozen()}, {"params": base.identity})
     responses = answers(session, generator, asked, session.run_dir / RESPONSES, f"round {number}: answers")
     _say(f"round {number}\nanswers  {summary(list(responses.values()))}")
     found = self_reward.candidates(prompts, responses, config.sampling.samples, unfinished=config.dlma.unfinished)
     session = with_pairs(session, found)
     if not session.train.groups:
-        raise DataError(f"round {number}: {self_reward.nothing_left(session.train.rejections)}")
+        raise DataError(f"round {number}: {self_reward.nothing_left(session.train.invalid)}")
     frozen: Frozen = {"params": {"base": base.frozen()}, "lora": {}}
     columns = contrast_columns(session, frozen)
     mask = session.train.mask(session.elements)
     scores = contrast_scores(columns["plus_logps"], columns["minus_logps"], mask, average=config.dlma.score == "mean")
     rewards = scores[:, 0] - scores[:, 1]
     selection = self_reward.select(scores, mask.sum(-1).astype(np.int64), config.dlma)
-    told = self_reward.selection_counts(session.train.rejections, selection, scores)
+    told = self_reward.selection_counts(session.train.invalid, selection, scores)
     told["unfinished_kept"] = self_reward.unfinished(session.train.groups, selection, responses)
     _say(self_reward.summary_text(told))
     if jax.process_index() == 0:
         (session.run_dir / "selection.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     if not len(selection.indices):
-        left_out = self_reward.taken(session.train, selection).rejections
+        left_out = self_reward.taken(session.train, selection).invalid
         raise DataError(f"round {number}: {self_reward.nothing_left(left_out)}")
     session = dataclasses.replace(session, train=self_reward.taken(session.train, selection))
     columns = self_reward.turned_columns(columns, selection)
@@ -240,7 +240,7 @@ def _policy(config: Experiment, base: Base, first: Base, reference: Role, column
 
 
 def with_pairs(session: Session, found: PairSet) -> Session:
-    """The session with these pairs as its training data, as tokens; what cannot be used is among their rejections."""
+    """The session with these pairs as its training data, as tokens; what cannot be used is among their invalid."""
     data, contrast = session.config.data, session.config.contrast
     encoded = encode_pairs(
         found,

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 RESULT = "evaluation.json"
 PAIRS = "evaluation_pairs.jsonl"
-LISTED = 20  # rejected records that the terminal shows
+LISTED = 20  # invalid records that the terminal shows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,7 +126,7 @@ def open_evaluation(config: Experiment, directory: Path, interrupt: Interrupt) -
 
 def counts(encoded: EncodedSet, name: str) -> DataCounts:
     used = len(encoded)
-    return DataCounts(name, encoded.source, used + len(encoded.rejections), used, encoded.rejections)
+    return DataCounts(name, encoded.source, used + len(encoded.invalid), used, encoded.invalid)
 
 
 def open_pairs(session: Session) -> EncodedSet:
@@ -163,10 +163,10 @@ def open_pairs(session: Session) -> EncodedSet:
 
 
 def listed(encoded: EncodedSet, count: int = LISTED) -> str:
-    """Counts of a source, and the first rejected records by line and reason."""
-    lines = [encoded.summary(), *(f"  {rejection}" for rejection in encoded.rejections[:count])]
-    if len(encoded.rejections) > count:
-        lines.append(f"  ... and {len(encoded.rejections) - count} more, all of them in {RESULT}")
+    """Counts of a source, and the first invalid records by line and reason."""
+    lines = [encoded.summary(), *(f"  {invalid_record}" for invalid_record in encoded.invalid[:count])]
+    if len(encoded.invalid) > count:
+        lines.append(f"  ... and {len(encoded.invalid) - count} more, all of them in {RESULT}")
     return "\n".join(lines)
 
 
@@ -269,9 +269,9 @@ def save(
             "source": done.data.source,
             "records": done.data.records,
             "used": done.data.used,
-            "rejected": len(done.data.rejected),
-            "rejections": [
-                {"origin": one.origin, "reason": one.reason, "detail": one.detail} for one in done.data.rejected
+            "invalid": len(done.data.invalid),
+            "invalid_records": [
+                {"origin": one.origin, "reason": one.reason, "detail": one.detail} for one in done.data.invalid
             ],
         }
         content |= {**models, "data": data, "evaluation": as_plain(done.found)}

@@ -33,7 +33,7 @@ def generate(config: Experiment) -> None:
     with listening(interrupt), run_dir.opened(directory, config):
         session = open_session(config, directory, interrupt, pairs=False)
         with session.metrics, jax.set_mesh(session.mesh):
-            prompts, rejections = open_prompts(config.sampling.prompts, config.sampling.limit)
+            prompts, invalid = open_prompts(config.sampling.prompts, config.sampling.limit)
             asked, unusable = prompts_in_views(session, prompts, (config.sampling.show,), config.sampling.samples)
             subject = (
                 open_subject(session, "policy", config.sampling.policy or str(session.model_path), frozen=True)
@@ -44,6 +44,6 @@ def generate(config: Experiment) -> None:
             path = directory / RESPONSES
             found = answers(session, generator, asked, path, "answers")
     if jax.process_index() == 0:
-        for rejection in (*rejections, *unusable):
-            print(f"no prompt: {rejection}")
+        for invalid_record in (*invalid, *unusable):
+            print(f"no prompt: {invalid_record}")
         print(f"{summary(list(found.values()))}\nresponses {path}", flush=True)

@@ -189,7 +189,7 @@ def _look(session: Session, directory: Path, policy: Subject, reference: Subject
     if session.eval is None:
         _say("no held-out pairs (data.eval, data.eval_fraction): nothing is measured\n")
     else:
-        if session.eval.rejections:
+        if session.eval.invalid:
             _say(f"{evaluate.listed(session.eval)}\n")
         done = evaluate.evaluate(session, policy, reference)
         before, after = model_names(session)[-2:]
@@ -204,8 +204,8 @@ def _look(session: Session, directory: Path, policy: Subject, reference: Subject
     if session.config.evaluation.judge.by:
         evaluate.save(directory, session, done, tables, None)  # judging may be stopped, and may take long
         judged = judge.judge(session, directory, policy, reference)
-        for rejection in judged.rejected[: evaluate.LISTED]:
-            _say(f"no prompt: {rejection}")
+        for invalid_record in judged.rejected[: evaluate.LISTED]:
+            _say(f"no prompt: {invalid_record}")
         for grid in judge.grids(judged):
             _say(grid_text(grid) + "\n")
     evaluate.save(directory, session, done, tables, judged)

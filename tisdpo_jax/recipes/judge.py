@@ -16,7 +16,7 @@ import numpy as np
 
 from tisdpo_jax import judging, metrics
 from tisdpo_jax.config import is_address
-from tisdpo_jax.data import Message, Prompt, Rejection, read_prompts
+from tisdpo_jax.data import InvalidRecord, Message, Prompt, read_prompts
 from tisdpo_jax.errors import ConfigError, DataError
 from tisdpo_jax.judging import Store
 from tisdpo_jax.metrics import Interval, Outcomes, Rating, WinRate, mean_interval
@@ -45,7 +45,7 @@ class Judged:
     judge: str
     prompts: int
     source: str
-    rejected: tuple[Rejection, ...]  # records of the file of prompts that hold none
+    rejected: tuple[InvalidRecord, ...]  # records of the file of prompts that hold none
     unanswered: dict[str, int]  # prompts to which a model or file has no answer, by model; nobody's win
     undecided: dict[str, int]  # questions to an endpoint without a verdict, each order for itself, by kind
     scores: tuple[ModelScore, ...]
@@ -97,7 +97,7 @@ def _summary(
     outcomes: dict[tuple[str, str], Outcomes],
     prompts: int,
     source: str,
-    rejected: tuple[Rejection, ...],
+    rejected: tuple[InvalidRecord, ...],
     texts: dict[str, list[str | None]],
 ) -> Judged:
     section = session.config.evaluation
@@ -139,7 +139,7 @@ def named_models(text: str) -> dict[str, str]:
     return found
 
 
-def judged_prompts(session: Session) -> tuple[list[Prompt], tuple[Rejection, ...], str]:
+def judged_prompts(session: Session) -> tuple[list[Prompt], tuple[InvalidRecord, ...], str]:
     """Prompts to answer, those of the file or of the held-out pairs, each once; bad records; the source."""
     section = session.config.evaluation.judge
     if section.prompts:

@@ -42,7 +42,7 @@ from tisdpo_jax.planning import (
 from tisdpo_jax.planning import lengths as measured
 from tisdpo_jax.recipes.abstract import Lengths, LengthsFrom, abstract_session, read_lengths, read_transformer
 from tisdpo_jax.recipes.tisdpo import roles_of, tisdpo, wanted_reads
-from tisdpo_jax.roles import Casting, Frozen, Role, bind, policy_role
+from tisdpo_jax.roles import Frozen, Role, Roles, bind, policy_role
 from tisdpo_jax.stages import HEAD, Session, Training, feed, models, scorer, warn_of_limit, warn_of_pairs
 from tisdpo_jax.training import compile_step, init_state, optim, state_shardings
 
@@ -107,7 +107,7 @@ class Lowered(NamedTuple):
 
     stage: str
     lowered: Any
-    casting: Casting
+    roles: Roles
     state: Any  # None: nothing is trained
     frozen: Frozen
     batch: Any
@@ -129,12 +129,12 @@ def lower_training(session: Session, step: Training) -> Lowered:
     shape = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained)
     shardings = state_shardings(shape, session.mesh)
     state = _placed(shape, shardings)
-    frozen = abstract_frozen(session, plan.casting)
+    frozen = abstract_frozen(session, plan.roles)
     batch = _placed_batch(session, pairs.batch(batches.batch(0)))
     with _under(session.mesh):
         lowered = compile_step(plan, optimizer, shardings, session.mesh).lower(state, frozen, batch)
-    config, casting, transformer = session.config, plan.casting, session.model.config
-    others = [role for role in (casting.reference, casting.plus, casting.minus) if role is not None]
+    config, roles, transformer = session.config, plan.roles, session.model.config
+    others = [role for role in (roles.reference, roles.plus, roles.minus) if role is not None]
     seen = _lengths(session.train, "main", step.sides)
     needed = useful.training(
         transformer,
@@ -146,7 +146,7 @@ def lower_training(session: Session, step: Training) -> Lowered:
     share = size / len(seen)
     again = useful.recomputed(transformer, seen, config.model.remat)
     return Lowered(
-        step.name, lowered, casting, state, frozen, batch, layout, size, needed.scaled(share), again.scaled(share)
+        step.name, lowered, roles, state, frozen, batch, layout, size, needed.scaled(share), again.scaled(share)
     )
 
 
@@ -155,9 +155,9 @@ def lower_scores(session: Session) -> Lowered:
     config = session.config
     reads = wanted_reads(config)
     role = roles_of(config)[reads[0].role if reads else "reference"]
-    casting = Casting(policy_role(lora=False), None, plus=role)
+    roles = Roles(policy_role(lora=False), None, plus=role)
     pairs, batches = session.passing("train", role.view)
-    frozen = abstract_frozen(session, casting)
+    frozen = abstract_frozen(session, roles)
     batch = _placed_batch(session, pairs.batch(batches[0]))
     with _under(session.mesh):
         run = scorer(session.model, role.view, config.model.head_chunk)
@@ -165,15 +165,15 @@ def lower_scores(session: Session) -> Lowered:
     lengths = _lengths(session.train, role.view, (0, 1))
     size = pairs.layout.pairs
     needed = useful.forward(session.model.config, lengths).scaled(size / len(lengths))
-    return Lowered("score", lowered, casting, None, frozen, batch, pairs.layout, size, needed, needed.scaled(0.0))
+    return Lowered("score", lowered, roles, None, frozen, batch, pairs.layout, size, needed, needed.scaled(0.0))
 
 
-def abstract_frozen(session: Session, casting: Casting) -> Frozen:
+def abstract_frozen(session: Session, roles: Roles) -> Frozen:
     """Shapes of the frozen trees that these roles read."""
     base, adapter = models.abstract_base(session), models.abstract_trained(session)
     places = {"params": base, "lora": adapter}
     found: dict[str, dict[str, Any]] = {"params": {}, "lora": {}}
-    for collection, key in sorted(casting.needs()):
+    for collection, key in sorted(roles.needs()):
         tree = head_only(session.model.config, base) if key == HEAD else places[collection]
         found[collection][key] = _placed(tree, partitioning.param_shardings(tree, session.mesh))
     return cast(Frozen, found)
@@ -220,7 +220,7 @@ def _lengths(encoded: EncodedSet, view: str, sides: tuple[int, ...]) -> useful.L
 
 def compile_plan(session: Session, spec: Spec, step: Lowered, lengths: str, note: str = "") -> StagePlan:
     """Compiles a step and reads what came out."""
-    held = resident(step.state, step.frozen, step.batch, step.casting)
+    held = resident(step.state, step.frozen, step.batch, step.roles)
     began = time.perf_counter()
     program, needed = None, None
     try:

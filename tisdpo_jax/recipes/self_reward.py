@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tisdpo_jax.config import DlmaSection
-from tisdpo_jax.data import EncodedGroup, EncodedSet, Pair, PairSet, Prompt, Rejection
+from tisdpo_jax.data import EncodedGroup, EncodedSet, InvalidRecord, Pair, PairSet, Prompt
 from tisdpo_jax.metrics import auc
 from tisdpo_jax.sampling import Response
 
@@ -24,12 +24,12 @@ Floats = npt.NDArray[np.float64]
 def candidates(
     prompts: Sequence[Prompt], responses: Mapping[str, Response], samples: int, *, unfinished: str
 ) -> PairSet:
-    """A pair for each prompt and sample number; those that are none are rejections, by reason.
+    """A pair for each prompt and sample number; those that are none are invalid, by reason.
 
     `unfinished`: "keep" or "drop" pairs with an answer that ran into the limit.
     """
     pairs: list[Pair] = []
-    rejections: list[Rejection] = []
+    invalid: list[InvalidRecord] = []
     seen: set[tuple[object, ...]] = set()
     for prompt in prompts:
         for number in range(samples):
@@ -42,12 +42,12 @@ def candidates(
             if not reason and (plus.response == minus.response or key in seen):
                 reason = "duplicate"
             if reason:
-                rejections.append(Rejection(f"{prompt.origin} sample {number}", reason))
+                invalid.append(InvalidRecord(f"{prompt.origin} sample {number}", reason))
                 continue
             seen.add(key)
             name = f"{prompt.id}/{number}"
             pairs.append(Pair(name, prompt.messages, plus.response, minus.response, f"{prompt.origin} sample {number}"))
-    return PairSet(tuple(pairs), tuple(rejections), "answers")
+    return PairSet(tuple(pairs), tuple(invalid), "answers")
 
 
 def _unusable(plus: Response, minus: Response, unfinished: str) -> str:
@@ -89,13 +89,15 @@ def select(scores: Floats, tokens: npt.NDArray[np.int64], section: DlmaSection) 
 
 
 def taken(encoded: EncodedSet, selection: Selection) -> EncodedSet:
-    """The selected candidates, each the right way round; the others are among the rejections."""
+    """The selected candidates, each the right way round; the others are among the invalid."""
     pairs = tuple(
         encoded.groups[index].flipped() if flip else encoded.groups[index]
         for index, flip in zip(selection.indices.tolist(), selection.flipped.tolist(), strict=True)
     )
-    left_out = [Rejection(encoded.groups[index].origin, reason) for index, reason in sorted(selection.dropped.items())]
-    return dataclasses.replace(encoded, groups=pairs, rejections=(*encoded.rejections, *left_out))
+    left_out = [
+        InvalidRecord(encoded.groups[index].origin, reason) for index, reason in sorted(selection.dropped.items())
+    ]
+    return dataclasses.replace(encoded, groups=pairs, invalid=(*encoded.invalid, *left_out))
 
 
 def turned_columns(columns: Mapping[str, np.ndarray], selection: Selection) -> dict[str, np.ndarray]:
@@ -105,9 +107,9 @@ def turned_columns(columns: Mapping[str, np.ndarray], selection: Selection) -> d
     return {name: np.where(turn, column[:, ::-1], column) for name, column in found.items()}
 
 
-def selection_counts(rejections: Sequence[Rejection], selection: Selection, scores: Floats) -> dict[str, Any]:
-    """What became of the candidates, as plain numbers; `rejections` are those from before the scores."""
-    reasons = [rejection.reason for rejection in rejections] + list(selection.dropped.values())
+def selection_counts(invalid: Sequence[InvalidRecord], selection: Selection, scores: Floats) -> dict[str, Any]:
+    """What became of the candidates, as plain numbers; `invalid` are those from before the scores."""
+    reasons = [invalid_record.reason for invalid_record in invalid] + list(selection.dropped.values())
     rewards = scores[:, 0] - scores[:, 1]
     value, error = auc(scores)
     return {
@@ -131,9 +133,9 @@ def unfinished(pairs: Sequence[EncodedGroup], selection: Selection, responses: M
     return count
 
 
-def nothing_left(rejections: Sequence[Rejection]) -> str:
+def nothing_left(invalid: Sequence[InvalidRecord]) -> str:
     """What to say, and what to do, where no pair is left to train on."""
-    reasons = collections.Counter(rejection.reason for rejection in rejections)
+    reasons = collections.Counter(invalid_record.reason for invalid_record in invalid)
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     hint = "loosen the dlma filters"
     if "unfinished answer" in reasons:

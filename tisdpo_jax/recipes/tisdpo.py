@@ -16,7 +16,7 @@ from tisdpo_jax.artifacts import Stage
 from tisdpo_jax.config import Experiment
 from tisdpo_jax.estimators import Read, reads_of
 from tisdpo_jax.objectives import Dpo, Sft
-from tisdpo_jax.roles import Casting, Role, contrast_roles, policy_role
+from tisdpo_jax.roles import Role, Roles, contrast_roles, policy_role
 from tisdpo_jax.stages import (
     HEAD,
     REFERENCE_LOGPS,
@@ -49,7 +49,7 @@ class Graph(NamedTuple):
 def tisdpo(config: Experiment, *, extra: Iterable[Read] = ()) -> Graph:
     """The run of a configuration. `extra` is read of models too, whatever the objective needs."""
     lora = config.lora.rank > 0
-    alone = Casting(policy_role(lora=lora), None)
+    alone = Roles(policy_role(lora=lora), None)
     pretrained = Pretrained()
     base: Stage = pretrained
     if config.sft.epochs:
@@ -76,7 +76,7 @@ def _contrast(config: Experiment, base: Stage, models: Models) -> Models:
             objective,
             "contrast.training",
             base,
-            Casting(policy_role(lora=lora), live),
+            Roles(policy_role(lora=lora), live),
             SIDES[name][construction],
             models,
             (("train", columns),) if cached else (),
@@ -121,10 +121,10 @@ def policy_training(
         states = tuple((split, HiddenStates(reference, split, models)) for split, _ in columns)
         (whole,) = (stage for _, key, stage in models if key == reference.params)
         models, live["reference"] = (*models, ("params", HEAD, ReferenceHead(whole))), Role(HEAD)
-    casting = Casting(policy_role(lora=config.lora.rank > 0), live.pop("reference", None), **live)
-    read = tuple(one for one in models if one[:2] in casting.needs())
+    roles = Roles(policy_role(lora=config.lora.rank > 0), live.pop("reference", None), **live)
+    read = tuple(one for one in models if one[:2] in roles.needs())
     contrasted = bool(wanted_reads(config))
-    of_step = (casting, needs.sides, read, columns, states, tuple(taken), contrasted)
+    of_step = (roles, needs.sides, read, columns, states, tuple(taken), contrasted)
     return Training("policy", config.loss, "train", base, *of_step)
 
 

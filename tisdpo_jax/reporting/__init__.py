@@ -12,7 +12,7 @@ from tisdpo_jax.reporting.pieces import decode_pieces
 from tisdpo_jax.reporting.report import (
     UNFOLDED,
     DataCounts,
-    Rejected,
+    Invalid,
     Report,
     Sample,
     Score,
@@ -32,7 +32,7 @@ __all__ = [
     "Comparison",
     "DataCounts",
     "Grid",
-    "Rejected",
+    "Invalid",
     "Report",
     "Sample",
     "Score",

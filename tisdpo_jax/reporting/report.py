@@ -23,11 +23,11 @@ from tisdpo_jax.reporting.tables import Cell, Comparison, Grid, Shown, compariso
 UNFOLDED = 6
 """Prompts whose answers a page shows at once; the others are folded."""
 
-_UNFOLDED_RECORDS = 20  # rejected records up to which their list is open
+_UNFOLDED_RECORDS = 20  # invalid records up to which their list is open
 
 
-class Rejected(Protocol):
-    """A record that was not used, as `data.Rejection` says it."""
+class Invalid(Protocol):
+    """A record that was not used, as `data.InvalidRecord` says it."""
 
     @property
     def origin(self) -> str: ...  # "file:line"
@@ -47,7 +47,7 @@ class DataCounts:
     source: str
     records: int
     used: int
-    rejected: Sequence[Rejected] = ()
+    invalid: Sequence[Invalid] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -217,15 +217,15 @@ def _percent(share: float) -> Shown:
 def _data(counts: Sequence[DataCounts]) -> str:
     if not counts:
         return ""
-    rows = tuple((c.name, Shown(c.source, css="code"), c.records, c.used, len(c.rejected)) for c in counts)
-    parts = [grid_html(Grid("Records of each file", ("pairs", "file", "records", "used", "rejected"), rows))]
+    rows = tuple((c.name, Shown(c.source, css="code"), c.records, c.used, len(c.invalid)) for c in counts)
+    parts = [grid_html(Grid("Records of each file", ("pairs", "file", "records", "used", "invalid"), rows))]
     for c in counts:
-        if c.rejected:
-            cells = tuple((r.origin, r.reason, r.detail) for r in c.rejected)
-            listed = grid_html(Grid(f"Rejected records, {c.name}", ("record", "reason", "detail"), cells), "words")
-            reasons = collections.Counter(r.reason for r in c.rejected).most_common()
+        if c.invalid:
+            cells = tuple((r.origin, r.reason, r.detail) for r in c.invalid)
+            listed = grid_html(Grid(f"Invalid records, {c.name}", ("record", "reason", "detail"), cells), "words")
+            reasons = collections.Counter(r.reason for r in c.invalid).most_common()
             why = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
-            parts.append(macro("fold", f"Rejected, {c.name}: {why}", Markup(listed), len(cells) <= _UNFOLDED_RECORDS))
+            parts.append(macro("fold", f"Invalid, {c.name}: {why}", Markup(listed), len(cells) <= _UNFOLDED_RECORDS))
     return "\n".join(parts)
 
 

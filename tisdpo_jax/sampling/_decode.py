@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from tisdpo_jax import partitioning
 from tisdpo_jax.models import LayerCache, Model, decode, head_of, prefill, split_layers
-from tisdpo_jax.sampling._draw import Draw, choose
+from tisdpo_jax.sampling._draw import SamplingParams, choose
 from tisdpo_jax.types import Variables
 
 Array = jax.Array
@@ -55,7 +55,7 @@ def begin(
     eos: Array,
     done: Array,
     *,
-    how: Draw,
+    how: SamplingParams,
     new: int,
 ) -> State:
     """Reads prompts `[R, T]` and chooses the first token. `done [R]`: rows that only fill the batch."""
@@ -72,7 +72,7 @@ def begin(
 
 @functools.partial(jax.jit, static_argnames=("model", "how"), donate_argnames="state")
 def advance(
-    model: Model, weights: Weights, state: State, eos: Array, until: Array, stopped: Array, *, how: Draw
+    model: Model, weights: Weights, state: State, eos: Array, until: Array, stopped: Array, *, how: SamplingParams
 ) -> State:
     """Goes on until `until` tokens are chosen, or all rows are done; `stopped [R]` are done from now on."""
     width = state.seen.shape[1] - state.out.shape[1]
@@ -92,7 +92,7 @@ def advance(
         return jax.lax.while_loop(more, body, state)
 
 
-def _next(model: Model, variables: Variables, state: State, hidden: Array, eos: Array, how: Draw) -> State:
+def _next(model: Model, variables: Variables, state: State, hidden: Array, eos: Array, how: SamplingParams) -> State:
     """Chooses the token that follows `hidden [R, D]` and notes it in rows that are not done."""
     with jax.named_scope("draw"):
         logits = head_of(model.config, variables).logits(hidden)

@@ -20,7 +20,7 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Draw:
+class SamplingParams:
     """How tokens are chosen; hashable. Filters work in this order, each on what the one before left."""
 
     temperature: float = 1.0  # 0 is greedy
@@ -39,7 +39,7 @@ def row_keys(seed: int, names: Sequence[tuple[str, int]]) -> npt.NDArray[np.uint
     return np.frombuffer(b"".join(digests), "<u4").reshape(-1, 2).astype(np.uint32)
 
 
-def choose(logits: Array, keys: Array, step: Array, how: Draw) -> tuple[Array, Array]:
+def choose(logits: Array, keys: Array, step: Array, how: SamplingParams) -> tuple[Array, Array]:
     """The next token of each row.
 
     Args:
@@ -58,7 +58,7 @@ def choose(logits: Array, keys: Array, step: Array, how: Draw) -> tuple[Array, A
     return token.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def filtered(z: Array, how: Draw) -> Array:
+def filtered(z: Array, how: SamplingParams) -> Array:
     """`z [R, V]` with -inf where a filter of `how` leaves a token out; of equal tokens none is preferred."""
     if 0 < how.top_k < z.shape[-1]:
         lowest = jax.lax.top_k(z, how.top_k)[0][:, -1:]

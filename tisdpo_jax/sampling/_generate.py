@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tisdpo_jax.models import Model
-from tisdpo_jax.sampling._draw import Draw
+from tisdpo_jax.sampling._draw import SamplingParams
 from tisdpo_jax.sampling._sample import Options, Request, sample
 from tisdpo_jax.types import Variables
 
@@ -39,7 +39,7 @@ def continuations(
     requests = [Request(str(number), list(map(int, prompt))) for number, prompt in enumerate(prompts)]
     ends = tuple(map(int, eos_ids))
     options = Options(
-        draw=Draw(temperature),
+        draw=SamplingParams(temperature),
         max_new_tokens=max_new_tokens,
         max_prompt=2**30,  # none is too long
         batch_size=min(len(prompts), MOST_ROWS),

@@ -11,7 +11,7 @@ import numpy as np
 from tisdpo_jax import partitioning
 from tisdpo_jax.models import Model
 from tisdpo_jax.sampling._decode import State, Weights, advance, begin, weights_for
-from tisdpo_jax.sampling._draw import Draw, row_keys
+from tisdpo_jax.sampling._draw import SamplingParams, row_keys
 from tisdpo_jax.types import Variables
 
 Finish = Literal["stop", "length", "too long"]
@@ -46,7 +46,7 @@ class Answer:
 class Options:
     """What all answers of a job have in common."""
 
-    draw: Draw
+    draw: SamplingParams
     max_new_tokens: int = 128
     max_prompt: int = 512  # tokens; a longer prompt is not answered
     batch_size: int = 8  # rows over all devices; rounded up to blocks of 8 a device

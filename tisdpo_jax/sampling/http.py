@@ -14,7 +14,7 @@ from typing import Any
 from tisdpo_jax import chat
 from tisdpo_jax.chat import Endpoint
 from tisdpo_jax.data import Prompt
-from tisdpo_jax.sampling._draw import Draw
+from tisdpo_jax.sampling._draw import SamplingParams
 from tisdpo_jax.sampling.responses import Response
 
 
@@ -22,7 +22,7 @@ def ask_endpoint(
     endpoint: Endpoint,
     questions: Sequence[Prompt],
     *,
-    draw: Draw,
+    draw: SamplingParams,
     max_new_tokens: int,
     stop: Sequence[str] = (),
     seed: int = 0,
@@ -59,7 +59,9 @@ def _ask(endpoint: Endpoint, question: Prompt, body: dict[str, Any], halt: threa
     return Response(question.id, completion.text, completion.finish, reason=completion.reason)
 
 
-def _body(endpoint: Endpoint, question: Prompt, draw: Draw, new: int, stop: Sequence[str], seed: int) -> dict[str, Any]:
+def _body(
+    endpoint: Endpoint, question: Prompt, draw: SamplingParams, new: int, stop: Sequence[str], seed: int
+) -> dict[str, Any]:
     own = int.from_bytes(hashlib.sha256(f"{seed}\0{question.id}".encode()).digest()[:4], "little") >> 1
     messages = [{"role": message.role, "content": message.content} for message in question.messages]
     body: dict[str, Any] = {"model": endpoint.model, "messages": messages, "max_tokens": new, "seed": own}

@@ -26,7 +26,7 @@ class Scorer(Protocol):
 
     Batches have `mask [B, K, N]`, `record [B]` and `columns`; all else in them is between the scorer and its data. The
     `key` of a step is one and the same for all roles: what a scorer draws, as the noise of a diffusion model, is equal
-    for policy, reference, pi+ and pi-. Draw by (key, record), so that neither order nor devices matter.
+    for policy, reference, pi+ and pi-. SamplingParams by (key, record), so that neither order nor devices matter.
     """
 
     def logps(self, variables: Variables, batch: Any, key: Array, *, view: str = "main") -> Array:

@@ -23,10 +23,10 @@ from tisdpo_jax.config import Experiment, SamplingSection
 from tisdpo_jax.data import (
     HH_MARKS,
     SETTINGS,
+    InvalidRecord,
     Message,
     Prompt,
     PromptView,
-    Rejection,
     Template,
     Unusable,
     as_record,
@@ -45,10 +45,10 @@ from tisdpo_jax.errors import CheckpointError, DataError
 from tisdpo_jax.models import Model
 from tisdpo_jax.sampling import (
     KINDS,
-    Draw,
     Options,
     Request,
     Response,
+    SamplingParams,
     append_responses,
     http,
     read_responses,
@@ -94,25 +94,23 @@ def summary(responses: Sequence[Response]) -> str:
     return "\n".join(lines)
 
 
-def open_prompts(source: str, limit: int) -> tuple[tuple[Prompt, ...], tuple[Rejection, ...]]:
+def open_prompts(source: str, limit: int) -> tuple[tuple[Prompt, ...], tuple[InvalidRecord, ...]]:
     """Prompts of a file, or of the package: `demo:prompts`, `demo:prompts-eval`."""
     if source in ("demo:prompts", "demo:prompts-eval"):
         name = source.removeprefix("demo:") + ".jsonl"
-        prompts, rejections = read_prompts(
-            str(importlib.resources.files("tisdpo_jax.data") / "demo" / name), limit=limit
-        )
+        prompts, invalid = read_prompts(str(importlib.resources.files("tisdpo_jax.data") / "demo" / name), limit=limit)
     else:
-        prompts, rejections = read_prompts(source, limit=limit)
+        prompts, invalid = read_prompts(source, limit=limit)
     if not prompts:
-        raise DataError(f"{source}: none of its {len(rejections)} records is a prompt ({count_reasons(rejections)})")
-    if rejections and jax.process_index() == 0:
-        log.warning("%s: %d records hold no prompt (%s)", source, len(rejections), count_reasons(rejections))
-    return prompts, rejections
+        raise DataError(f"{source}: none of its {len(invalid)} records is a prompt ({count_reasons(invalid)})")
+    if invalid and jax.process_index() == 0:
+        log.warning("%s: %d records hold no prompt (%s)", source, len(invalid), count_reasons(invalid))
+    return prompts, invalid
 
 
 def prompts_in_views(
     session: Session, prompts: Sequence[Prompt], names: Sequence[str], samples: int
-) -> tuple[list[Prompt], list[Rejection]]:
+) -> tuple[list[Prompt], list[InvalidRecord]]:
     """Every prompt in the views `names` ("main", "plus", "minus"), and the prompts that the template cannot write."""
     config = session.config
     template = open_template(config.data.template, session.tokenizer)
@@ -121,19 +119,19 @@ def prompts_in_views(
     check_views(template, views)
     chosen = [view for view in views if view.name in names]
     asked: list[Prompt] = []
-    rejections: list[Rejection] = []
+    invalid: list[InvalidRecord] = []
     for prompt in prompts:
         try:
             shown = [(view, _checked(session, template, view, prompt)) for view in chosen]
         except Unusable as problem:
-            rejections.append(Rejection(prompt.origin, problem.reason, problem.detail))
+            invalid.append(InvalidRecord(prompt.origin, problem.reason, problem.detail))
             continue
         asked += [
             Prompt(f"{prompt.id}/{view.name}/{number}", messages, prompt.origin)
             for view, messages in shown
             for number in range(samples)
         ]
-    return asked, rejections
+    return asked, invalid
 
 
 def _checked(session: Session, template: Template, view: PromptView, prompt: Prompt) -> tuple[Message, ...]:
@@ -229,9 +227,9 @@ def options(session: Session, files: Path | None = None) -> Options:
     )
 
 
-def _draw(config: Experiment) -> Draw:
+def _draw(config: Experiment) -> SamplingParams:
     section = config.sampling
-    return Draw(section.temperature, section.top_k, section.top_p, section.min_p)
+    return SamplingParams(section.temperature, section.top_k, section.top_p, section.min_p)
 
 
 def stops(config: Experiment) -> tuple[str, ...]:
@@ -359,8 +357,8 @@ def answers_of(
     config = dataclasses.replace(session.config, sampling=sampling)
     session = dataclasses.replace(session, config=config, tokenizer=subject.tokenizer)
     asked, unusable = prompts_in_views(session, prompts, ("main",), 1)
-    for rejection in unusable if jax.process_index() == 0 else ():
-        log.warning("not answered by %s: %s", subject.name, rejection)
+    for invalid_record in unusable if jax.process_index() == 0 else ():
+        log.warning("not answered by %s: %s", subject.name, invalid_record)
     if not asked:
         return [None] * len(prompts)
     generator = generator_of(session, subject)

@@ -193,7 +193,7 @@ def check_batches(config: Experiment, mesh: Mesh) -> None:
     if config.contrast.construction in ("sft", "dpo"):
         stages.append(("contrast.training", config.contrast.training))
     for name, section in stages:
-        size, parts, field = section.batch_size, section.micro_batches, f"{name}.batch_size"
+        size, parts, field = section.batch_size, section.gradient_accumulation_steps, f"{name}.batch_size"
         places = partitioning.places(size, mesh, parts=parts, field=field)
         if places > size and jax.process_index() == 0:
             cut = f" times {parts} micro-batches" if parts > 1 else ""
@@ -223,11 +223,11 @@ def open_data(config: Experiment, tokenizer: Any) -> tuple[EncodedSet, EncodedSe
             max_response=data.max_response,
             contrast=contrast,
         )
-        if (encoded.rejections or encoded.unread) and jax.process_index() == 0:
+        if (encoded.invalid or encoded.unread) and jax.process_index() == 0:
             log.warning("%s", encoded.summary())
-            for rejection in encoded.rejections:
-                log.warning("  %s", rejection)
-        usable = apply_policy(encoded, data.on_error, data.max_rejected)
+            for invalid_record in encoded.invalid:
+                log.warning("  %s", invalid_record)
+        usable = apply_policy(encoded, data.on_error, data.max_invalid)
         if not usable.groups:
             raise DataError(f"{usable.source}: none of its records can be used; `tisdpo inspect` names the reasons")
         return usable

@@ -20,13 +20,13 @@ from tisdpo_jax.data import Batches, Layout, Order, States
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.models import Model
 from tisdpo_jax.objectives import Objective
-from tisdpo_jax.roles import Casting, Frozen, resident_bytes
+from tisdpo_jax.roles import Frozen, Roles, resident_bytes
 from tisdpo_jax.scoring import Text
 from tisdpo_jax.stages import models
 from tisdpo_jax.stages.models import Base
 from tisdpo_jax.stages.scores import Columns, text_identity
 from tisdpo_jax.stages.session import Session
-from tisdpo_jax.training import Job, Plan, evaluate_step, means, one_pass, train
+from tisdpo_jax.training import Job, StepSpec, evaluate_step, means, one_pass, train
 from tisdpo_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Training:
     name       of the stage, and of its directories below `models/` and `checkpoints/`
     section    of the configuration that says how long and how fast: "sft", "contrast.training" or "train"
     start      the model that it starts from, a stage whose value is a `Base`
-    casting    the models of its step
+    roles    the models of its step
     frozen     (collection, key, stage) of the models that the step reads and does not train
     columns    split -> stage of the values by pair that the step takes; "eval" is evaluated on the way
     states     split -> stage of the reference's hidden states, in place of the reference
@@ -53,7 +53,7 @@ class Training:
     objective: Objective
     section: str
     start: Stage
-    casting: Casting
+    roles: Roles
     sides: tuple[int, ...]
     frozen: tuple[tuple[str, str, Stage], ...] = ()
     columns: tuple[tuple[str, Stage], ...] = ()
@@ -66,14 +66,14 @@ class Training:
         models = tuple(stage for *_, stage in self.frozen)
         return (self.start, *models, *(stage for _, stage in (*self.columns, *self.states)))
 
-    def plan(self, config: Experiment, model: Model) -> Plan:
+    def plan(self, config: Experiment, model: Model) -> StepSpec:
         """What a step computes."""
-        return Plan(
+        return StepSpec(
             scorer=Text(model, config.model.head_chunk),
-            casting=self.casting,
+            roles=self.roles,
             objective=self.objective,
             estimator=config.weights,
-            micro_batches=get(config, self.section).micro_batches,
+            gradient_accumulation_steps=get(config, self.section).gradient_accumulation_steps,
             seed=config.seed,
             compiler_options=compiler_options(config.mesh.compiler_options),
         )
@@ -123,7 +123,7 @@ class Training:
             return finished
         trained = models.new_trained(session, start.full(), self.name)
         run.only([self.start, *(stage for *_, stage in self.frozen)])
-        if ("params", "base") not in self.casting.needs():
+        if ("params", "base") not in self.roles.needs():
             start.drop()
         held = ", ".join(f"{name} {size / 2**20:.2f} MiB" for name, size in resident_bytes(trained, frozen).items())
         log.info("stage %s: resident %s", self.name, held)
@@ -171,7 +171,7 @@ class Training:
     def _frozen(self, run: Run) -> Frozen:
         frozen: dict[str, dict[str, Any]] = {"params": {}, "lora": {}}
         for collection, key, stage in self.frozen:
-            if (collection, key) in self.casting.needs():
+            if (collection, key) in self.roles.needs():
                 value = run(stage)
                 frozen[collection][key] = value.frozen() if isinstance(value, Base) else value
         return frozen  # type: ignore[return-value]  # the two keys of Frozen
@@ -186,11 +186,11 @@ class Training:
 
 
 def evaluate_held_out(
-    session: Session, plan: Plan, frozen: Frozen, columns: Columns, states: States | None, trained: Params
+    session: Session, plan: StepSpec, frozen: Frozen, columns: Columns, states: States | None, trained: Params
 ) -> dict[str, float]:
     """The metrics of training, over all held-out pairs: sums and counts added, divided once."""
-    run = _evaluator(dataclasses.replace(plan, micro_batches=1))
-    pairs, batches = session.passing("eval", *plan.casting.views())
+    run = _evaluator(dataclasses.replace(plan, gradient_accumulation_steps=1))
+    pairs, batches = session.passing("eval", *plan.roles.views())
     pairs = dataclasses.replace(pairs, columns=columns, states=states)
     totals: dict[str, Any] = {}
     for _, batch in one_pass(pairs, batches, session.mesh, label="eval", shown=False):
@@ -200,11 +200,11 @@ def evaluate_held_out(
 
 
 @functools.lru_cache(maxsize=4)
-def _evaluator(plan: Plan) -> Any:
+def _evaluator(plan: StepSpec) -> Any:
     return jax.jit(functools.partial(evaluate_step, plan=plan))
 
 
-def feed(session: Session, section: StageSection, plan: Plan, sides: tuple[int, ...]) -> tuple[Order, Layout]:
+def feed(session: Session, section: StageSection, plan: StepSpec, sides: tuple[int, ...]) -> tuple[Order, Layout]:
     """Which pairs each step of a training takes, and the one shape that holds them all."""
     encoded = session.train
     order = Order(
@@ -212,10 +212,12 @@ def feed(session: Session, section: StageSection, plan: Plan, sides: tuple[int, 
         section.batch_size,
         session.config.data.seed,
         section.epochs,
-        places=partitioning.places(section.batch_size, session.mesh, parts=section.micro_batches),
+        places=partitioning.places(section.batch_size, session.mesh, parts=section.gradient_accumulation_steps),
     )
-    views = plan.casting.views()
-    return order, session.layout(encoded, order.batches(), parts=section.micro_batches, sides=sides, views=views)
+    views = plan.roles.views()
+    return order, session.layout(
+        encoded, order.batches(), parts=section.gradient_accumulation_steps, sides=sides, views=views
+    )
 
 
 def compiler_options(text: str) -> tuple[tuple[str, bool | int | float | str], ...]:
@@ -240,5 +242,5 @@ def _contrast(config: Experiment) -> dict[str, Any]:
 
 def _results_of(section: StageSection) -> dict[str, Any]:
     """The fields of a section that a result depends on; the others change nothing, or its last bits."""
-    free = ("micro_batches", "eval_every", "checkpoint_every", "keep_checkpoints", "max_skipped")
+    free = ("gradient_accumulation_steps", "eval_every", "checkpoint_every", "keep_checkpoints", "max_skipped")
     return {name: value for name, value in dataclasses.asdict(section).items() if name not in free}

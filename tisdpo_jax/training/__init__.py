@@ -4,7 +4,7 @@ from tisdpo_jax.training import optim
 from tisdpo_jax.training.interrupt import Interrupt, listening
 from tisdpo_jax.training.loop import Job, train
 from tisdpo_jax.training.metrics import MetricsLog
-from tisdpo_jax.training.objective import Plan
+from tisdpo_jax.training.objective import StepSpec
 from tisdpo_jax.training.passes import collect, one_pass
 from tisdpo_jax.training.programs import compile_step, keep_on_disk, state_shardings
 from tisdpo_jax.training.progress import Progress
@@ -14,8 +14,8 @@ __all__ = [
     "Interrupt",
     "Job",
     "MetricsLog",
-    "Plan",
     "Progress",
+    "StepSpec",
     "collect",
     "compile_step",
     "evaluate_step",

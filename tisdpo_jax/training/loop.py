@@ -24,7 +24,7 @@ from tisdpo_jax.errors import UserError
 from tisdpo_jax.roles import Frozen
 from tisdpo_jax.training.interrupt import Interrupt, Interrupted
 from tisdpo_jax.training.metrics import MetricsLog
-from tisdpo_jax.training.objective import Plan
+from tisdpo_jax.training.objective import StepSpec
 from tisdpo_jax.training.passes import ahead, on_devices
 from tisdpo_jax.training.programs import programs
 from tisdpo_jax.types import Params, TrainState
@@ -39,7 +39,7 @@ class Job:
     """One training, from start to end."""
 
     stage: str
-    plan: Plan
+    plan: StepSpec
     section: StageSection
     pairs: Batches
     order: Order
@@ -52,9 +52,10 @@ class Job:
     eval_every: int = 0
 
     def __post_init__(self) -> None:
-        if self.plan.micro_batches != self.pairs.layout.parts:
+        steps = self.plan.gradient_accumulation_steps
+        if steps != self.pairs.layout.parts:
             raise ValueError(
-                f"stage {self.stage}: {self.plan.micro_batches} micro-batches, but the layout of its batches has "
+                f"stage {self.stage}: {steps} micro-batches, but the layout of its batches has "
                 f"{self.pairs.layout.parts} parts"
             )
 

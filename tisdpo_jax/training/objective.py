@@ -1,7 +1,7 @@
 """From a batch to the loss of a step: scores of the models, token weights, and what the objective makes of them.
 
-`Plan` is everything static about a training step. What the objective needs and the batch does not bring as a column is
-made here, from models in the step.
+`StepSpec` is everything static about a training step. What the objective needs and the batch does not bring as a
+column is made here, from models in the step.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from tisdpo_jax.estimators import Estimator, Importance
 from tisdpo_jax.objectives import Inputs, Loss, Objective, implicit_beta
-from tisdpo_jax.roles import Casting, Frozen, bind
+from tisdpo_jax.roles import Frozen, Roles, bind
 from tisdpo_jax.scoring import Scorer
 from tisdpo_jax.types import Batch, Params
 
@@ -25,14 +25,14 @@ Sums = dict[str, tuple[Array, Array]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class StepSpec:
     """What a training step does; hashable."""
 
     scorer: Scorer
-    casting: Casting
+    roles: Roles
     objective: Objective
     estimator: Estimator = Importance()  # noqa: RUF009  # frozen
-    micro_batches: int = 1
+    gradient_accumulation_steps: int = 1
     seed: int = 0  # of the step's key
     compiler_options: tuple[tuple[str, Any], ...] = ()  # of XLA
 
@@ -43,7 +43,7 @@ class Result(NamedTuple):
     sums: Sums
 
 
-def objective(plan: Plan, trained: Params, frozen: Frozen, batch: Batch, key: Array | None = None) -> Result:
+def objective(plan: StepSpec, trained: Params, frozen: Frozen, batch: Batch, key: Array | None = None) -> Result:
     """Summed loss of a batch, its denominator (pairs; tokens for SFT), and metric sums.
 
     `key` is what a scorer draws from, the same for every role; by default that of step 0.
@@ -59,13 +59,13 @@ def objective(plan: Plan, trained: Params, frozen: Frozen, batch: Batch, key: Ar
     return Result(loss.total, loss.denominator, sums)
 
 
-def step_key(plan: Plan, step: Array | int) -> Array:
+def step_key(plan: StepSpec, step: Array | int) -> Array:
     """The one key of a step: a function of the seed and the step's number, so that resuming changes nothing."""
     return jax.random.fold_in(jax.random.key(plan.seed), step)
 
 
-def _inputs(plan: Plan, trained: Params, frozen: Frozen, batch: Batch, key: Array) -> Inputs:
-    needs, scorer, roles = plan.objective.needs, plan.scorer, plan.casting
+def _inputs(plan: StepSpec, trained: Params, frozen: Frozen, batch: Batch, key: Array) -> Inputs:
+    needs, scorer, roles = plan.objective.needs, plan.scorer, plan.roles
     policy = bind(roles.policy, trained, frozen)
     columns = dict(batch.columns)
     reference_logps, kl = columns.pop("reference_logps", None), None
@@ -88,11 +88,11 @@ def _inputs(plan: Plan, trained: Params, frozen: Frozen, batch: Batch, key: Arra
     return Inputs(logps, batch.mask, reference_logps, kl, columns)
 
 
-def token_weights(plan: Plan, frozen: Frozen, batch: Batch, key: Array) -> Array:
+def token_weights(plan: StepSpec, frozen: Frozen, batch: Batch, key: Array) -> Array:
     """Weights of the batch's tokens, from the models that the estimator reads, now. No gradient."""
     values = {}
     for read in plan.estimator.reads:
-        role = getattr(plan.casting, read.role)
+        role = getattr(plan.roles, read.role)
         if role is None:
             raise ValueError(f"weights {plan.estimator.method!r} need {read.role}: a role, or a column 'token_weights'")
         with jax.named_scope("contrast"):

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from tisdpo_jax import partitioning
 from tisdpo_jax.config import OptimizerSection
 from tisdpo_jax.training import optim
-from tisdpo_jax.training.objective import Plan
+from tisdpo_jax.training.objective import StepSpec
 from tisdpo_jax.training.step import init_state, train_step
 from tisdpo_jax.types import Params, TrainState
 
@@ -25,7 +25,7 @@ class Programs(NamedTuple):
     step: Any  # (state, frozen, batch) -> (state, metrics); gives up the state's
 
 
-def programs(plan: Plan, section: OptimizerSection, total: int, trained: Params, mesh: Mesh) -> Programs:
+def programs(plan: StepSpec, section: OptimizerSection, total: int, trained: Params, mesh: Mesh) -> Programs:
     """The programs of a training of `trained`; of two that are alike, the same.
 
     So the two contrastive models compile one step, and so do the rounds of DLMA.
@@ -35,7 +35,7 @@ def programs(plan: Plan, section: OptimizerSection, total: int, trained: Params,
 
 
 @functools.lru_cache(maxsize=4)
-def _programs(plan: Plan, section: OptimizerSection, total: int, tree: Any, leaves: Any, mesh: Mesh) -> Programs:
+def _programs(plan: StepSpec, section: OptimizerSection, total: int, tree: Any, leaves: Any, mesh: Mesh) -> Programs:
     optimizer = optim.optimizer(section, total)
     begin = functools.partial(init_state, optimizer=optimizer)
     shape = jax.eval_shape(begin, jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves]))
@@ -45,7 +45,7 @@ def _programs(plan: Plan, section: OptimizerSection, total: int, tree: Any, leav
     return Programs(like, jitted, compile_step(plan, optimizer, shardings, mesh))
 
 
-def compile_step(plan: Plan, optimizer: Any, shardings: Any, mesh: Mesh) -> Any:
+def compile_step(plan: StepSpec, optimizer: Any, shardings: Any, mesh: Mesh) -> Any:
     """The jitted step. Its output shardings are pinned: left to the compiler, the second call would compile again."""
     step = functools.partial(train_step, plan=plan, optimizer=optimizer)
     layout, options = (shardings, partitioning.replicated(mesh)), dict(plan.compiler_options) or None

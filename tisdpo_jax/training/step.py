@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from tisdpo_jax.roles import Frozen
-from tisdpo_jax.training.objective import Plan, Result, objective, step_key
+from tisdpo_jax.training.objective import Result, StepSpec, objective, step_key
 from tisdpo_jax.types import Batch, Params, TrainState
 
 Array = jax.Array
@@ -22,7 +22,7 @@ def init_state(trained: Params, optimizer: optax.GradientTransformation) -> Trai
 
 
 def train_step(
-    state: TrainState, frozen: Frozen, batch: Batch, *, plan: Plan, optimizer: optax.GradientTransformation
+    state: TrainState, frozen: Frozen, batch: Batch, *, plan: StepSpec, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step over a batch of pairs.
 
@@ -44,9 +44,9 @@ def train_step(
 
 
 def accumulate(
-    plan: Plan, trained: Params, frozen: Frozen, batch: Batch, key: Array | None = None
+    plan: StepSpec, trained: Params, frozen: Frozen, batch: Batch, key: Array | None = None
 ) -> tuple[Params, Result]:
-    """Gradients of the mean loss over the batch, taken `plan.micro_batches` parts at a time, float32 sums."""
+    """Gradients of the mean loss over the batch, in `gradient_accumulation_steps` parts, float32 sums."""
 
     working = working_copy(trained, plan.scorer.compute_dtype())
 
@@ -54,7 +54,7 @@ def accumulate(
         result = objective(plan, trained, frozen, part, key)
         return result.total / jnp.maximum(result.denominator, 1.0) if mean else result.total, result
 
-    if plan.micro_batches == 1:  # the mean at once: no second copy of the gradients
+    if plan.gradient_accumulation_steps == 1:  # the mean at once: no second copy of the gradients
         (_, result), grads = jax.value_and_grad(value, has_aux=True)(working, batch, mean=True)
         return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, trained), result
 
@@ -62,7 +62,7 @@ def accumulate(
         (_, result), grads = jax.value_and_grad(value, has_aux=True)(working, part, mean=False)
         return jax.tree.map(lambda g: g.astype(jnp.float32), grads), result
 
-    parts = jax.tree.map(lambda x: _deal(x, plan.micro_batches), batch)
+    parts = jax.tree.map(lambda x: _deal(x, plan.gradient_accumulation_steps), batch)
     first = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
     add = lambda carry, part: (jax.tree.map(jnp.add, carry, gradient(part)), None)  # noqa: E731 (one line says it)
@@ -91,7 +91,7 @@ def _deal(x: Array, parts: int) -> Array:
     return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
 
 
-def evaluate_step(trained: Params, frozen: Frozen, batch: Batch, *, plan: Plan) -> dict[str, tuple[Array, Array]]:
+def evaluate_step(trained: Params, frozen: Frozen, batch: Batch, *, plan: StepSpec) -> dict[str, tuple[Array, Array]]:
     """Metric sums and counts of a batch, without gradients."""
     return objective(plan, trained, frozen, batch).sums
 
