@@ -25,7 +25,10 @@ from tisdpo_jax.types import Batch
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
 CONFIGS = [path for path in CONFIGS if path.stem != "testbed"]  # whose models are tiny
-PARAMETERS = {"llama2_7b": 6_738_415_616, "llama31_8b": 8_030_261_248, "smollm2_135m": 134_515_008}
+PARAMETERS = {
+    **{"llama2_7b": 6_738_415_616, "llama31_8b": 8_030_261_248, "smollm2_135m": 134_515_008},
+    **{"gemma2_2b": 2_614_341_888, "gemma3_1b": 999_885_952},
+}
 
 
 def size_of(path: Path) -> str:
