@@ -14,7 +14,7 @@ from tisdpo_jax.models.decoder import (
     read_prompts,
     split_layers,
 )
-from tisdpo_jax.models.head import Head, head_of, head_only, product
+from tisdpo_jax.models.head import Head, capped, head_of, head_only, product
 from tisdpo_jax.models.leaves import Int8, quantize
 from tisdpo_jax.models.params import (
     PARAM_AXES,
@@ -47,6 +47,7 @@ __all__ = [
     "abstract_params",
     "attention",
     "attention_factor",
+    "capped",
     "decode",
     "empty_cache",
     "flatten",

@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from tisdpo_jax.models import product
-from tisdpo_jax.models.head import capped
+from tisdpo_jax.models import capped, product
 from tisdpo_jax.scoring._axes import Parts, mapped_over
 from tisdpo_jax.scoring._logits import Direction, kl_terms
 
