@@ -24,7 +24,10 @@ from tisdpo_jax.training.step import init_state, train_step
 from tisdpo_jax.types import Batch
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
-PARAMETERS = {"llama2_7b": 6_738_415_616, "llama31_8b": 8_030_261_248, "smollm2_135m": 134_515_008}
+PARAMETERS = {
+    **{"llama2_7b": 6_738_415_616, "llama31_8b": 8_030_261_248, "smollm2_135m": 134_515_008},
+    **{"gemma2_2b": 2_614_341_888, "gemma3_1b": 999_885_952},
+}
 
 
 def size_of(path: Path) -> str:

@@ -113,7 +113,7 @@ def test_data_files(capsys, tiny, tmp_path):
     good = json.loads(tiny[2].read_text().splitlines()[0])
     broken.write_text(json.dumps(good) + "\n{not json\n")
     line = told(capsys, *run(tiny, tmp_path / "r", **{"data.train": broken}))
-    assert "1 of 2 records rejected" in line
+    assert "1 of 2 records invalid" in line
 
 
 def test_combinations(capsys, tiny, tmp_path):

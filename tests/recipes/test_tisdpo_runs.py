@@ -233,7 +233,7 @@ def test_frozen_models_in_int8_train_nearly_the_same_policy(tiny, tmp_path, lora
     for dtype in ("float32", "int8"):
         code, output = command("run", **{**options, "run_dir": tmp_path / dtype, "model__frozen_dtype": dtype})
         assert code == 0, output
-        found[dtype] = [row["chosen_logps"] for row in rows(tmp_path / dtype) if row["stage"] == "policy"]
+        found[dtype] = [row["logps/chosen"] for row in rows(tmp_path / dtype) if row["stage"] == "policy"]
         sizes = next(line for line in output.splitlines() if "stage policy: resident" in line)
         found[dtype, "bytes"] = sizes
     assert found["int8"] != found["float32"], "nothing was quantised"

@@ -78,7 +78,7 @@ class DataSection:
         "fail", "a record that cannot be used: stop, or leave it out and count it"
     )
     max_invalid: float = option(
-        0.05, "with on_error skip: the share of rejected records above which the run still stops", at_least=0, at_most=1
+        0.05, "with on_error skip: the share of invalid records above which the run still stops", at_least=0, at_most=1
     )
     packing: Literal["shared", "none"] = option(
         "shared", "shared: pairs packed into rows, each prompt once for both responses; none: a padded row a response"
