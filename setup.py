@@ -36,7 +36,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    keywords=["jax", "alignment", "preference optimization", "dpo", "tis-dpo", "dlma", "llama"],
+    keywords=["jax", "flax", "alignment", "preference optimization", "dpo", "tis-dpo", "dlma", "llama"],
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",
@@ -62,6 +62,7 @@ setup(
     entry_points={"console_scripts": ["tisdpo = tisdpo_jax.cli:command"]},
     install_requires=[
         "array-record",
+        "flax>=0.11.2",
         # importlib_resources is imported by tensorflow-datasets, which does not ask for it.
         "importlib_resources",
         "jax>=0.7.2",

@@ -16,6 +16,7 @@ from tisdpo_jax.models.decoder import (
 )
 from tisdpo_jax.models.head import Head, capped, head_of, head_only, product
 from tisdpo_jax.models.leaves import Int8, quantize
+from tisdpo_jax.models.linen import FlaxDecoder
 from tisdpo_jax.models.params import (
     PARAM_AXES,
     TABLE,
@@ -35,6 +36,7 @@ __all__ = [
     "SIZES",
     "TABLE",
     "ComputeConfig",
+    "FlaxDecoder",
     "Head",
     "Int8",
     "Kind",

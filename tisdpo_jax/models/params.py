@@ -137,9 +137,14 @@ def abstract_params(config: TransformerConfig, dtype: Any = "float32") -> Params
     )
 
 
-def init_params(key: jax.Array, config: TransformerConfig, dtype: Any = "float32") -> Params:
-    """Random parameters as a plain nested dict: matrices normal with 0.02, norms that do nothing, biases 0."""
-    return unflatten({row.path: _initial(key, row, config, jnp.dtype(dtype)) for row in parameters(config)})
+def init_params(key: jax.Array, config: TransformerConfig, dtype: Any = "float32", *, only: str = "") -> Params:
+    """Random parameters as a plain nested dict: matrices normal with 0.02, norms that do nothing, biases 0.
+
+    Args:
+      only: a part at the top, such as "layers"; empty makes all.
+    """
+    rows = [row for row in parameters(config) if only in ("", row.path.partition("/")[0])]
+    return unflatten({row.path: _initial(key, row, config, jnp.dtype(dtype)) for row in rows})
 
 
 def _initial(key: jax.Array, row: Parameter, config: TransformerConfig, dtype: Any) -> jax.Array:
