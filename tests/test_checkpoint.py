@@ -126,6 +126,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax drops a coroutine when it fails
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_step_is_set_aside_and_the_one_before_is_taken(
     run: Checkpoints, kind: str, caplog: pytest.LogCaptureFixture

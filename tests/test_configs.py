@@ -24,10 +24,13 @@ def unknown_fields(values: Any, section: type, path: str = "") -> Iterator[str]:
     if not isinstance(values, dict):
         yield f"{path} is not a mapping"
         return
-    hints = typing.get_type_hints(section)
+    hints, fields = typing.get_type_hints(section), {field.name: field for field in dataclasses.fields(section)}
     for name, value in values.items():
-        if name not in hints:
+        if name not in fields:
             yield f"{path}{name}"
+        elif variants := fields[name].metadata.get("variants"):
+            kind = variants[value.get("name", value.get("method"))]
+            yield from unknown_fields(value, kind, f"{path}{name}.")
         elif dataclasses.is_dataclass(hints[name]):
             yield from unknown_fields(value, hints[name], f"{path}{name}.")
         elif isinstance(value, dict | list):

@@ -100,6 +100,7 @@ def test_sharegpt_demo_file(shared: Path, stories: Any) -> None:
     assert not found.invalid
 
 
+@pytest.mark.slow
 def test_hh_with_the_chat_template_of_smollm2(hh_file: Path, smollm: Any) -> None:
     pair_set = read_pairs(hh_file, limit=300)
     found = encode_pairs(pair_set, smollm, template="auto", max_length=512, max_response=256, contrast=CONTRAST)

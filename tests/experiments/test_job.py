@@ -186,7 +186,7 @@ def test_weights_of_cells_are_what_they_say():
 
     def made(name):
         ratios = [drawn.rewards for drawn in pairs]
-        return [found["weights"] for found in columns(cells[name], pairs, ratios, [0, 1])]
+        return [found["token_weights"] for found in columns(cells[name], pairs, ratios, [0, 1])]
 
     for drawn, uniform, true, doubled, wide in zip(
         pairs, *map(made, ("weights: uniform", "TIS-DPO (oracle)", "(D) k = 2", "(D) L, U = -3, 3")), strict=True

@@ -46,7 +46,9 @@ def batches(sides=(0, 1), columns=None):
     )
 
 
-@pytest.mark.parametrize("name", ["TIS-DPO (oracle)", pytest.param("SFT on chosen", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) for name in ("TIS-DPO (oracle)", "SFT on chosen")]
+)
 def test_replicas_are_what_they_are_alone(name):
     cell = methods(0.1)[name]
     reference = None if cell.loss.name == "sft" else Role("base")

@@ -113,7 +113,7 @@ def test_nothing_is_allocated_or_read_before_all_is_checked(
     def never(*_: object) -> None:
         raise AssertionError("read before the last key was checked")
 
-    monkeypatch.setattr("tisdpo_jax.interchange._assemble.part", never)
+    monkeypatch.setattr("tisdpo_jax.interchange._assemble.tensor_part", never)
     monkeypatch.setattr(jax, "make_array_from_callback", never)
     assert "zz" in failure(directory)
 

@@ -151,7 +151,7 @@ def compile_step(model):
 for loop, remat, tied in (("scan", "none", False), ("scan", "full", True), ("unroll", "none", False)):
     compile_step(Model(tiny_config(tied_head=tied), ComputeConfig(layer_loop=loop, remat=remat)))
 print("LEFT TO THE PARTITIONER", file=sys.stderr, flush=True)
-decoder.take = lambda table, tokens, dtype: table[tokens].astype(dtype)
+decoder.take_rows = lambda table, tokens, dtype: table[tokens].astype(dtype)
 compile_step(Model(tiny_config(), ComputeConfig()))
 """
 

@@ -41,7 +41,7 @@ def session_of(fields: dict[str, object]) -> Any:
 
 def lowered(fields: dict[str, object], stage: str = "policy") -> recipe.Lowered:
     session = session_of(fields)
-    (step,) = [step for step in recipe.steps_of(session) if step.stage == stage]
+    (step,) = [step for step in recipe.trainings(session.config) if step.name == stage]
     return recipe.lower_training(session, step)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from runs import BASE
 from tisdpo_jax.config import Experiment, build, nest
 from tisdpo_jax.models import RopeConfig
 from tisdpo_jax.recipes import evaluate, generate, plan
-from tisdpo_jax.stages import answers, session
+from tisdpo_jax.stages import session
 from tisdpo_jax.testing import write_pairs, write_tiny_model
 from tisdpo_jax.testing.models import tiny_config
 from tisdpo_jax.training.interrupt import Interrupt
@@ -69,7 +70,7 @@ def test_answers(
     def draw(*_: Any, **__: Any) -> None:
         raise Drawn
 
-    monkeypatch.setattr(answers, "sample", draw)
+    monkeypatch.setattr(importlib.import_module("tisdpo_jax.stages.answers"), "sample", draw)
     fields = {**short, "sampling.prompts": prompts, "sampling.max_prompt": 16}
     for number, length in ((0, 2), (2, 12)):
         caplog.clear()

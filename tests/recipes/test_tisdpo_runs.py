@@ -192,7 +192,9 @@ def plainly(tiny, tmp_path_factory):
     return options, rows(run_dir)
 
 
-@pytest.mark.parametrize("how", SAME)
+@pytest.mark.parametrize(
+    "how", [name if "states" in name else pytest.param(name, marks=pytest.mark.slow) for name in SAME]
+)
 def test_what_saves_memory_and_time_trains_the_same_policy(plainly, tmp_path, how):
     options, expected = plainly
     code, output = command("train", **{**options, "run_dir": tmp_path, **SAME[how]})

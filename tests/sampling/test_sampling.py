@@ -62,7 +62,7 @@ def test_batch_and_order_do_not_matter():
     assert one_at_a_time == usual()
 
 
-@pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize("mesh", [(2, 2, 2), pytest.param((1, 8, 1), marks=pytest.mark.slow)])
 def test_devices_do_not_matter(mesh):
     devices = device_mesh(*mesh)
     params = jax.device_put(variables()["params"], param_shardings(variables()["params"], devices))

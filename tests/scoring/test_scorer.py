@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -71,8 +72,9 @@ def test_a_scorer_that_is_no_text_trains_by_the_same_step() -> None:
     optimizer = optax.sgd(0.5)
     state = init_state({"center": jnp.zeros(4)}, optimizer)
     losses = []
+    step = jax.jit(functools.partial(train_step, plan=plan(Dpo(beta=0.5)), optimizer=optimizer))
     for _ in range(20):
-        state, metrics = train_step(state, FROZEN, points(), plan=plan(Dpo(beta=0.5)), optimizer=optimizer)
+        state, metrics = step(state, FROZEN, points())
         losses.append(float(metrics["objective"]))
     assert losses[-1] < losses[0] - 0.1 and (state.trained["center"] > 0.1).all()
 
@@ -102,11 +104,13 @@ def test_the_entropy_of_text_is_that_of_the_logits() -> None:
     config = tiny_config()
     encoded, params = random_encoded(0, vocab_size=config.vocab_size, pairs=2, elements=6), random_params(0, config)
     model = Model(config)
-    found = Text(model, 4).entropy({"params": params}, batch_of(encoded, elements=6), jax.random.key(0))
+    entropy = jax.jit(Text(model, 4).entropy)
+    found = entropy({"params": params}, batch_of(encoded, elements=6), jax.random.key(0))
+    whole = jax.jit(lambda tokens: logits(model, {"params": params}, tokens))
     for number, pair in enumerate(encoded.groups):
         for side, response in enumerate((pair.chosen, pair.rejected)):
             tokens = jnp.concatenate([pair.prompt, response])[None]
-            logp = jax.nn.log_softmax(logits(model, {"params": params}, tokens)[0])
+            logp = jax.nn.log_softmax(whole(tokens)[0])
             expected = -(jnp.exp(logp) * logp).sum(-1)[len(pair.prompt) - 1 : -1]
             np.testing.assert_allclose(found[number, side, : len(response)], expected, rtol=1e-4)
             assert (found[number, side, len(response) :] == 0).all()

@@ -272,11 +272,9 @@ def test_zero_last_takes_the_weight_of_the_end_of_turn(name: str) -> None:
 
 
 def test_every_name_of_the_configuration_has_a_function() -> None:
-    from typing import get_args
+    from tisdpo_jax.estimators import ESTIMATORS
 
-    from tisdpo_jax.config.schema import WeightMethod
-
-    assert set(get_args(WeightMethod)) == {"importance", *weights.CONTROLS, *weights.TRANSFORMS}
+    assert set(ESTIMATORS) == {"importance", "entropy", *weights.CONTROLS, *weights.TRANSFORMS}
 
 
 @pytest.mark.parametrize("name", COMPILED)
