@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -68,3 +69,14 @@ def test_the_entropy_weighs_by_the_reference_alone() -> None:
     for flat in (weights.entropy_weights(jnp.ones_like(mask), mask), weights.entropy_weights(entropy, mask, power=0.0)):
         np.testing.assert_allclose(flat, mask, rtol=1e-6)
     assert {read.role for read in Entropy().reads} == {"reference"}
+
+
+@pytest.mark.parametrize("method", ["log_uniform", "shuffled", "random"])
+def test_what_is_drawn_belongs_to_the_record(method: str) -> None:
+    """Pairs that are alike draw differently, and a pair draws the same wherever it stands."""
+    estimator, mask = ESTIMATORS[method](), jnp.ones((3, 2, 40))
+    ratios = jax.random.normal(jax.random.key(0), (1, 2, 40)).repeat(3, axis=0)
+    values = {"plus_logps": ratios, "minus_logps": jnp.zeros_like(ratios)}
+    found = np.asarray(estimator.weights(values, mask, jnp.asarray([4, 7, 4])))
+    np.testing.assert_array_equal(found[0], found[2])
+    assert (found[0] != found[1]).mean() > 0.5
