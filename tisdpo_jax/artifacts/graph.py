@@ -65,9 +65,11 @@ class Run:
         return self._values[stage]
 
     def only(self, kept: Iterable[Stage]) -> None:
-        """Forgets all other values: what is asked for again is read again."""
+        """Forgets all other values that are large, those with a method `drop`: asked for again, they are read again."""
         names = {stage.name for stage in kept}
-        self._values = {stage: value for stage, value in self._values.items() if stage.name in names}
+        self._values = {
+            stage: value for stage, value in self._values.items() if stage.name in names or not hasattr(value, "drop")
+        }
 
 
 def order(*goals: Stage) -> list[Stage]:
