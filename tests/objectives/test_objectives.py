@@ -57,6 +57,9 @@ def test_every_need_is_one(name: str) -> None:
     if needs.direction:
         assert objective.loss(inputs_of(objective, kl=PAIRS.token_kl * 2)).total != before
     for column in needs.columns:
+        rest = {name: COLUMNS[name] for name in needs.columns if name != column}
+        with pytest.raises(ValueError, match=f"needs the column '{column}'"):
+            objective.loss(inputs_of(objective, columns=rest))
         columns = {name: COLUMNS[name] for name in needs.columns} | {column: COLUMNS[column] * 0.5}
         assert objective.loss(inputs_of(objective, columns=columns)).total != before
 

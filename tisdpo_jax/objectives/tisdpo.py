@@ -27,7 +27,7 @@ class TisDpo:
             inputs.logps,
             given(inputs.reference_logps, "reference_logps"),
             inputs.mask,
-            weights=inputs.columns["token_weights"],
+            weights=given(inputs.columns.get("token_weights"), "the column 'token_weights'"),
             beta=self.beta,
             token_kl=inputs.kl,
             kl_coef=self.kl_coef,

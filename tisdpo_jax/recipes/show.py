@@ -44,7 +44,7 @@ def text(config: Experiment) -> str:
     rows = lines(config)
     width = max(len(row.stage) for row in rows)
     table = [f"{row.stage:<{width}}  {row.state:<7}  {row.why}" for row in rows]
-    stale = [row.stage for row in rows if row.state == "stale"]
+    stale = [row.stage for row in rows if row.state == "stale" and row.stage not in WRITTEN]
     if stale:
         table.append(
             f"\n`tisdpo run` refuses what is stale ({', '.join(stale)}): go back to the values it was made with, or "
