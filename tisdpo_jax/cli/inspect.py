@@ -18,7 +18,7 @@ def inspect(arguments: Sequence[str]) -> int:
     """`tisdpo inspect CONFIG [--pair ID or number] [--split train|eval] [--pictures DIR] [--dotted.field value]...`
 
     Prints the counts of the file and the tokens of one pair, with the weights of its run where scores are cached.
-    Needs no weights of a model, and rejects nothing: every rejected record is listed. With --pictures, heat maps of
+    Needs no weights of a model, and stops at nothing: every invalid record is listed. With --pictures, heat maps of
     that pair or of the first `evaluation.heat_maps`, distributions and a table of tokens are written there.
     """
     file, overrides, own = options.read_arguments(arguments, extra=("pair", "split", "pictures"))

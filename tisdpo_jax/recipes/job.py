@@ -204,7 +204,7 @@ def _look(session: Session, directory: Path, policy: Subject, reference: Subject
     if session.config.evaluation.judge.by:
         evaluate.save(directory, session, done, tables, None)  # judging may be stopped, and may take long
         judged = judge.judge(session, directory, policy, reference)
-        for invalid_record in judged.rejected[: evaluate.LISTED]:
+        for invalid_record in judged.invalid[: evaluate.LISTED]:
             _say(f"no prompt: {invalid_record}")
         for grid in judge.grids(judged):
             _say(grid_text(grid) + "\n")

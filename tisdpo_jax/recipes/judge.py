@@ -45,7 +45,7 @@ class Judged:
     judge: str
     prompts: int
     source: str
-    rejected: tuple[InvalidRecord, ...]  # records of the file of prompts that hold none
+    invalid: tuple[InvalidRecord, ...]  # records of the file of prompts that hold none
     unanswered: dict[str, int]  # prompts to which a model or file has no answer, by model; nobody's win
     undecided: dict[str, int]  # questions to an endpoint without a verdict, each order for itself, by kind
     scores: tuple[ModelScore, ...]
@@ -63,7 +63,7 @@ def judge(session: Session, directory: Path, policy: Subject, reference: Subject
     if section.anchor and section.anchor not in names:
         raise ConfigError(f"evaluation.judge.anchor {section.anchor!r} is none of the models {', '.join(names)}")
     scorer = None if is_endpoint(section.by) else open_scorer(session)  # found out before anything is generated
-    prompts, rejected, source = judged_prompts(session)
+    prompts, invalid, source = judged_prompts(session)
     texts: dict[str, list[str | None]] = {}
     for name in names:
         if name in others and others[name].endswith(".jsonl"):
@@ -86,7 +86,7 @@ def judge(session: Session, directory: Path, policy: Subject, reference: Subject
             outcomes[one, other] = judging.outcomes_of_scores(scores[one], scores[other], tie_band=section.tie_band)
     else:
         outcomes, undecided = endpoint_verdicts(session, kept, pairs, prompts, texts)
-    judged = _summary(session, names, scores, outcomes, len(prompts), source, rejected, texts)
+    judged = _summary(session, names, scores, outcomes, len(prompts), source, invalid, texts)
     return dataclasses.replace(judged, undecided=undecided)
 
 
@@ -97,7 +97,7 @@ def _summary(
     outcomes: dict[tuple[str, str], Outcomes],
     prompts: int,
     source: str,
-    rejected: tuple[InvalidRecord, ...],
+    invalid: tuple[InvalidRecord, ...],
     texts: dict[str, list[str | None]],
 ) -> Judged:
     section = session.config.evaluation
@@ -110,7 +110,7 @@ def _summary(
         judge=section.judge.by,
         prompts=prompts,
         source=source,
-        rejected=rejected,
+        invalid=invalid,
         unanswered={name: sum(text is None for text in texts[name]) for name in names},
         undecided={},
         scores=tuple(
@@ -143,10 +143,10 @@ def judged_prompts(session: Session) -> tuple[list[Prompt], tuple[InvalidRecord,
     """Prompts to answer, those of the file or of the held-out pairs, each once; bad records; the source."""
     section = session.config.evaluation.judge
     if section.prompts:
-        prompts, rejected = read_prompts(section.prompts)
+        prompts, invalid = read_prompts(section.prompts)
         if not prompts:
-            raise DataError(f"{section.prompts}: holds no prompt that can be used: {rejected[0]}")
-        return list(prompts[: section.limit or None]), rejected, section.prompts
+            raise DataError(f"{section.prompts}: holds no prompt that can be used: {invalid[0]}")
+        return list(prompts[: section.limit or None]), invalid, section.prompts
     encoded = session.split("eval")
     once: dict[tuple[Message, ...], Prompt] = {}
     for pair in encoded.groups:
