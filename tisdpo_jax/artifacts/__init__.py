@@ -1,6 +1,6 @@
 """What a run leaves on disk: how it is identified, how it is written, and who may write it."""
 
-from tisdpo_jax.artifacts.graph import Given, Line, Run, Stage, Stored, changes, order, show
+from tisdpo_jax.artifacts.graph import Given, Line, Run, Stage, Stored, Unkept, changes, order, show
 from tisdpo_jax.artifacts.key import differences, digest, plain
 from tisdpo_jax.artifacts.store import clean, replacing, sha256, write_text
 from tisdpo_jax.artifacts.workspace import lease
@@ -11,6 +11,7 @@ __all__ = [
     "Run",
     "Stage",
     "Stored",
+    "Unkept",
     "changes",
     "clean",
     "differences",

@@ -42,8 +42,8 @@ class Stage(Protocol):
         """
         ...
 
-    def key(self, context: Any) -> Mapping[str, Any] | None:
-        """What the result depends on, as far as that is known before anything is made; None keeps nothing on disk."""
+    def key(self, run: Run) -> Mapping[str, Any] | None:
+        """What the result depends on, as far as that is known from what `run` has; None keeps nothing on disk."""
         ...
 
     def stored(self, context: Any) -> Stored | None: ...
@@ -63,6 +63,14 @@ class Run:
         if stage not in self._values:
             self._values[stage] = stage.make(self)
         return self._values[stage]
+
+    def known(self, stage: Stage) -> Any:
+        """The value of a stage where it is made or read already; else None."""
+        return self._values.get(stage)
+
+    def forget(self, stage: Stage) -> None:
+        """Asked for again, the value is read again."""
+        self._values.pop(stage, None)
 
     def only(self, kept: Iterable[Stage]) -> None:
         """Forgets all other values that are large, those with a method `drop`: asked for again, they are read again."""
@@ -96,16 +104,16 @@ class Line(NamedTuple):
     inputs: tuple[str, ...]
 
 
-def show(context: Any, *goals: Stage) -> list[Line]:
+def show(run: Run, *goals: Stage) -> list[Line]:
     """What is there, what would be made, and what was made with another configuration: nothing is made or changed."""
-    return [_line(context, stage) for stage in order(*goals) if stage.key(context) is not None]
+    return [_line(run, stage) for stage in order(*goals) if stage.key(run) is not None]
 
 
-def _line(context: Any, stage: Stage) -> Line:
-    stored, inputs = stage.stored(context), tuple(_kept(context, stage))
+def _line(run: Run, stage: Stage) -> Line:
+    stored, inputs = stage.stored(run.context), tuple(_kept(run, stage))
     if stored is None:
         return Line(stage.name, "missing", "would be made", inputs)
-    changed = changes(context, stage, stored)
+    changed = changes(run, stage, stored)
     if changed:
         return Line(stage.name, "stale", f"{stored.path}: {'; '.join(changed)}", inputs)
     if not stored.whole:
@@ -113,23 +121,33 @@ def _line(context: Any, stage: Stage) -> Line:
     return Line(stage.name, "there", str(stored.path), inputs)
 
 
-def changes(context: Any, stage: Stage, stored: Stored) -> list[str]:
+def changes(run: Run, stage: Stage, stored: Stored) -> list[str]:
     """What differs between a stored key and the stage's, as far as both know it."""
-    wanted = stage.key(context) or {}
+    wanted = stage.key(run) or {}
     return differences({name: value for name, value in stored.key.items() if name in wanted}, wanted)
 
 
-def _kept(context: Any, stage: Stage) -> Iterable[str]:
+def _kept(run: Run, stage: Stage) -> Iterable[str]:
     """Names of the nearest stages below that keep something on disk."""
     for one in stage.inputs:
-        if one.key(context) is not None:
+        if one.key(run) is not None:
             yield one.name
         else:
-            yield from _kept(context, one)
+            yield from _kept(run, one)
+
+
+class Unkept:
+    """A stage of which nothing is kept on disk: it is made again, or read from where it came."""
+
+    def key(self, run: Run) -> None:
+        return None
+
+    def stored(self, context: Any) -> None:
+        return None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Given:
+class Given(Unkept):
     """A value that somebody has made already, as a stage."""
 
     name: str
@@ -138,9 +156,3 @@ class Given:
 
     def make(self, run: Run) -> Any:
         return self.value
-
-    def key(self, context: Any) -> None:
-        return None
-
-    def stored(self, context: Any) -> None:
-        return None

@@ -44,15 +44,12 @@ def inspect(arguments: Sequence[str]) -> int:
 def _encode(config: Experiment, split: str) -> tuple[Any, Any]:
     import dataclasses
 
-    from tisdpo_jax import interchange
-    from tisdpo_jax.stages import model_path, open_data
+    from tisdpo_jax.stages import Text, open_data, open_tokenizer
 
     lenient = dataclasses.replace(config.data, on_error="skip", max_invalid=1.0)
     config = dataclasses.replace(config, data=lenient)
-    tokenizer = interchange.load_tokenizer(
-        Path(config.model.tokenizer).expanduser() if config.model.tokenizer else model_path(config)
-    )
-    train, held_out = open_data(config, tokenizer)
+    tokenizer = open_tokenizer(config)
+    train, held_out = open_data(config, Text.of(config, tokenizer))
     if split == "train":
         return train, tokenizer
     if held_out is None:

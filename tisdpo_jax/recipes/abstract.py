@@ -10,14 +10,23 @@ import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
-from tisdpo_jax import interchange, partitioning
+from tisdpo_jax import interchange
 from tisdpo_jax.config import Experiment
-from tisdpo_jax.data import EncodedSet
 from tisdpo_jax.errors import ConfigError
-from tisdpo_jax.models import SIZES, Model, TransformerConfig, abstract_params
+from tisdpo_jax.models import SIZES, Model, TransformerConfig
 from tisdpo_jax.planning import Topology
 from tisdpo_jax.planning import lengths as measured
-from tisdpo_jax.stages import DEMO_CACHE, Session, check_batches, compute_config, open_data
+from tisdpo_jax.stages import (
+    DEMO_CACHE,
+    Pairs,
+    Session,
+    Text,
+    check_batches,
+    check_model,
+    compute_config,
+    open_data,
+    open_mesh,
+)
 
 LengthsFrom = Literal["", "data", "hh", "full"]
 PAIRS = 2048  # made from the histogram, or 16 batches if that is more
@@ -52,8 +61,7 @@ def _plain(name: str) -> str:
 class Lengths(NamedTuple):
     """Pairs with the lengths to plan for, and where those come from, in words."""
 
-    train: EncodedSet
-    held_out: EncodedSet | None
+    pairs: Pairs
     source: str
 
 
@@ -62,8 +70,8 @@ def read_lengths(config: Experiment, source: LengthsFrom) -> Lengths:
     limits = {"max_length": config.data.max_length, "max_response": config.data.max_response}
     if source == "data" or (not source and _at_hand(config)):
         tokenizer = interchange.load_tokenizer(_tokenizer_path(config))
-        train, held_out = open_data(config, tokenizer)
-        return Lengths(train, held_out, f"{len(train)} pairs of {config.data.train}")
+        pairs = Pairs(*open_data(config, Text.of(config, tokenizer)))
+        return Lengths(pairs, f"{len(pairs.train)} pairs of {config.data.train}")
     contrast = None
     if config.contrast.construction == "prompts":
         contrast = (config.contrast.positive_prompt, config.contrast.negative_prompt)
@@ -74,7 +82,7 @@ def read_lengths(config: Experiment, source: LengthsFrom) -> Lengths:
     sections = (config.train, config.contrast.training, config.sft)
     count = max(PAIRS, *(16 * section.batch_size for section in sections))
     blank = measured.blank_pairs(measured.repeat(triples, count), words, contrast=contrast)
-    return Lengths(blank, None, words)
+    return Lengths(Pairs(blank), words)
 
 
 def _at_hand(config: Experiment) -> bool:
@@ -91,31 +99,17 @@ def _tokenizer_path(config: Experiment) -> Path:
     return Path(config.model.path).expanduser()
 
 
-def abstract_session(config: Experiment, transformer: TransformerConfig, pairs: Lengths, topology: Topology) -> Session:
+def abstract_session(config: Experiment, transformer: TransformerConfig, topology: Topology) -> Session:
     """A session on devices that need not be there; what it has no use for, logs and tokenizer, is left out.
 
     Raises: ConfigError for what does not divide, as a run would.
     """
-    section = config.mesh
-    sizes = (section.data, section.fsdp, section.tensor)
-    mesh = partitioning.make_mesh(*sizes, devices=topology.devices, slices=section.slices)
+    mesh = open_mesh(config, topology.devices)
     check_batches(config, mesh)
-    partitioning.check_heads(transformer.num_heads, transformer.num_kv_heads, mesh)
-    partitioning.param_shardings(abstract_params(transformer), mesh)
+    check_model(config, transformer, mesh)
     compute = compute_config(config, topology.platform)
     if topology.spec.kind == "gpu" and compute.attention == "cudnn":
         compute = dataclasses.replace(compute, attention="xla")  # the stand-in, a CPU, has no such kernel
     nothing = cast(Any, None)
-    return Session(
-        config=config,
-        run_dir=Path(config.run_dir),
-        mesh=mesh,
-        model=Model(transformer, compute),
-        model_path=Path(config.model.path),
-        tokenizer=nothing,
-        train=pairs.train,
-        eval=pairs.held_out,
-        elements=max(encoded.elements() for encoded in (pairs.train, pairs.held_out) if encoded is not None),
-        metrics=nothing,
-        interrupt=nothing,
-    )
+    places = (Path(config.run_dir), mesh, Model(transformer, compute), Path(config.model.path))
+    return Session(config, *places, tokenizer=nothing, metrics=nothing, interrupt=nothing)

@@ -1,297 +1,138 @@
-"""A policy measured against a reference on pairs: one path for a run's own models and for any others."""
+"""Looking at models: a run's own, or any that are there; measured on pairs, judged, printed and saved in one way."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
-import logging
-import math
-import re
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from tisdpo_jax import interchange, losses
-from tisdpo_jax.artifacts import digest, write_text
-from tisdpo_jax.config import Experiment, LoggingSection
-from tisdpo_jax.data import EncodedSet, apply_policy, encode_pairs, open_template, read_pairs
-from tisdpo_jax.errors import ConfigError, DataError
-from tisdpo_jax.metrics import Change, PairEvaluation, PairScores, compare, defined, evaluate_pairs, paired_difference
-from tisdpo_jax.models import Model
-from tisdpo_jax.objectives import implicit_beta
-from tisdpo_jax.reporting import Comparison, DataCounts, Grid, as_plain, preference_grids
-from tisdpo_jax.scoring import score_pair_of_models
+from tisdpo_jax.config import Experiment
+from tisdpo_jax.data import EncodedSet
+from tisdpo_jax.recipes import judge, measure, run_dir
+from tisdpo_jax.recipes.measure import Evaluation, evaluation_dir
+from tisdpo_jax.recipes.report import write_evaluation
+from tisdpo_jax.recipes.samples import model_names
+from tisdpo_jax.reporting import Comparison, Grid, grid_text, table_text
+from tisdpo_jax.roles import Frozen, bind, policy_role
 from tisdpo_jax.stages import (
+    Base,
+    Pairs,
     Session,
     Subject,
     adapter_base,
-    check_finite,
-    check_same_tokens,
-    compute_config,
     is_adapter,
     named_path,
-    open_data,
-    open_mesh,
+    open_session,
+    open_subject,
     warn_of_limit,
     warn_of_pairs,
 )
-from tisdpo_jax.training import Interrupt, MetricsLog, collect, one_pass
-from tisdpo_jax.types import Batch, Variables
-
-log = logging.getLogger(__name__)
-
-RESULT = "evaluation.json"
-PAIRS = "evaluation_pairs.jsonl"
-LISTED = 20  # invalid records that the terminal shows
+from tisdpo_jax.training import Interrupt, listening
+from tisdpo_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Evaluation:
-    """What was found on the pairs; the same for a checkpoint and for its export."""
+class Looked:
+    """What an evaluation found, for the report."""
 
-    policy: Subject
-    reference: Subject
-    scores: PairScores
-    found: PairEvaluation
-    data: DataCounts
-
-    def grids(self) -> tuple[Grid, ...]:
-        return preference_grids(self.found, policy=self.policy.name, reference=self.reference.name)
+    directory: Path
+    subjects: tuple[Subject, ...] = ()
+    done: Evaluation | None = None
+    tables: tuple[Comparison, ...] = ()
+    measures: tuple[Grid, ...] = ()
+    judging: tuple[Grid, ...] = ()
 
 
-def evaluate(session: Session, policy: Subject, reference: Subject) -> Evaluation:
-    """All measures of `policy` against `reference` on the held-out pairs of the session."""
-    encoded, section = session.split("eval"), session.config.evaluation
-    check_same_tokens(policy, reference)
-    scores = measure_pairs(session, policy, reference)
-    found = evaluate_pairs(
-        scores, beta=implicit_beta(session.config.loss), resamples=section.resamples, seed=section.seed
-    )
-    return Evaluation(policy, reference, scores, found, counts(encoded, "evaluated"))
+def look(session: Session, pairs: Pairs, base: Base, trained: Params) -> Looked:
+    """The policy of a run against the model it started from, on its held-out pairs or on `evaluation.data`.
 
-
-def evaluation_dir(config: Experiment) -> Path:
-    """Where results go that are not a run's own: a directory named by what is measured on what."""
-    section = config.evaluation
-    policy = Path(section.policy).name if section.policy else "policy"
-    data = section.data.rpartition("/")[2].partition(".")[0] if section.data else "held-out"
-    everything = digest([section.policy, section.reference, section.data, config.model.path])[:6]
-    name = re.sub(r"[^\w.-]+", "-", f"{policy}-on-{data}")
-    return Path(config.run_dir).expanduser() / "evaluations" / f"{name}-{everything}"
-
-
-def open_evaluation(config: Experiment, directory: Path, interrupt: Interrupt) -> Session:
-    """A session without training: what `evaluation.data` names is held out, and nothing else is there.
-
-    It may have no pairs, where prompts for a judge are all that is asked for.
+    Results go beside the run's own only for its own pairs.
     """
-    mesh = open_mesh(config.mesh)
-    path = named_path(config.evaluation.reference or config.model.path)
-    if is_adapter(path):
-        path = named_path(adapter_base(path))
-    transformer = interchange.read_config(path)
-    tokenizer = interchange.load_tokenizer(
-        Path(config.model.tokenizer).expanduser() if config.model.tokenizer else path
-    )
-    if len(tokenizer) > transformer.vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {len(tokenizer)} tokens, {path} only {transformer.vocab_size}; "
-            "set model.tokenizer to the one that belongs to it"
+    section, directory = session.config.evaluation, session.run_dir
+    policy, reference = _own_subjects(session, base, trained)
+    if section.data or section.reference:
+        directory = evaluation_dir(session.config)
+        directory.mkdir(parents=True, exist_ok=True)
+        pairs = measure.open_pairs(session)
+    elif pairs.eval is not None:
+        pairs = Pairs.measured(pairs.eval)
+    if section.reference:
+        reference = open_subject(session, "reference", section.reference, frozen=True, pairs=pairs.eval)
+    looked = _look(session, pairs, directory, policy, reference)
+    if directory != session.run_dir:
+        return looked
+    return dataclasses.replace(looked, done=None, subjects=())  # they hold the models
+
+
+def evaluate_run(session: Session, pairs: Pairs, base: Base, trained: Params) -> None:
+    """`tisdpo evaluate` of a run that is there."""
+    if not (session.config.evaluation.data or session.config.evaluation.reference):
+        pairs.split("eval")  # says what to set
+    looked = look(session, pairs, base, trained)
+    if looked.directory != session.run_dir:
+        session.say(
+            f"written  {write_evaluation(looked.directory, session, looked.done, looked.judging, looked.subjects)}"
         )
-    session = Session(
-        config=config,
-        run_dir=directory,
-        mesh=mesh,
-        model=Model(transformer, compute_config(config)),
-        model_path=path,
-        tokenizer=tokenizer,
-        train=EncodedSet((), (), "none"),
-        eval=None,
-        elements=0,
-        metrics=MetricsLog(directory, LoggingSection()),
-        interrupt=interrupt,
-    )
-    warn_of_limit(config, transformer, path)
-    judge = config.evaluation.judge
-    if judge.by and judge.prompts and not (config.evaluation.data or config.data.train):
-        return session
-    pairs = open_pairs(session)
-    warn_of_pairs(pairs, transformer, path)
-    return measuring(session, pairs)
 
 
-def counts(encoded: EncodedSet, name: str) -> DataCounts:
-    used = len(encoded)
-    return DataCounts(name, encoded.source, used + len(encoded.invalid), used, encoded.invalid)
-
-
-def open_pairs(session: Session) -> EncodedSet:
-    """What `evaluation.data` names, as tokens.
-
-    Nothing is trained on these records, so those that cannot be used stop nothing: they are counted and named.
-
-    Raises: DataError where none can be used.
-    """
-    config = session.config
-    section, data = config.evaluation, config.data
-    if not section.data:
-        if not data.train:
-            raise ConfigError("there are no pairs to evaluate on: name a file with --evaluation.data FILE")
-        held_out = open_data(config, session.tokenizer)[1]
-        if held_out is None:
-            raise ConfigError(
-                "there are no pairs to evaluate on: name a file with --evaluation.data FILE, or set data.eval or "
-                "data.eval_fraction"
-            )
-        return held_out
-    found = read_pairs(section.data, format=data.format, limit=data.eval_limit, group_field=section.subset)
-    encoded = encode_pairs(
-        found,
-        session.tokenizer,
-        template=open_template(data.template, session.tokenizer),
-        system=data.system,
-        max_length=data.max_length,
-        max_response=data.max_response,
-    )
-    if not encoded.groups:
-        raise DataError(f"{encoded.source}: none of its records can be used:\n{listed(encoded)}")
-    return apply_policy(encoded, "skip", 1.0)
-
-
-def listed(encoded: EncodedSet, count: int = LISTED) -> str:
-    """Counts of a source, and the first invalid records by line and reason."""
-    lines = [encoded.summary(), *(f"  {invalid_record}" for invalid_record in encoded.invalid[:count])]
-    if len(encoded.invalid) > count:
-        lines.append(f"  ... and {len(encoded.invalid) - count} more, all of them in {RESULT}")
-    return "\n".join(lines)
-
-
-def measuring(session: Session, encoded: EncodedSet) -> Session:
-    """The session with these pairs held out, in arrays as wide as they need: so that sums do not depend on others."""
-    return dataclasses.replace(session, eval=encoded, elements=encoded.elements())
-
-
-def measure_pairs(session: Session, policy: Subject, reference: Subject) -> PairScores:
-    """Both models over all held-out pairs."""
-    config = session.config
-    pairs, batches = session.passing("eval", "main")
-    run = _measurer(policy.model, reference.model, config.model.head_chunk)
-    encoded = pairs.encoded.groups
-    watched: Any = {"label": "evaluate", "interrupt": session.interrupt, "shown": config.logging.progress}
-    everything = one_pass(pairs, batches, session.mesh, **watched)
-    sums = collect(lambda batch: run(policy.variables, reference.variables, batch), everything, len(encoded))
-    names = ("policy", "reference", "kl", "tokens")
-    found = {name: value.astype(np.float64) for name, value in zip(names, sums, strict=True)}
-    for name, subject in (("policy", policy), ("reference", reference), ("kl", policy)):
-        check_finite(f"log-likelihoods of {subject.name} {subject.source}", found[name], encoded)
-    return PairScores(
-        **found,
-        # as it was written: its tokens are cut by the length of the responses
-        prompts=[repr(pair.messages) for pair in encoded],
-        groups=[pair.subset for pair in encoded] if config.evaluation.subset else (),
-    )
-
-
-@functools.lru_cache(maxsize=4)
-def _measurer(model: Model, reference_model: Model, chunk: int) -> Any:
-    def run(policy: Variables, reference: Variables, batch: Batch) -> tuple[jax.Array, ...]:
-        scores, reference_logps = score_pair_of_models(
-            model, policy, reference, batch, chunk=chunk, reference_model=reference_model
+def evaluate_models(config: Experiment, interrupt: Interrupt) -> None:
+    """`evaluation.policy` against `evaluation.reference`, on any pairs, in a directory of its own below `run_dir`."""
+    directory, section = evaluation_dir(config), config.evaluation
+    with listening(interrupt), run_dir.opened(directory, config):
+        named = section.reference or config.model.path
+        path = named_path(named)
+        session = open_session(
+            config, directory, interrupt, model=adapter_base(path) if is_adapter(path) else str(path)
         )
-        assert scores.kl is not None
-        kl = jnp.minimum(scores.kl, 1e9)  # NaN stays NaN
-        return scores.logps.sum(-1), reference_logps.sum(-1), kl.sum(-1), batch.mask.sum(-1)
+        warn_of_limit(config, session.model.config, session.model_path)
+        pairs = Pairs(EncodedSet((), (), "none"))
+        if not (section.judge.by and section.judge.prompts and not (section.data or config.data.train)):
+            pairs = measure.open_pairs(session)
+            warn_of_pairs(pairs.split("eval"), session.model.config, session.model_path)
+        with session.metrics, jax.set_mesh(session.mesh):
+            reference = open_subject(session, "reference", named, frozen=True, pairs=pairs.eval)
+            policy = open_subject(session, "policy", section.policy, base=reference, pairs=pairs.eval)
+            looked = _look(session, pairs, directory, policy, reference)
+            page = write_evaluation(directory, session, looked.done, looked.judging, looked.subjects)
+            session.say(f"written  {page}")
 
-    return jax.jit(run)
+
+def _look(session: Session, pairs: Pairs, directory: Path, policy: Subject, reference: Subject) -> Looked:
+    section = session.config.evaluation
+    done: Evaluation | None = None
+    tables: tuple[Comparison, ...] = ()
+    measures: tuple[Grid, ...] = ()
+    if pairs.eval is None:
+        session.say("no held-out pairs (data.eval, data.eval_fraction): nothing is measured\n")
+    else:
+        if pairs.eval.invalid:
+            session.say(f"{measure.listed(pairs.eval)}\n")
+        done = measure.evaluate(session, pairs, policy, reference)
+        models = ("reference", "policy") if section.policy or section.reference else model_names(session)[-2:]
+        tables, measures = measure.comparisons(done.scores, done.found.beta, models), done.grids()
+        # "before" and "after" are words for a run, not for any two models
+        for text in [*map(table_text, () if section.policy else tables), *map(grid_text, measures)]:
+            session.say(text + "\n")
+    judged = None
+    if section.judge.by:
+        measure.save(directory, pairs, done, tables, None)  # judging may be stopped, and may take long
+        judged = judge.judge(session, pairs, directory, policy, reference)
+        for invalid_record in judged.invalid[: measure.LISTED]:
+            session.say(f"no prompt: {invalid_record}")
+        for grid in judge.grids(judged):
+            session.say(grid_text(grid) + "\n")
+    measure.save(directory, pairs, done, tables, judged)
+    judging = judge.grids(judged) if judged is not None else ()
+    return Looked(directory, (policy, reference), done, tables, measures, judging)
 
 
-def comparisons(
-    scores: PairScores, beta: float, models: tuple[str, str] = ("before", "after")
-) -> tuple[Comparison, ...]:
-    """Two tables of before and after training: implicit rewards, and plain likelihoods.
-
-    The model before training is its own reference: its margin is 0, its loss log 2, and every pair a tie, whatever it
-    is worth. So rewards are compared with nothing; likelihoods are what both models can be better or worse at.
-    """
-    count = len(scores.reference)
-    margins, loss = _rewards(scores.policy, scores.reference, beta)
-    no_margins, no_loss = _rewards(scores.reference, scores.reference, beta)
-    rewards = tuple(defined(row) for row in compare(no_margins, no_loss, margins, loss))
-    tokens = np.maximum(scores.tokens, 1)
-    means = [total / tokens for total in (scores.reference, scores.policy)]
-    likelihoods = (
-        _change("likelihood accuracy", *((mean[:, 0] > mean[:, 1]).astype(float) for mean in means), better=True),
-        _change("log-likelihood margin a token", *(mean[:, 0] - mean[:, 1] for mean in means), better=True),
-        _change("chosen log-likelihood a token", *(mean[:, 0] for mean in means), better=None),
-        _change("rejected log-likelihood a token", *(mean[:, 1] for mean in means), better=None),
-        defined(
-            _change("KL(policy || reference), a token", np.zeros(count), (scores.kl / tokens).mean(-1), better=None)
-        ),
-    )
+def _own_subjects(session: Session, base: Base, trained: Params) -> tuple[Subject, Subject]:
+    """The policy of the run, and the model that it started from."""
+    frozen: Frozen = {"params": {"base": base.frozen()}, "lora": {}}
+    policy = bind(policy_role(lora=session.lora), trained, frozen)
+    source, model = str(session.run_dir / "models" / "policy"), session.model
     return (
-        Comparison(f"Held-out pairs, implicit reward (beta {beta:g}), tokens unweighted", count, rewards, models),
-        Comparison("Held-out pairs, likelihoods", count, likelihoods, models),
+        Subject("policy", source, model, policy, session.tokenizer),
+        Subject("reference", str(session.model_path), model, {"params": base.frozen()}, session.tokenizer),
     )
-
-
-def _rewards(policy: np.ndarray, reference: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray]:
-    """Per-pair margin and DPO loss; a response's sum stands for one element, so the loss is the library's own."""
-    result = losses.dpo_loss(
-        jnp.asarray(policy, jnp.float32)[..., None],
-        jnp.asarray(reference, jnp.float32)[..., None],
-        jnp.ones((*policy.shape, 1)),
-        beta=beta,
-    )
-    return np.asarray(result.chosen_reward - result.rejected_reward, np.float64), np.asarray(result.loss, np.float64)
-
-
-def _change(name: str, before: np.ndarray, after: np.ndarray, *, better: bool | None) -> Change:
-    def mean_se(x: np.ndarray) -> tuple[float, float]:
-        return float(x.mean()), float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
-
-    return Change(name, *mean_se(before), *mean_se(after), *paired_difference(before, after), better)
-
-
-def save(
-    directory: Path, session: Session, done: Evaluation | None, tables: tuple[Comparison, ...], judging: Any
-) -> None:
-    """evaluation.json: every number of every table; evaluation_pairs.jsonl: a line for each pair."""
-    if jax.process_index() != 0:
-        return
-    content: dict[str, Any] = {"tables": as_plain(tables)}
-    if done is not None:
-        models = {name: as_plain({"name": one.name, "source": one.source}) for name, one in _roles(done).items()}
-        data = {
-            "source": done.data.source,
-            "records": done.data.records,
-            "used": done.data.used,
-            "invalid": len(done.data.invalid),
-            "invalid_records": [
-                {"origin": one.origin, "reason": one.reason, "detail": one.detail} for one in done.data.invalid
-            ],
-        }
-        content |= {**models, "data": data, "evaluation": as_plain(done.found)}
-        write_text(directory / PAIRS, "".join(_pair_lines(session, done)))
-    if judging is not None:
-        content["judging"] = as_plain(judging)
-    write_text(directory / RESULT, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-
-
-def _roles(done: Evaluation) -> dict[str, Subject]:
-    return {"policy": done.policy, "reference": done.reference}
-
-
-def _pair_lines(session: Session, done: Evaluation) -> list[str]:
-    scores, margins = done.scores, done.scores.margins(done.found.beta)
-    lines = []
-    for index, pair in enumerate(session.split("eval").groups):
-        row = {"id": pair.id, "origin": pair.origin, "subset": pair.subset, "margin": float(margins[index])}
-        for name in ("policy", "reference", "kl", "tokens"):
-            for number, side in enumerate(("chosen", "rejected")):
-                row[f"{side}_{name}"] = float(getattr(scores, name)[index, number])
-        lines.append(json.dumps(as_plain(row), ensure_ascii=False) + "\n")
-    return lines

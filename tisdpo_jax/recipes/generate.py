@@ -31,7 +31,7 @@ def generate(config: Experiment) -> None:
     directory, interrupt = Path(config.run_dir).expanduser(), Interrupt()
     distributed.check_alike(json.dumps(dataclasses.asdict(config.sampling), sort_keys=True))
     with listening(interrupt), run_dir.opened(directory, config):
-        session = open_session(config, directory, interrupt, pairs=False)
+        session = open_session(config, directory, interrupt)
         with session.metrics, jax.set_mesh(session.mesh):
             prompts, invalid = open_prompts(config.sampling.prompts, config.sampling.limit)
             asked, unusable = prompts_in_views(session, prompts, (config.sampling.show,), config.sampling.samples)

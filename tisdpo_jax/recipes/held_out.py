@@ -12,8 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tisdpo_jax import partitioning
-from tisdpo_jax.data import Batches, EncodedSet, Prompt, balanced_batches, encode_groups, open_template
+from tisdpo_jax.data import EncodedSet, Prompt
 from tisdpo_jax.judging import Store
 from tisdpo_jax.metrics import Change, paired_difference
 from tisdpo_jax.recipes.checks import open_checks
@@ -22,7 +21,7 @@ from tisdpo_jax.recipes.samples import Samples, side_by_side
 from tisdpo_jax.reporting import Comparison, as_plain, table_text
 from tisdpo_jax.sampling import Response
 from tisdpo_jax.scoring import contrast_scores
-from tisdpo_jax.stages import Generator, Session, answers, models, prompts_in_views, scorer, summary
+from tisdpo_jax.stages import Generator, Session, answers, models, passing, prompts_in_views, scorer, summary
 from tisdpo_jax.training import collect, one_pass
 from tisdpo_jax.types import Variables
 
@@ -92,19 +91,9 @@ def answer_contrasts(
     session: Session, prompts: Sequence[Prompt], texts: Sequence[str], variables: Variables
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`[n]` contrasts of single answers in nats, in nats a token, and their tokens; nan where there is no answer."""
-    data, contrast = session.config.data, session.config.contrast
     answered = [number for number, text in enumerate(texts) if text]
-    encoded = encode_groups(
-        [dataclasses.replace(prompts[number], id=str(number)) for number in answered],
-        [(texts[number],) for number in answered],
-        session.tokenizer,
-        source="answers",
-        template=open_template(data.template, session.tokenizer),
-        system=data.system,
-        max_length=data.max_length,
-        max_response=data.max_response,
-        contrast=(contrast.positive_prompt, contrast.negative_prompt),
-    )
+    named = [dataclasses.replace(prompts[number], id=str(number)) for number in answered]
+    encoded = session.text.groups(named, [(texts[number],) for number in answered], "answers")
     found = np.full((3, len(texts)), np.nan)
     if encoded.groups:
         places = [int(pair.id) for pair in encoded.groups]
@@ -118,14 +107,10 @@ def answer_contrasts(
 
 def _logps(session: Session, encoded: EncodedSet, variables: Variables, view: str) -> np.ndarray:
     """`[n, N]` log-likelihoods of the answers' tokens."""
-    session = dataclasses.replace(session, elements=encoded.elements())
-    size = partitioning.places(session.config.evaluation.batch_size, session.mesh)
-    batches = balanced_batches(encoded.lengths(view), size)
-    answers = Batches(encoded, session.layout(encoded, batches, sides=(0,), views=(view,)))
+    rows, batches = passing(session, encoded, encoded.elements(), view, sides=(0,))
     run = scorer(session.model, view, session.config.model.head_chunk)
-    everything = one_pass(
-        answers, batches, session.mesh, label="scoring answers", interrupt=session.interrupt, shown=False
-    )
+    watched: Any = {"label": "scoring answers", "interrupt": session.interrupt, "shown": False}
+    everything = one_pass(rows, batches, session.mesh, **watched)
     logps: np.ndarray = collect(lambda batch: run(variables, batch), everything, len(encoded))
     return logps[:, 0].astype(np.float64)
 

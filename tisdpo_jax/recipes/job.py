@@ -1,7 +1,4 @@
-"""The whole job, as `tisdpo run` tells it, and its parts, as the other verbs do.
-
-Every part makes sure of what it builds on: what an earlier call has done is taken from the run directory.
-"""
+"""The verbs that work on a run: its graph, made as far as the verb goes; what is there is taken from the directory."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ import logging
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from tisdpo_jax import distributed
 from tisdpo_jax.artifacts import Run, Stage, changes, order
@@ -18,20 +16,31 @@ from tisdpo_jax.checkpoint import other_configuration
 from tisdpo_jax.config import Experiment, JudgeSection, resolved, with_prompts
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.estimators import CONTRAST
-from tisdpo_jax.recipes import dlma, evaluate, judge, run_dir
+from tisdpo_jax.recipes import run_dir
 from tisdpo_jax.recipes.checks import open_checks
-from tisdpo_jax.recipes.evaluate import Evaluation, evaluation_dir, open_evaluation
+from tisdpo_jax.recipes.dlma import dlma
+from tisdpo_jax.recipes.evaluate import evaluate_models, evaluate_run, look
 from tisdpo_jax.recipes.export import export
-from tisdpo_jax.recipes.report import write_evaluation, write_report
-from tisdpo_jax.recipes.samples import model_names, take_samples
-from tisdpo_jax.recipes.tisdpo import Graph, tisdpo, wanted_reads
-from tisdpo_jax.reporting import Comparison, Grid, grid_text, table_text
+from tisdpo_jax.recipes.held_out import compare_answers
+from tisdpo_jax.recipes.judges import open_scorer
+from tisdpo_jax.recipes.policy import Graph, wanted_reads
+from tisdpo_jax.recipes.report import write_report
+from tisdpo_jax.recipes.samples import take_samples
+from tisdpo_jax.recipes.tisdpo import tisdpo
+from tisdpo_jax.reporting import histogram
 from tisdpo_jax.roles import Frozen, bind, policy_role
-from tisdpo_jax.stages import Base, Session, Subject, open_session, open_subject
+from tisdpo_jax.stages import Base, Columns, Pairs, Session, open_session, round_prompts
 from tisdpo_jax.training import Interrupt, keep_on_disk, listening
-from tisdpo_jax.types import Params
+from tisdpo_jax.types import Params, Variables
 
 log = logging.getLogger(__name__)
+
+
+def graph_of(config: Experiment, verb: str = "run") -> Graph:
+    """The run of a configuration as stages."""
+    if config.dlma.rounds:
+        return dlma(config)
+    return tisdpo(config, extra=CONTRAST if verb == "score" and config.contrast.construction != "none" else ())
 
 
 def perform(verb: str, config: Experiment) -> None:
@@ -54,191 +63,129 @@ def perform(verb: str, config: Experiment) -> None:
             )
         evaluate_models(config, interrupt)
         return
+    graph = graph_of(config, verb)
     if verb in ("evaluate", "export"):
-        _check_there(directory, config)
-    if config.dlma.rounds:
-        dlma.perform_rounds(verb, config)
-        return
+        _check_there(directory, order(graph.policy))
     with listening(interrupt), run_dir.opened(directory, _of_the_run(config)):
         session = open_session(config, directory, interrupt)
-        try:
-            with jax.set_mesh(session.mesh):
-                _perform(verb, session)
-        finally:
-            session.metrics.close()
+        with session.metrics, jax.set_mesh(session.mesh):
+            {"evaluate": _evaluate, "export": _export}.get(verb, _make)(verb, session, graph)
 
 
-def _check_there(directory: Path, config: Experiment) -> None:
+def _check_there(directory: Path, stages: list[Stage]) -> None:
     """Raises ConfigError when the run has no policy yet: what looks at a run makes nothing, not even a directory."""
-    places = [directory / f"round-{number + 1}" for number in range(config.dlma.rounds)] or [directory]
-    for place in places:
-        if not (place / "models" / "policy").is_dir():
+    for place in [directory / stage.place / "models" / "policy" for stage in stages if _is_policy(stage)]:
+        if not place.is_dir():
             raise ConfigError(
-                f"run_dir {directory}: no trained policy is there ({place / 'models' / 'policy'}); `tisdpo run` with "
-                "this configuration makes it, or name the run_dir that has it"
+                f"run_dir {directory}: no trained policy is there ({place}); `tisdpo run` with this configuration "
+                "makes it, or name the run_dir that has it"
             )
+
+
+def _is_policy(stage: Stage) -> bool:
+    return getattr(stage, "kind", "") == "policy"
 
 
 def _of_the_run(config: Experiment) -> Experiment:
     """The configuration as the run records it: not what one evaluation looked at."""
+    if config.dlma.rounds:
+        return config
     section = dataclasses.replace(config.evaluation, policy="", reference="", data="", judge=JudgeSection())
     return dataclasses.replace(config, evaluation=section)
 
 
-def _perform(verb: str, session: Session) -> None:
-    if verb == "evaluate":
-        _evaluate(session)
-        return
-    if verb == "export":
-        _say_paths(export(session, *finished(session, tisdpo(session.config))))
-        return
-    config = session.config
-    graph = tisdpo(config, extra=CONTRAST if verb == "score" and config.contrast.construction != "none" else ())
-    check_unchanged(session, graph.policy)
+def _make(verb: str, session: Session, graph: Graph) -> None:
+    """`score`, `train` and `run`."""
+    config, run, place = session.config, Run(session), session.run_dir / graph.policy.place
+    if not graph.pairs.inputs:
+        run(graph.pairs)  # records are read before any model
+    check_unchanged(run, graph.policy)
     open_checks(config.evaluation.checks)  # what is wrong with them is said now, not after training
+    if config.dlma.rounds and config.evaluation.judge.by and verb == "run":
+        open_scorer(session)
     if not wanted_reads(config) and config.contrast.construction in ("sft", "dpo"):
         log.info("loss.name %s reads nothing of pi+ and pi-: they are not trained", config.loss.name)
-    run = Run(session)
-    columns = {split: run(stage) for split, stage in graph.columns}
+    for stage in graph.scored:
+        run(stage)
     if verb == "score":
-        _say(f"scores   {session.run_dir / 'scores'}")
+        session.say(f"pairs    {place / 'pairs.jsonl'}" if config.dlma.rounds else f"scores   {place / 'scores'}")
         return
     base, trained = run(graph.base), run(graph.policy)
     if verb == "train":
-        _say(f"policy   {session.run_dir / 'models' / 'policy'}")
+        session.say(f"policy   {place / 'models' / 'policy'}")
         return
-    del run
-    policy, reference = _own_subjects(session, base, trained)
-    measured, directory = _to_measure(session)
-    if config.evaluation.reference:
-        reference = open_subject(measured, "reference", config.evaluation.reference, frozen=True)
-    looked = _look(measured, directory, policy, reference)
+    pairs, columns = run(graph.pairs), {split: run(stage) for split, stage in graph.columns}
+    if config.dlma.rounds:
+        first = run(graph.first)
+        _finish_on_prompts(session, graph, pairs, columns, first, base, trained)
+    else:
+        del run  # the base is given up for the pretrained model, where they are two
+        _finish_on_pairs(session, pairs, columns, base, trained)
+
+
+def _finish_on_pairs(session: Session, pairs: Pairs, columns: dict[str, Columns], base: Base, trained: Params) -> None:
+    looked = look(session, pairs, base, trained)
     written = export(session, base, trained)
-    del policy, reference  # the base is given up for the pretrained model, where they are two
-    looked = dataclasses.replace(looked, done=None)  # which holds them too
-    samples = take_samples(session, base, trained)
-    report = write_report(session, looked.tables, samples, columns, measures=looked.measures, judging=looked.judging)
+    samples = take_samples(session, pairs, base, trained)
+    options = {"measures": looked.measures, "judging": looked.judging}
+    report = write_report(session, pairs, looked.tables, samples, columns, **options)
     for line in samples.lines():
-        _say(line)
-    _say_paths(written)
-    _say(f"report   {report}")
+        session.say(line)
+    _say_paths(session, [*written, report])
 
 
-def check_unchanged(session: Session, *goals: Stage) -> None:
+def _finish_on_prompts(
+    session: Session,
+    graph: Graph,
+    pairs: Pairs,
+    columns: dict[str, Columns],
+    first: Base,
+    base: Base,
+    trained: Params,
+) -> None:
+    tables, samples = compare_answers(session, round_prompts(session.config)[1], *_both(session, first, base, trained))
+    written = export(session, base, trained)
+    rewards: np.ndarray = pairs.rewards  # type: ignore[attr-defined]  # of DLMA's pairs
+    chart = histogram("Self-reward R", "nats; below 0 the label is turned round", {"candidates": rewards})
+    metrics = session.run_dir / graph.policy.place / "metrics.jsonl"
+    report = write_report(session, pairs, tables, samples, columns, rewards=chart, metrics=metrics)
+    _say_paths(session, [*written, report])
+
+
+def _evaluate(verb: str, session: Session, graph: Graph) -> None:
+    run = Run(session, makes=False)
+    if session.config.dlma.rounds:
+        first, base, trained = run(graph.first), run(graph.base), run(graph.policy)
+        compare_answers(session, round_prompts(session.config)[1], *_both(session, first, base, trained))
+    else:
+        pairs = run(graph.pairs)
+        evaluate_run(session, pairs, run(graph.base), run(graph.policy))
+
+
+def _both(session: Session, first: Base, base: Base, trained: Params) -> tuple[Variables, Variables]:
+    """The model before and the policy."""
+    frozen: Frozen = {"params": {"base": base.frozen()}, "lora": {}}
+    return {"params": first.frozen()}, bind(policy_role(lora=session.lora), trained, frozen)
+
+
+def _export(verb: str, session: Session, graph: Graph) -> None:
+    run = Run(session, makes=False)
+    if not graph.pairs.inputs:
+        run(graph.pairs)
+    _say_paths(session, export(session, run(graph.base), run(graph.policy)))
+
+
+def check_unchanged(run: Run, *goals: Stage) -> None:
     """Compares what a directory holds with the configuration, as far as that is known before anything is made.
 
     Raises: CheckpointError that names the result and what differs, both values.
     """
     for stage in reversed(order(*goals)):
-        stored = stage.stored(session)
-        if stored is not None and (changed := changes(session, stage, stored)):
+        stored = stage.stored(run.context)
+        if stored is not None and (changed := changes(run, stage, stored)):
             raise other_configuration(stored.path, changed)
 
 
-def finished(session: Session, graph: Graph) -> tuple[Base, Params]:
-    """What a run that is there started from, and its policy. Nothing is made.
-
-    Raises: ConfigError when it has not come so far; CheckpointError when it was another configuration's.
-    """
-    run = Run(session, makes=False)
-    return run(graph.base), run(graph.policy)
-
-
-def _evaluate(session: Session) -> None:
-    """The policy of a run that is there, on its held-out pairs or on others."""
-    policy, reference = _own_subjects(session, *finished(session, tisdpo(session.config)))
-    measured, directory = _to_measure(session)
-    if session.config.evaluation.reference:
-        reference = open_subject(measured, "reference", session.config.evaluation.reference, frozen=True)
-    if measured.eval is None:
-        measured.split("eval")  # says what to set
-    looked = _look(measured, directory, policy, reference)
-    if directory != session.run_dir:
-        _say(f"written  {write_evaluation(directory, measured, looked.done, looked.judging, (policy, reference))}")
-
-
-def evaluate_models(config: Experiment, interrupt: Interrupt) -> None:
-    """`evaluation.policy` against `evaluation.reference`, on any pairs, in a directory of its own below `run_dir`."""
-    directory = evaluation_dir(config)
-    with listening(interrupt), run_dir.opened(directory, config):
-        session = open_evaluation(config, directory, interrupt)
-        with jax.set_mesh(session.mesh):
-            named = config.evaluation.reference or config.model.path
-            reference = open_subject(session, "reference", named, frozen=True)
-            policy = open_subject(session, "policy", config.evaluation.policy, base=reference)
-            looked = _look(session, directory, policy, reference)
-            page = write_evaluation(directory, session, looked.done, looked.judging, (policy, reference))
-            _say(f"written  {page}")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Looked:
-    """What an evaluation found, for the report."""
-
-    done: Evaluation | None
-    tables: tuple[Comparison, ...]
-    measures: tuple[Grid, ...]
-    judging: tuple[Grid, ...]
-
-
-def _look(session: Session, directory: Path, policy: Subject, reference: Subject) -> _Looked:
-    """Measures, judges, prints and saves: the one way, whatever the models come from."""
-    done: Evaluation | None = None
-    tables: tuple[Comparison, ...] = ()
-    measures: tuple[Grid, ...] = ()
-    if session.eval is None:
-        _say("no held-out pairs (data.eval, data.eval_fraction): nothing is measured\n")
-    else:
-        if session.eval.invalid:
-            _say(f"{evaluate.listed(session.eval)}\n")
-        done = evaluate.evaluate(session, policy, reference)
-        before, after = model_names(session)[-2:]
-        section = session.config.evaluation
-        models = ("reference", "policy") if section.policy or section.reference else (before, after)
-        tables, measures = evaluate.comparisons(done.scores, done.found.beta, models), done.grids()
-        # "before" and "after" are words for a run, not for any two models
-        shown = tables if not session.config.evaluation.policy else ()
-        for text in [*map(table_text, shown), *map(grid_text, measures)]:
-            _say(text + "\n")
-    judged = None
-    if session.config.evaluation.judge.by:
-        evaluate.save(directory, session, done, tables, None)  # judging may be stopped, and may take long
-        judged = judge.judge(session, directory, policy, reference)
-        for invalid_record in judged.invalid[: evaluate.LISTED]:
-            _say(f"no prompt: {invalid_record}")
-        for grid in judge.grids(judged):
-            _say(grid_text(grid) + "\n")
-    evaluate.save(directory, session, done, tables, judged)
-    return _Looked(done, tables, measures, judge.grids(judged) if judged is not None else ())
-
-
-def _own_subjects(session: Session, base: Base, trained: Params) -> tuple[Subject, Subject]:
-    """The policy of the run, and the model that it started from."""
-    frozen: Frozen = {"params": {"base": base.frozen()}, "lora": {}}
-    made = [bind(policy_role(lora=session.lora), trained, frozen), {"params": base.frozen()}]
-    sources = [str(session.run_dir / "models" / "policy"), str(session.model_path)]
-    policy, reference = (
-        Subject(name, source, session.model, variables, session.tokenizer)
-        for name, source, variables in zip(("policy", "reference"), sources, made, strict=True)
-    )
-    return policy, reference
-
-
-def _to_measure(session: Session) -> tuple[Session, Path]:
-    """The session with the pairs to measure on, and where results go: beside the run's own only for its own pairs."""
-    section = session.config.evaluation
-    if not (section.data or section.reference):
-        return (session if session.eval is None else evaluate.measuring(session, session.eval)), session.run_dir
-    directory = evaluation_dir(session.config)
-    directory.mkdir(parents=True, exist_ok=True)
-    return evaluate.measuring(session, evaluate.open_pairs(session)), directory
-
-
-def _say_paths(paths: list[Path]) -> None:
+def _say_paths(session: Session, paths: list[Path]) -> None:
     for path in paths:
-        _say(f"{path.name:<8} {path}")
-
-
-def _say(text: str) -> None:
-    if jax.process_index() == 0:
-        print(text, flush=True)
+        session.say(f"{path.stem if path.suffix else path.name:<8} {path}")

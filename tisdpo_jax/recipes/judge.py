@@ -22,7 +22,7 @@ from tisdpo_jax.judging import Store
 from tisdpo_jax.metrics import Interval, Outcomes, Rating, WinRate, mean_interval
 from tisdpo_jax.recipes.judges import endpoint_verdicts, open_scorer
 from tisdpo_jax.reporting import Grid
-from tisdpo_jax.stages import Session, Subject, answers_of, from_file, open_subject, text_of
+from tisdpo_jax.stages import Pairs, Session, Subject, answers_of, from_file, open_subject, text_of
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Judged:
     ratings: tuple[Rating, ...]  # of three models or more
 
 
-def judge(session: Session, directory: Path, policy: Subject, reference: Subject) -> Judged:
+def judge(session: Session, pairs: Pairs, directory: Path, policy: Subject, reference: Subject) -> Judged:
     """Policy, reference and `evaluation.judge.models`, each against each."""
     section = session.config.evaluation.judge
     others = named_models(section.models)
@@ -63,14 +63,18 @@ def judge(session: Session, directory: Path, policy: Subject, reference: Subject
     if section.anchor and section.anchor not in names:
         raise ConfigError(f"evaluation.judge.anchor {section.anchor!r} is none of the models {', '.join(names)}")
     scorer = None if is_endpoint(section.by) else open_scorer(session)  # found out before anything is generated
-    prompts, invalid, source = judged_prompts(session)
+    prompts, invalid, source = judged_prompts(session, pairs)
     texts: dict[str, list[str | None]] = {}
     for name in names:
         if name in others and others[name].endswith(".jsonl"):
             texts[name] = from_file(others[name], prompts)
             continue
         known = {policy.name: policy, reference.name: reference}
-        subject = known[name] if name in known else open_subject(session, name, others[name], base=reference)
+        subject = (
+            known[name]
+            if name in known
+            else open_subject(session, name, others[name], base=reference, pairs=pairs.eval)
+        )
         responses = answers_of(session, subject, prompts, directory / ANSWERS, temperature=section.temperature)
         texts[name] = [text_of(response) for response in responses]
         del subject
@@ -78,14 +82,14 @@ def judge(session: Session, directory: Path, policy: Subject, reference: Subject
     scores: dict[str, np.ndarray] = {}
     outcomes: dict[tuple[str, str], Outcomes] = {}
     undecided: dict[str, int] = {}
-    pairs = list(itertools.combinations(names, 2))
+    both = list(itertools.combinations(names, 2))
     if scorer is not None:
         for name in names:
             scores[name] = np.asarray(scorer(kept, name, prompts, texts[name]))
-        for one, other in pairs:
+        for one, other in both:
             outcomes[one, other] = judging.outcomes_of_scores(scores[one], scores[other], tie_band=section.tie_band)
     else:
-        outcomes, undecided = endpoint_verdicts(session, kept, pairs, prompts, texts)
+        outcomes, undecided = endpoint_verdicts(session, kept, both, prompts, texts)
     judged = _summary(session, names, scores, outcomes, len(prompts), source, invalid, texts)
     return dataclasses.replace(judged, undecided=undecided)
 
@@ -139,7 +143,7 @@ def named_models(text: str) -> dict[str, str]:
     return found
 
 
-def judged_prompts(session: Session) -> tuple[list[Prompt], tuple[InvalidRecord, ...], str]:
+def judged_prompts(session: Session, pairs: Pairs) -> tuple[list[Prompt], tuple[InvalidRecord, ...], str]:
     """Prompts to answer, those of the file or of the held-out pairs, each once; bad records; the source."""
     section = session.config.evaluation.judge
     if section.prompts:
@@ -147,7 +151,7 @@ def judged_prompts(session: Session) -> tuple[list[Prompt], tuple[InvalidRecord,
         if not prompts:
             raise DataError(f"{section.prompts}: holds no prompt that can be used: {invalid[0]}")
         return list(prompts[: section.limit or None]), invalid, section.prompts
-    encoded = session.split("eval")
+    encoded = pairs.split("eval")
     once: dict[tuple[Message, ...], Prompt] = {}
     for pair in encoded.groups:
         once.setdefault(pair.messages, Prompt(pair.id, pair.messages, pair.origin))

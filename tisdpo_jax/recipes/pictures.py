@@ -15,10 +15,9 @@ from tisdpo_jax.config import Experiment
 from tisdpo_jax.data import EncodedSet, recorded_columns
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.estimators import Estimator, Formula
-from tisdpo_jax.interchange import load_tokenizer
 from tisdpo_jax.metrics import TokenMean, token_means
 from tisdpo_jax.reporting import Grid, Report, SidePicture, TokenPicture, WeightSection, extreme_grid
-from tisdpo_jax.stages import model_path, open_data, peek, weights_of_pairs
+from tisdpo_jax.stages import Text, open_data, open_tokenizer, peek, weights_of_pairs
 
 Columns = dict[str, np.ndarray]
 SIDES = ("chosen", "rejected")
@@ -75,10 +74,8 @@ def pictures_of_run(config: Experiment, split: str, indices: Iterable[int]) -> t
 
     Raises: ConfigError when the run has no weights for these pairs.
     """
-    tokenizer = load_tokenizer(
-        Path(config.model.tokenizer).expanduser() if config.model.tokenizer else model_path(config)
-    )
-    train, held_out = open_data(config, tokenizer)
+    tokenizer = open_tokenizer(config)
+    train, held_out = open_data(config, Text.of(config, tokenizer))
     encoded = train if split == "train" else held_out
     if encoded is None:
         raise ConfigError("there are no held-out pairs; set data.eval or data.eval_fraction")
@@ -100,16 +97,16 @@ def cached_columns(config: Experiment, encoded: EncodedSet, split: str) -> Colum
 
     Weights that the records bring themselves are taken where there are no scores.
     """
-    folder = Path(config.run_dir).expanduser() / "scores"
-    found = {name: peek(folder / f"{split}-{name}.safetensors", encoded.fingerprint()) for name in ("plus", "minus")}
+    folder = Path(config.run_dir).expanduser()
+    found = {name: peek(folder, split, name, encoded.fingerprint()) for name in ("plus", "minus")}
     plus, minus = found["plus"], found["minus"]
     if plus is None or minus is None:
         return dict(recorded_columns(encoded, encoded.elements()))
-    mask, rows = encoded.mask(plus.shape[-1]), np.arange(len(encoded))
+    mask = encoded.mask(plus.shape[-1])
     columns = {"plus_logps": plus, "minus_logps": minus}
     if not {read.column for read in config.weights.reads} <= set(columns):
         return columns
-    return columns | {"token_weights": weights_of_pairs(config.weights, columns, mask, rows)}
+    return columns | {"token_weights": weights_of_pairs(config.weights, columns, mask)}
 
 
 def _in_words(estimator: Any) -> str:

@@ -41,9 +41,22 @@ from tisdpo_jax.planning import (
 )
 from tisdpo_jax.planning import lengths as measured
 from tisdpo_jax.recipes.abstract import Lengths, LengthsFrom, abstract_session, read_lengths, read_transformer
-from tisdpo_jax.recipes.tisdpo import roles_of, tisdpo, wanted_reads
+from tisdpo_jax.recipes.job import graph_of
+from tisdpo_jax.recipes.policy import roles_of, wanted_reads
 from tisdpo_jax.roles import Frozen, Role, Roles, bind, policy_role
-from tisdpo_jax.stages import HEAD, Session, Training, feed, models, scorer, warn_of_limit, warn_of_pairs
+from tisdpo_jax.stages import (
+    HEAD,
+    Pairs,
+    Session,
+    Training,
+    abstract_trained,
+    feed,
+    models,
+    passing,
+    scorer,
+    warn_of_limit,
+    warn_of_pairs,
+)
 from tisdpo_jax.training import compile_step, init_state, optim, state_shardings
 
 log = logging.getLogger(__name__)
@@ -70,8 +83,8 @@ def plan(
     transformer = read_transformer(config)
     warn_of_limit(config, transformer, config.model.path)
     pairs = read_lengths(config, lengths)
-    for encoded in (pairs.train, pairs.held_out):
-        warn_of_pairs(encoded, transformer, config.model.path)
+    for split in pairs.pairs.splits():
+        warn_of_pairs(pairs.pairs.split(split), transformer, config.model.path)
     found: list[StagePlan] = []
     errors: list[UserError] = []
     for spec in topologies:
@@ -88,9 +101,9 @@ def plan(
 def _plan_topology(
     config: Experiment, transformer: TransformerConfig, pairs: Lengths, topology: Topology, stage: str
 ) -> list[StagePlan]:
-    session = abstract_session(config, transformer, pairs, topology)
-    makers = {step.name: functools.partial(lower_training, session, step) for step in trainings(config)}
-    makers["score"] = functools.partial(lower_scores, session)
+    session = abstract_session(config, transformer, topology)
+    makers = {step.kind: functools.partial(lower_training, session, pairs.pairs, step) for step in trainings(config)}
+    makers["score"] = functools.partial(lower_scores, session, pairs.pairs)
     if stage not in ("all", *makers):
         raise ConfigError(f"--stage {stage}: this configuration has {', '.join(makers)}; or all")
     wanted = makers if stage == "all" else {stage: makers[stage]}
@@ -98,8 +111,8 @@ def _plan_topology(
 
 
 def trainings(config: Experiment) -> list[Training]:
-    """Every training of the job, in its order."""
-    return [stage for stage in order(tisdpo(config).policy) if isinstance(stage, Training)]
+    """Every training of the job, in its order; of rounds, those of the last."""
+    return [stage for stage in order(graph_of(config).policy) if isinstance(stage, Training)]
 
 
 class Lowered(NamedTuple):
@@ -117,15 +130,14 @@ class Lowered(NamedTuple):
     recomputed: useful.Flops
 
 
-def lower_training(session: Session, step: Training) -> Lowered:
+def lower_training(session: Session, data: Pairs, step: Training) -> Lowered:
     """The step of a training, lowered as `training.loop` does it."""
     plan, section = step.plan(session.config, session.model), get(session.config, step.section)
-    batches, layout = feed(session, section, plan, step.sides)
-    pairs = Batches(
-        session.train, layout, _blank_columns(session, step.taken), _blank_states(session) if step.states else None
-    )
+    batches, layout = feed(session, data, section, plan, step.sides)
+    states = _blank_states(session, data.train) if step.states else None
+    pairs = Batches(data.train, layout, _blank_columns(data, step.taken), states)
     optimizer = optim.optimizer(section.optimizer, batches.steps)
-    trained = models.abstract_trained(session)
+    trained = abstract_trained(session)
     shape = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained)
     shardings = state_shardings(shape, session.mesh)
     state = _placed(shape, shardings)
@@ -135,34 +147,34 @@ def lower_training(session: Session, step: Training) -> Lowered:
         lowered = compile_step(plan, optimizer, shardings, session.mesh).lower(state, frozen, batch)
     config, roles, transformer = session.config, plan.roles, session.model.config
     others = [role for role in (roles.reference, roles.plus, roles.minus) if role is not None]
-    seen = _lengths(session.train, "main", step.sides)
+    seen = _lengths(data.train, "main", step.sides)
     needed = useful.training(
         transformer,
         seen,
-        [_scored(session, role, step.sides) for role in others],
+        [_scored(transformer, data.train, role, step.sides) for role in others],
         adapters=sum(leaf.size for leaf in jax.tree.leaves(trained)) if session.lora else 0,
     )
     size = section.batch_size
     share = size / len(seen)
     again = useful.recomputed(transformer, seen, config.model.remat)
     return Lowered(
-        step.name, lowered, roles, state, frozen, batch, layout, size, needed.scaled(share), again.scaled(share)
+        step.kind, lowered, roles, state, frozen, batch, layout, size, needed.scaled(share), again.scaled(share)
     )
 
 
-def lower_scores(session: Session) -> Lowered:
+def lower_scores(session: Session, data: Pairs) -> Lowered:
     """The step that makes cached scores: one frozen model, forward; a contrastive one where there is one."""
     config = session.config
     reads = wanted_reads(config)
     role = roles_of(config)[reads[0].role if reads else "reference"]
     roles = Roles(policy_role(lora=False), None, plus=role)
-    pairs, batches = session.passing("train", role.view)
+    pairs, batches = passing(session, data.train, data.elements, role.view)
     frozen = abstract_frozen(session, roles)
     batch = _placed_batch(session, pairs.batch(batches[0]))
     with _under(session.mesh):
         run = scorer(session.model, role.view, config.model.head_chunk)
         lowered = run.lower(bind(role, None, frozen), batch)
-    lengths = _lengths(session.train, role.view, (0, 1))
+    lengths = _lengths(data.train, role.view, (0, 1))
     size = pairs.layout.pairs
     needed = useful.forward(session.model.config, lengths).scaled(size / len(lengths))
     return Lowered("score", lowered, roles, None, frozen, batch, pairs.layout, size, needed, needed.scaled(0.0))
@@ -170,7 +182,7 @@ def lower_scores(session: Session) -> Lowered:
 
 def abstract_frozen(session: Session, roles: Roles) -> Frozen:
     """Shapes of the frozen trees that these roles read."""
-    base, adapter = models.abstract_base(session), models.abstract_trained(session)
+    base, adapter = models.abstract_base(session), abstract_trained(session)
     places = {"params": base, "lora": adapter}
     found: dict[str, dict[str, Any]] = {"params": {}, "lora": {}}
     for collection, key in sorted(roles.needs()):
@@ -192,23 +204,23 @@ def _placed_batch(session: Session, host: Any) -> Any:
     return _placed(host, partitioning.batch_shardings(host, session.mesh))
 
 
-def _blank_columns(session: Session, names: Sequence[str]) -> dict[str, np.ndarray]:
-    count = len(session.train)
+def _blank_columns(data: Pairs, names: Sequence[str]) -> dict[str, np.ndarray]:
+    count = len(data.train)
     shapes = {"self_reward": (count,)}
-    return {name: np.zeros(shapes.get(name, (count, 2, session.elements)), np.float32) for name in names}
+    return {name: np.zeros(shapes.get(name, (count, 2, data.elements)), np.float32) for name in names}
 
 
-def _blank_states(session: Session) -> States:
+def _blank_states(session: Session, encoded: EncodedSet) -> States:
     """A cache of hidden states as long as a run's, of one row that is read everywhere."""
     width, dtype = session.model.config.hidden_size, session.config.model.dtype
     row = np.zeros((1, width), np.uint16 if dtype == "bfloat16" else np.float32)
-    rows = int(measured.measure(session.train)[:, 1:].sum())
-    return States(np.broadcast_to(row, (rows, width)), session.train.responses.starts, dtype)
+    rows = int(measured.measure(encoded)[:, 1:].sum())
+    return States(np.broadcast_to(row, (rows, width)), encoded.responses.starts, dtype)
 
 
-def _scored(session: Session, role: Role, sides: tuple[int, ...]) -> useful.Flops:
+def _scored(model: TransformerConfig, encoded: EncodedSet, role: Role, sides: tuple[int, ...]) -> useful.Flops:
     """What a frozen role costs over all pairs; its head alone, where its hidden states are on disk."""
-    once = useful.forward(session.model.config, _lengths(session.train, role.view, sides))
+    once = useful.forward(model, _lengths(encoded, role.view, sides))
     return once.times(0, 0, 1) if role.params == HEAD else once
 
 

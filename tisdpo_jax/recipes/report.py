@@ -11,10 +11,10 @@ from tisdpo_jax import reporting
 from tisdpo_jax._version import __version__
 from tisdpo_jax.config import resolved
 from tisdpo_jax.recipes import pictures
-from tisdpo_jax.recipes.evaluate import Evaluation, counts
+from tisdpo_jax.recipes.measure import Evaluation, counts
 from tisdpo_jax.recipes.samples import Samples
 from tisdpo_jax.reporting import Comparison, DataCounts, Grid, Report
-from tisdpo_jax.stages import Columns, Session, Subject
+from tisdpo_jax.stages import Columns, Pairs, Session, Subject
 
 FILES = (
     ("config.yaml", "the configuration, defaults included"),
@@ -37,6 +37,7 @@ FILES = (
 
 def write_report(
     session: Session,
+    pairs: Pairs,
     tables: tuple[Comparison, ...],
     samples: Samples,
     columns: dict[str, Columns],
@@ -48,11 +49,11 @@ def write_report(
 ) -> Path:
     """Writes report.html and returns its path. `metrics`: metrics.jsonl, where it is not that of the run directory."""
     config = session.config
-    split = "eval" if session.eval is not None else "train"
-    encoded, found = session.split(split), columns[split]
+    split = "eval" if pairs.eval is not None else "train"
+    encoded, found = pairs.split(split), columns[split]
     report = Report(
         title=f"{config.loss.title} of {_model(session)}: {session.run_dir.name}",
-        facts=_facts(session),
+        facts=_facts(session, pairs),
         comparisons=tables,
         measures=measures,
         judging=judging,
@@ -63,10 +64,10 @@ def write_report(
         weighted_stages=("policy",) if "token_weights" in config.loss.needs.columns else (),
         history=reporting.read_metrics(metrics or session.run_dir / "metrics.jsonl"),
         rewards=rewards,
-        weights=pictures.weight_section(config.weights, session.train, columns["train"]),
-        tokens=pictures.token_grids(session.tokenizer, session.train, columns["train"]),
+        weights=pictures.weight_section(config.weights, pairs.train, columns["train"]),
+        tokens=pictures.token_grids(session.tokenizer, pairs.train, columns["train"]),
         pictures=pictures.pictures(session.tokenizer, encoded, found, range(config.evaluation.heat_maps)),
-        data=tuple(_counts(session, name) for name in session.splits()),
+        data=tuple(_counts(pairs, name) for name in pairs.splits()),
         config=yaml.safe_dump(resolved(config), sort_keys=False, allow_unicode=True),
         files=tuple((name, what) for name, what in FILES if (session.run_dir / name).exists()),
     )
@@ -96,7 +97,7 @@ def write_evaluation(
     session: Session,
     done: Evaluation | None,
     judging: tuple[Grid, ...],
-    subjects: tuple[Subject, Subject],
+    subjects: tuple[Subject, ...],
 ) -> Path:
     """evaluation.html of models that are not those of the run; returns its path."""
     config = session.config
@@ -119,14 +120,14 @@ def write_evaluation(
     return path
 
 
-def _facts(session: Session) -> tuple[tuple[str, str], ...]:
+def _facts(session: Session, pairs: Pairs) -> tuple[tuple[str, str], ...]:
     mesh = ", ".join(f"{name} {size}" for name, size in session.mesh.shape.items())
     lora = f"LoRA rank {session.config.lora.rank}" if session.lora else "all parameters"
     return (
         ("model", _model(session)),
         ("trained", lora),
         ("token weights", f"construction {session.config.contrast.construction}, {session.config.weights.method}"),
-        ("training pairs", f"{len(session.train)} from {session.config.data.train}"),
+        ("training pairs", f"{len(pairs.train)} from {session.config.data.train}"),
         ("devices", f"{jax.device_count()} {jax.devices()[0].device_kind} ({mesh}), {jax.process_count()} process(es)"),
         ("software", f"tisdpo_jax {__version__}, jax {jax.__version__}"),
     )
@@ -137,5 +138,5 @@ def _model(session: Session) -> str:
     return session.model_path.stem if session.model_path.is_file() else session.model_path.name
 
 
-def _counts(session: Session, split: str) -> DataCounts:
-    return counts(session.split(split), {"train": "training", "eval": "held out"}[split])
+def _counts(pairs: Pairs, split: str) -> DataCounts:
+    return counts(pairs.split(split), {"train": "training", "eval": "held out"}[split])

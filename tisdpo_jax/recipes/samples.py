@@ -16,7 +16,7 @@ from tisdpo_jax.recipes.checks import Check, check_of, open_checks
 from tisdpo_jax.reporting import UNFOLDED, Sample, Score, ShownAnswer, as_plain, grid_text, headlines, score_grid
 from tisdpo_jax.roles import Frozen, bind, policy_role
 from tisdpo_jax.sampling import Response
-from tisdpo_jax.stages import Base, Session, Subject, answers_of, models
+from tisdpo_jax.stages import Base, Pairs, Session, Subject, answers_of, models
 from tisdpo_jax.types import Params, Variables
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def model_names(session: Session) -> tuple[str, ...]:
     return ("pretrained", *(("after SFT",) if session.config.sft.epochs else ()), last)
 
 
-def take_samples(session: Session, base: Base, trained: Params) -> Samples:
+def take_samples(session: Session, pairs: Pairs, base: Base, trained: Params) -> Samples:
     """Greedy answers to the first `evaluation.generate` held-out prompts (training prompts where none are held out).
 
     They are kept in the run directory as they are made, and are not made again. Base and pretrained model are not on
@@ -62,7 +62,7 @@ def take_samples(session: Session, base: Base, trained: Params) -> Samples:
     Raises: Interrupted between two batches.
     """
     section = session.config.evaluation
-    prompts = _prompts(session, section.generate)
+    prompts = _prompts(pairs, section.generate)
     checks = open_checks(section.checks)
     folder, columns = session.run_dir / DIRECTORY, dict[str, list[Response | None]]()
     for name, make in _models(session, base, trained) if prompts else ():
@@ -77,7 +77,7 @@ def take_samples(session: Session, base: Base, trained: Params) -> Samples:
     if not rows:
         return Samples()
     samples = side_by_side(tuple(columns), rows, checks)
-    samples = dataclasses.replace(samples, prompts="training" if session.eval is None else "held-out")
+    samples = dataclasses.replace(samples, prompts="training" if pairs.eval is None else "held-out")
     if jax.process_index() == 0:
         write_text(session.run_dir / RESULT, json.dumps(as_plain(samples), indent=1, ensure_ascii=False) + "\n")
     return samples
@@ -95,10 +95,10 @@ def side_by_side(
     return Samples(tuple(shown), _scores(names, rows, checks))
 
 
-def _prompts(session: Session, count: int) -> list[Prompt]:
+def _prompts(pairs: Pairs, count: int) -> list[Prompt]:
     """The first different prompts."""
     once: dict[str, Prompt] = {}
-    for pair in (session.eval or session.train).groups:
+    for pair in (pairs.eval or pairs.train).groups:
         if len(once) == count:
             break
         once.setdefault(repr(pair.messages), Prompt(pair.id, pair.messages, pair.origin))

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import jax
 
-from tisdpo_jax.artifacts import Line, show
+from tisdpo_jax.artifacts import Line, Run, show
 from tisdpo_jax.config import Experiment
-from tisdpo_jax.errors import ConfigError
-from tisdpo_jax.recipes.tisdpo import tisdpo
+from tisdpo_jax.recipes.job import graph_of
 from tisdpo_jax.stages import open_session
 from tisdpo_jax.training import Interrupt
 
@@ -17,23 +16,21 @@ WRITTEN = ("export", "evaluation.json", "report.html")  # of the policy, anew by
 
 
 def lines(config: Experiment) -> list[Line]:
-    """A line for each stage that keeps something, inputs first, and for what is written of the policy.
-
-    Raises: ConfigError for a configuration of DLMA, whose pairs are made round by round.
-    """
-    if config.dlma.rounds:
-        raise ConfigError("tisdpo show: the pairs of DLMA are made round by round (dlma.rounds); look into run_dir")
+    """A line for each stage that keeps something, inputs first, and for what is written of the policy."""
     session = open_session(config, Path(config.run_dir).expanduser(), Interrupt())
+    graph, run = graph_of(config), Run(session, makes=False)
     with jax.set_mesh(session.mesh):
-        stages = show(session, tisdpo(config).policy)
+        if not graph.pairs.inputs:
+            run(graph.pairs)
+        stages = show(run, graph.policy)
     policy = stages[-1]
-    return [*stages, *(_of_policy(session.run_dir / name, policy) for name in WRITTEN)]
+    result = session.run_dir / graph.policy.place / "models" / "policy"
+    return [*stages, *(_of_policy(session.run_dir / name, policy, result) for name in WRITTEN)]
 
 
-def _of_policy(path: Path, policy: Line) -> Line:
+def _of_policy(path: Path, policy: Line, result: Path) -> Line:
     if not path.exists():
         return Line(path.name, "missing", "would be made", (policy.stage,))
-    result = path.parent / "models" / policy.stage
     if policy.state != "there" or path.stat().st_mtime < result.stat().st_mtime:
         return Line(path.name, "stale", f"{path}: of another policy than that of this configuration", (policy.stage,))
     return Line(path.name, "there", str(path), (policy.stage,))

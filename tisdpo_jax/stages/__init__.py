@@ -14,81 +14,82 @@ from tisdpo_jax.stages.answers import (
     summary,
     text_of,
 )
+from tisdpo_jax.stages.columns import Columns, PairColumns, weights_of_pairs
+from tisdpo_jax.stages.frozen import Models, check_finite, scorer
+from tisdpo_jax.stages.hidden_states import HEAD, HiddenStates, ReferenceHead
 from tisdpo_jax.stages.models import Base, Folded, Pretrained
-from tisdpo_jax.stages.positions import warn_of_limit, warn_of_pairs
-from tisdpo_jax.stages.scores import (
-    HEAD,
-    REFERENCE_LOGPS,
-    CachedScores,
-    Columns,
-    HiddenStates,
-    Models,
-    PairColumns,
-    ReferenceHead,
-    cached_scores,
-    check_finite,
-    derive,
-    peek,
-    scorer,
-    weights_of_pairs,
-)
+from tisdpo_jax.stages.pairs import Pairs, Records, layout, open_data, passing, warn_of_limit, warn_of_pairs
+from tisdpo_jax.stages.rounds import Candidates, Responses, Selected, SelectedColumns, round_prompts
+from tisdpo_jax.stages.scores import REFERENCE_LOGPS, CachedScores, peek
 from tisdpo_jax.stages.session import (
     DEMO_CACHE,
     Session,
     check_batches,
+    check_model,
     compute_config,
-    model_path,
     named_path,
-    open_data,
     open_mesh,
     open_session,
+    open_tokenizer,
 )
 from tisdpo_jax.stages.subjects import Subject, adapter_base, check_same_tokens, is_adapter, open_subject
-from tisdpo_jax.stages.training import DERIVED, Training, feed
+from tisdpo_jax.stages.text import Text
+from tisdpo_jax.stages.trained import abstract_trained, new_trained
+from tisdpo_jax.stages.training import Training, feed
 
 __all__ = [
     "DEMO_CACHE",
-    "DERIVED",
     "HEAD",
     "REFERENCE_LOGPS",
     "RESPONSES",
     "Base",
     "CachedScores",
+    "Candidates",
     "Columns",
     "Folded",
     "Generator",
     "HiddenStates",
     "Models",
     "PairColumns",
+    "Pairs",
     "Pretrained",
+    "Records",
     "ReferenceHead",
+    "Responses",
+    "Selected",
+    "SelectedColumns",
     "Session",
     "Subject",
+    "Text",
     "Training",
+    "abstract_trained",
     "adapter_base",
     "answers",
     "answers_of",
-    "cached_scores",
     "check_batches",
     "check_finite",
+    "check_model",
     "check_same_tokens",
     "compute_config",
-    "derive",
     "end_tokens",
     "feed",
     "from_file",
     "generator_of",
     "is_adapter",
-    "model_path",
+    "layout",
     "models",
     "named_path",
+    "new_trained",
     "open_data",
     "open_mesh",
     "open_prompts",
     "open_session",
     "open_subject",
+    "open_tokenizer",
+    "passing",
     "peek",
     "prompts_in_views",
+    "round_prompts",
     "scorer",
     "summary",
     "text_of",

@@ -56,8 +56,7 @@ from tisdpo_jax.sampling import (
     sample,
 )
 from tisdpo_jax.stages import models
-from tisdpo_jax.stages.positions import warn_of_rows
-from tisdpo_jax.stages.scores import text_identity
+from tisdpo_jax.stages.pairs import warn_of_rows
 from tisdpo_jax.stages.session import Session
 from tisdpo_jax.stages.subjects import Subject, model_files
 from tisdpo_jax.training import Progress
@@ -315,7 +314,7 @@ def _key(session: Session, generator: Generator | None, asked: Sequence[Prompt])
         "lora scale": str(generator.model.compute.lora_scale) if "lora" in generator.identity else "none",
         "sampling.max_prompt": str(section.max_prompt),
         "end of answers": str(options(session, generator.files).eos_ids),
-        **text_identity(session),
+        **session.text.identity(),
     }
 
 

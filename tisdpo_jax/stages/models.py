@@ -1,26 +1,18 @@
-"""The models of a run: the base as it came, what stages trained, and how they are brought back."""
+"""Whole models of a run: the base as it came, and what trainings made of it."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import logging
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import jax
 
 from tisdpo_jax import checkpoint, interchange, partitioning
-from tisdpo_jax.artifacts import Run, Stage, Stored, digest
-from tisdpo_jax.checkpoint import Checkpoints
-from tisdpo_jax.errors import CheckpointError, DamagedError
-from tisdpo_jax.models import abstract_params, init_adapters, merge, quantize
-from tisdpo_jax.stages.session import Session, cast
+from tisdpo_jax.artifacts import Run, Stage, Unkept, digest
+from tisdpo_jax.models import abstract_params, merge, quantize
+from tisdpo_jax.stages.session import Session
 from tisdpo_jax.types import Params
-
-log = logging.getLogger(__name__)
 
 
 class Base:
@@ -54,7 +46,7 @@ class Base:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretrained:
+class Pretrained(Unkept):
     """The model of `model.path`, as it came. Its value is a `Base`."""
 
     name: str = "pretrained"
@@ -64,15 +56,9 @@ class Pretrained:
         session = run.context
         return Base(functools.partial(load_pretrained, session), freeze_of(session), pretrained=True)
 
-    def key(self, context: Session) -> None:
-        return None
-
-    def stored(self, context: Session) -> None:
-        return None
-
 
 @dataclasses.dataclass(frozen=True)
-class Folded:
+class Folded(Unkept):
     """The whole model that a training's result stands for, adapters merged. Its value is a `Base`.
 
     `start` is what the training started from.
@@ -90,19 +76,17 @@ class Folded:
         return (self.training,)
 
     def make(self, run: Run) -> Base:
-        session = run.context
+        session: Session = run.context
+        if run.makes:
+            run(self.training)
+            run.forget(self.training)
+            run.forget(self.start)
 
         def whole() -> Params:
-            within = Run(session, makes=run.makes)  # whatever was read to make it is given up with it
+            within = Run(session, makes=False)  # whatever is read to make it is given up with it
             return fold_in(session, within(self.start), within(self.training))
 
         return Base(whole, freeze_of(session))
-
-    def key(self, context: Session) -> None:
-        return None
-
-    def stored(self, context: Session) -> None:
-        return None
 
 
 def freeze_of(session: Session) -> Callable[[Params], Params] | None:
@@ -133,99 +117,11 @@ def abstract_base(session: Session) -> Params:
     return jax.eval_shape(quantize, shape) if session.config.model.frozen_dtype == "int8" else shape
 
 
-def new_trained(session: Session, base: Params, stage: str) -> Params:
-    """What a stage starts to train: a new adapter, or a copy of the parameters in `model.param_dtype`.
-
-    Always new buffers, because the training step takes them over. Adapters of different stages differ
-    in their random half, which changes nothing at first: the other half is zero.
-    """
-    dtype = session.config.model.param_dtype
-    shardings = partitioning.param_shardings(abstract_trained(session), session.mesh)
-    if session.lora:
-        key = jax.random.fold_in(jax.random.key(session.config.seed), int(digest(stage), 16) % 2**31)
-        return jax.jit(functools.partial(_adapters, session), out_shardings=shardings)(key, base)
-    return jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(dtype) + 0, tree), out_shardings=shardings)(base)
-
-
-def _adapters(session: Session, key: jax.Array, base: Params) -> Params:
-    section = session.config.lora
-    return init_adapters(key, base, rank=section.rank, targets=section.targets, dtype=session.config.model.param_dtype)
-
-
-def abstract_trained(session: Session) -> Params:
-    """Shapes of what a stage trains."""
-    base = abstract_params(session.model.config, session.config.model.param_dtype)
-    if not session.lora:
-        return base
-    return jax.eval_shape(functools.partial(_adapters, session), jax.random.key(0), base)
-
-
-def result_path(session: Session, stage: str) -> Path:
-    return session.run_dir / "models" / stage
-
-
-def checkpoints_path(session: Session, stage: str) -> Path:
-    return session.run_dir / "checkpoints" / stage
-
-
-def save_result(session: Session, stage: str, trained: Params, identity: dict[str, Any]) -> None:
-    checkpoint.save_tree(result_path(session, stage), trained, identity)
-
-
-def load_result(
-    session: Session, stage: str, identity: dict[str, Any], *, derived: tuple[str, ...] = ()
-) -> Params | None:
-    """What a stage trained; None when it has not finished.
-
-    Args:
-      derived: fields of the identity that are not compared, since nothing is made that they would be known from.
-
-    A result that is damaged is set aside when the checkpoints of its stage can bring it back.
-
-    Raises: CheckpointError when it was trained with something else than `identity` says, or is damaged for good.
-    """
-    path = result_path(session, stage)
-    if not path.is_dir():
-        return None
-    shape = abstract_trained(session)
-    shardings = partitioning.param_shardings(shape, session.mesh)
-    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, shardings)
-    try:
-        if derived:
-            found = checkpoint.load_identity(path)
-            identity = {**identity, **{name: found[name] for name in derived if name in found}}
-        return checkpoint.load_tree(path, like, identity)[0]
-    except DamagedError as error:
-        if derived or not Checkpoints(checkpoints_path(session, stage), keep=1).steps():
-            raise CheckpointError(
-                f"{error}. Bring it back from a copy; or delete {path} and run again, which trains the stage again"
-            ) from error
-        log.warning("result set aside, the last checkpoint of its stage takes its place: %s", error)
-        checkpoint.quarantine(path)
-        return None
-
-
-def stored(session: Session, stage: str) -> Stored | None:
-    """Where a stage has left its result, or its newest checkpoint, and what that was made with.
-
-    None where nothing is there, or nothing that can be read: the stage itself says what is wrong with it.
-    """
-    steps = checkpoints_path(session, stage)
-    newest = [steps / str(step) for step in reversed(Checkpoints(steps, keep=1).steps())]
-    for path in [result_path(session, stage), *newest]:
-        if path.is_dir():
-            with contextlib.suppress(CheckpointError):
-                whole = path == result_path(session, stage)
-                progress = "" if whole else f"goes on from step {path.name}"
-                return Stored(path, checkpoint.load_identity(path), whole, progress)
-    return None
-
-
 def fold_in(session: Session, base: Base, trained: Params) -> Params:
     """The whole model that `trained` stands for: adapters merged, in `whole_dtype`."""
     if session.lora:
         return jax.jit(functools.partial(merge, scale=session.model.compute.lora_scale))(base.full(), trained)
-    return cast(trained, whole_dtype(session))
+    return jax.tree.map(lambda x: x.astype(whole_dtype(session)), trained)
 
 
 def identify(tree: Params) -> str:

@@ -1,38 +1,22 @@
-"""What all stages of a run share, made once: devices, model, tokenizer, pairs, run directory."""
+"""What all stages of a run share, opened once: devices, model, tokenizer, directory, metrics. No data, no weights."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from tisdpo_jax import interchange, partitioning
-from tisdpo_jax.config import Experiment, MeshSection, StageSection
-from tisdpo_jax.data import (
-    Batches,
-    EncodedSet,
-    Layout,
-    PairSet,
-    apply_policy,
-    balanced_batches,
-    encode_pairs,
-    fit,
-    open_template,
-    read_pairs,
-    split_by_prompt,
-)
-from tisdpo_jax.errors import ConfigError, DataError
-from tisdpo_jax.models import ComputeConfig, Model, abstract_params, init_adapters
-from tisdpo_jax.stages.positions import warn_of_limit, warn_of_pairs
+from tisdpo_jax.config import Experiment, StageSection
+from tisdpo_jax.errors import ConfigError
+from tisdpo_jax.models import ComputeConfig, Model, TransformerConfig, abstract_params, init_adapters
+from tisdpo_jax.stages.text import Text
 from tisdpo_jax.training import Interrupt, MetricsLog
-from tisdpo_jax.types import Params
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +25,7 @@ DEMO_CACHE = Path("~/.cache/tisdpo_jax")
 
 @dataclasses.dataclass
 class Session:
-    """An open run. Arrays live on `mesh`; stages add what they make to the run directory."""
+    """The context of a run's stages. Arrays live on `mesh`; stages add what they make to the run directory."""
 
     config: Experiment
     run_dir: Path
@@ -49,9 +33,6 @@ class Session:
     model: Model
     model_path: Path
     tokenizer: Any
-    train: EncodedSet
-    eval: EncodedSet | None
-    elements: int  # N, of every split and stage
     metrics: MetricsLog
     interrupt: Interrupt
 
@@ -59,88 +40,39 @@ class Session:
     def lora(self) -> bool:
         return self.config.lora.rank > 0
 
-    def split(self, name: str) -> EncodedSet:
-        encoded = self.train if name == "train" else self.eval
-        if encoded is None:
-            raise ConfigError("there are no held-out pairs; set data.eval or data.eval_fraction")
-        return encoded
+    @property
+    def text(self) -> Text:
+        return Text.of(self.config, self.tokenizer)
 
-    def layout(
-        self,
-        encoded: EncodedSet,
-        batches: Iterable[np.ndarray],
-        *,
-        parts: int = 1,
-        sides: tuple[int, ...] = (0, 1),
-        views: Sequence[str] = ("main",),
-    ) -> Layout:
-        """One shape for `batches` of these pairs."""
-        splash = self.model.compute.attention == "splash"
-        return fit(
-            encoded,
-            batches,
-            elements=self.elements,
-            shards=partitioning.batch_shards(self.mesh),
-            parts=parts,
-            sides=sides,
-            views=views,
-            packed=self.config.data.packing == "shared",
-            copies=splash and self.config.data.packing == "shared",
-            multiple=128 if splash else 8,
-            width=self.model.config.hidden_size,
-            head=self.model.config.vocab_size / (12 * self.model.config.num_layers * self.model.config.hidden_size),
-        )
-
-    def passing(self, split: str, *views: str) -> tuple[Batches, list[np.ndarray]]:
-        """All pairs of a split once, in batches for evaluation and scoring: the pairs, and the batches' indices."""
-        encoded = self.split(split)
-        size = partitioning.places(self.config.evaluation.batch_size, self.mesh)
-        batches = balanced_batches(encoded.lengths(views[0]), size)
-        return Batches(encoded, self.layout(encoded, batches, views=views)), batches
-
-    def splits(self) -> tuple[str, ...]:
-        return ("train",) if self.eval is None else ("train", "eval")
+    def say(self, text: str) -> None:
+        """A line for the terminal, once for all processes."""
+        if jax.process_index() == 0:
+            print(text, flush=True)
 
 
-def open_mesh(section: MeshSection) -> Mesh:
-    return partitioning.make_mesh(section.data, section.fsdp, section.tensor, slices=section.slices)
+def open_mesh(config: Experiment, devices: Any = None) -> Mesh:
+    section = config.mesh
+    options = {} if devices is None else {"devices": devices}
+    return partitioning.make_mesh(section.data, section.fsdp, section.tensor, slices=section.slices, **options)
 
 
-def open_session(config: Experiment, run_dir: Path, interrupt: Interrupt, *, pairs: bool = True) -> Session:
-    """Checks everything that can be checked before the weights are read, cheapest first.
+def open_session(config: Experiment, run_dir: Path, interrupt: Interrupt, *, model: str = "") -> Session:
+    """Checks everything that can be checked before data and weights are read, cheapest first.
 
-    `pairs` False is for what makes its own: the session has none yet.
+    Args:
+      model: another than `model.path`, which is looked at and not trained.
     """
-    mesh = open_mesh(config.mesh)
-    check_batches(config, mesh)
-    path = model_path(config)
+    mesh, path = open_mesh(config), named_path(model or config.model.path)
     transformer = interchange.read_config(path)
-    partitioning.check_heads(transformer.num_heads, transformer.num_kv_heads, mesh)
-    partitioning.param_shardings(abstract_params(transformer), mesh)
-    interchange.check_params(path, transformer)
-    if config.lora.rank:  # a pattern that matches nothing is found here, not after the data are read
-        make = functools.partial(init_adapters, rank=config.lora.rank, targets=config.lora.targets)
-        jax.eval_shape(make, jax.random.key(0), abstract_params(transformer))
-    tokenizer = interchange.load_tokenizer(
-        Path(config.model.tokenizer).expanduser() if config.model.tokenizer else path
-    )
-    if pairs or config.dlma.rounds:  # else nothing is that long
-        warn_of_limit(config, transformer, path)
-    train, held_out = open_data(config, tokenizer) if pairs else (EncodedSet((), (), "no pairs"), None)
+    if not model:
+        check_batches(config, mesh)
+        check_model(config, transformer, mesh)
+        interchange.check_params(path, transformer)
+    tokenizer = open_tokenizer(config, path)
     if len(tokenizer) > transformer.vocab_size:
         raise ConfigError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model only {transformer.vocab_size}; "
+            f"the tokenizer has {len(tokenizer)} tokens, {path} only {transformer.vocab_size}; "
             "set model.tokenizer to the one that belongs to it"
-        )
-    for encoded in (train, held_out):
-        warn_of_pairs(encoded, transformer, path)
-    elements = max(encoded.elements() for encoded in ([train] if held_out is None else [train, held_out]))
-    if pairs:
-        log.info(
-            "pairs: %d for training, %d held out; responses of up to %d tokens",
-            len(train),
-            len(held_out) if held_out else 0,
-            elements,
         )
     return Session(
         config=config,
@@ -149,12 +81,24 @@ def open_session(config: Experiment, run_dir: Path, interrupt: Interrupt, *, pai
         model=Model(transformer, compute_config(config)),
         model_path=path,
         tokenizer=tokenizer,
-        train=train,
-        eval=held_out,
-        elements=elements,
         metrics=MetricsLog(run_dir, config.logging, config=dataclasses.asdict(config)),
         interrupt=interrupt,
     )
+
+
+def open_tokenizer(config: Experiment, model: Path | None = None) -> Any:
+    """The tokenizer of `model.tokenizer` or, without one, that of the model."""
+    named = config.model.tokenizer
+    return interchange.load_tokenizer(Path(named).expanduser() if named else model or named_path(config.model.path))
+
+
+def check_model(config: Experiment, transformer: TransformerConfig, mesh: Mesh) -> None:
+    """Raises ConfigError for a mesh that the model's shapes do not divide by, and adapters that fit nothing."""
+    partitioning.check_heads(transformer.num_heads, transformer.num_kv_heads, mesh)
+    partitioning.param_shardings(abstract_params(transformer), mesh)
+    if config.lora.rank:
+        make = functools.partial(init_adapters, rank=config.lora.rank, targets=config.lora.targets)
+        jax.eval_shape(make, jax.random.key(0), abstract_params(transformer))
 
 
 def compute_config(config: Experiment, platform: str = "") -> ComputeConfig:
@@ -172,10 +116,6 @@ def compute_config(config: Experiment, platform: str = "") -> ComputeConfig:
         lora_scale=config.lora.alpha / config.lora.rank if config.lora.rank else 1.0,
         platform=platform,
     )
-
-
-def model_path(config: Experiment) -> Path:
-    return named_path(config.model.path)
 
 
 def named_path(name: str) -> Path:
@@ -203,46 +143,3 @@ def check_batches(config: Experiment, mesh: Mesh) -> None:
                 "a multiple of %d, or a larger mesh.tensor, fills them",
                 *(field, size, shards, cut, places - size, places, shards * parts),
             )
-
-
-def open_data(config: Experiment, tokenizer: Any) -> tuple[EncodedSet, EncodedSet | None]:
-    """Training and held-out pairs as tokens; every record that cannot be used is named, or stops the run."""
-    data, subset = config.data, config.evaluation.subset
-    template = open_template(data.template, tokenizer)
-    contrast = None
-    if config.contrast.construction == "prompts":
-        contrast = (config.contrast.positive_prompt, config.contrast.negative_prompt)
-
-    def encode(pairs: PairSet) -> EncodedSet:
-        encoded = encode_pairs(
-            pairs,
-            tokenizer,
-            template=template,
-            system=data.system,
-            max_length=data.max_length,
-            max_response=data.max_response,
-            contrast=contrast,
-        )
-        if (encoded.invalid or encoded.unread) and jax.process_index() == 0:
-            log.warning("%s", encoded.summary())
-            for invalid_record in encoded.invalid:
-                log.warning("  %s", invalid_record)
-        usable = apply_policy(encoded, data.on_error, data.max_invalid)
-        if not usable.groups:
-            raise DataError(f"{usable.source}: none of its records can be used; `tisdpo inspect` names the reasons")
-        return usable
-
-    pairs = read_pairs(data.train, format=data.format, limit=data.limit, group_field=subset)
-    held_out = None
-    if data.eval:
-        held_out = read_pairs(data.eval, format=data.format, limit=data.eval_limit, group_field=subset)
-    elif data.eval_fraction:
-        pairs, held_out = split_by_prompt(pairs, data.eval_fraction, data.seed)
-        if data.eval_limit:
-            held_out = dataclasses.replace(held_out, pairs=held_out.pairs[: data.eval_limit])
-    return encode(pairs), None if held_out is None else encode(held_out)
-
-
-def cast(tree: Params, dtype: str) -> Params:
-    """A copy in another dtype; in the same dtype the same arrays."""
-    return jax.tree.map(lambda x: x.astype(dtype), tree)

@@ -11,11 +11,12 @@ from typing import Any
 import jax
 
 from tisdpo_jax import interchange, partitioning
+from tisdpo_jax.data import EncodedSet
 from tisdpo_jax.errors import CheckpointError, ConfigError
 from tisdpo_jax.interchange import read_json
 from tisdpo_jax.models import Model, merge
 from tisdpo_jax.stages import models
-from tisdpo_jax.stages.positions import warn_of_pairs
+from tisdpo_jax.stages.pairs import warn_of_pairs
 from tisdpo_jax.stages.session import Session, named_path
 from tisdpo_jax.types import Params, Variables
 
@@ -32,7 +33,13 @@ class Subject:
 
 
 def open_subject(
-    session: Session, name: str, path: str, *, base: Subject | None = None, frozen: bool = False
+    session: Session,
+    name: str,
+    path: str,
+    *,
+    base: Subject | None = None,
+    frozen: bool = False,
+    pairs: EncodedSet | None = None,
 ) -> Subject:
     """The model that `path` names, on the session's mesh, computed as the session's configuration says.
 
@@ -42,6 +49,7 @@ def open_subject(
     Args:
       base: a model that is there already; taken, not read again, where `path` or an adapter names the same.
       frozen: in `model.frozen_dtype`, int8 included, as models are that nothing trains; else never in int8.
+      pairs: what it will be measured on; those longer than it has positions are said.
 
     Raises: CheckpointError for what is no model.
     """
@@ -49,10 +57,10 @@ def open_subject(
     if base is not None and not frozen and _same(place, base.source):
         return dataclasses.replace(base, name=name)
     if not is_adapter(place):
-        return _whole(session, name, place, frozen)
+        return _whole(session, name, place, frozen, pairs)
     under = named_path(adapter_base(place))
     if base is None or (under.exists() and not _same(under, base.source)):
-        base = _whole(session, name, under, True)
+        base = _whole(session, name, under, True, pairs)
     if "lora" in base.variables:
         raise ConfigError(f"{place}: its base {base.source} is an adapter itself; merge that one first")
     # which leaves there are is known once it is read; an adapter is small
@@ -104,13 +112,13 @@ def check_same_tokens(policy: Subject, reference: Subject) -> None:
         )
 
 
-def _whole(session: Session, name: str, path: Path, frozen: bool) -> Subject:
+def _whole(session: Session, name: str, path: Path, frozen: bool, pairs: EncodedSet | None) -> Subject:
     config = interchange.read_config(path)
     partitioning.check_heads(config.num_heads, config.num_kv_heads, session.mesh)
     interchange.check_params(path, config)
     at = dataclasses.replace(session, model=Model(config, session.model.compute), model_path=path)
-    if config.positions < session.model.config.positions:  # else it is said already
-        warn_of_pairs(session.eval, config, path)
+    if pairs is not None and config.positions < session.model.config.positions:  # else it is said already
+        warn_of_pairs(pairs, config, path)
     params = models.load_pretrained(at)
     freeze = models.freeze_of(at) if frozen else None
     tokenizer = session.tokenizer

@@ -110,7 +110,7 @@ class MetricsLog:
     def within(self, folder: Path, prefix: str) -> MetricsLog:
         """A log of its own in `folder`, of a part of the run: TensorBoard and W&B are those of this one, where its
         stages are called PREFIX/STAGE. They stay open when it is closed."""
-        return MetricsLog(folder, self._section, shared=self._writers, prefix=f"{prefix}/")
+        return MetricsLog(folder, self._section, shared=self._writers, prefix=f"{prefix}/" if prefix else "")
 
     def __enter__(self) -> MetricsLog:
         return self

@@ -19,6 +19,7 @@ from tisdpo_jax.metrics import auc
 from tisdpo_jax.sampling import Response
 
 Floats = npt.NDArray[np.float64]
+OPTIONS = ("score", "relabel", "tie_band", "length_ratio", "unfinished")  # of `dlma`, that pairs depend on
 
 
 def candidates(
