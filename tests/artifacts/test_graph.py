@@ -31,8 +31,8 @@ class Fake:
     kept: bool = True
     large: bool = False
 
-    def key(self, context: Context) -> dict[str, Any] | None:
-        return {f"{self.name}.option": context.options.get(self.name, 0)} if self.kept else None
+    def key(self, run: Run) -> dict[str, Any] | None:
+        return {f"{self.name}.option": run.context.options.get(self.name, 0)} if self.kept else None
 
     def stored(self, context: Context) -> Stored | None:
         if self.name not in context.disk:
@@ -44,7 +44,7 @@ class Fake:
         parts = [run(one) for one in self.inputs]
         run.context.made.append(self.name)
         if self.kept:
-            run.context.disk[self.name] = (dict(self.key(run.context) or {}), True)
+            run.context.disk[self.name] = (dict(self.key(run) or {}), True)
         text = f"{self.name}({', '.join(parts)})"
         return Large(text) if self.large else text
 
@@ -56,7 +56,7 @@ POLICY = Fake("policy", (BASE, WEIGHTS))
 
 
 def states(context: Context) -> dict[str, str]:
-    return {line.stage: line.state for line in show(context, POLICY)}
+    return {line.stage: line.state for line in show(Run(context), POLICY)}
 
 
 def test_inputs_come_first_and_each_stage_once() -> None:
@@ -88,7 +88,7 @@ def test_a_value_that_is_given_stands_for_a_stage() -> None:
     context = Context({})
     given = Given("base", "mine")
     assert Run(context)(Fake("policy", (given,))) == "policy(mine)"
-    assert [line.stage for line in show(context, Fake("policy", (given,)))] == ["policy"]
+    assert [line.stage for line in show(Run(context), Fake("policy", (given,)))] == ["policy"]
 
 
 def test_show_before_during_and_after_a_run_and_after_a_change() -> None:
@@ -101,7 +101,7 @@ def test_show_before_during_and_after_a_run_and_after_a_change() -> None:
     run(POLICY)
     assert set(states(context).values()) == {"there"}
     context.options["minus"] = 7
-    lines = {line.stage: line for line in show(context, POLICY)}
+    lines = {line.stage: line for line in show(Run(context), POLICY)}
     assert [name for name, line in lines.items() if line.state == "stale"] == ["minus"]
     assert "minus.option (was 0, now 7)" in lines["minus"].why and lines["policy"].inputs == ("plus", "minus")
     context.options["minus"] = 0
@@ -111,7 +111,7 @@ def test_show_before_during_and_after_a_run_and_after_a_change() -> None:
 def test_only_what_is_known_now_is_compared() -> None:
     context = Context({"plus": 1})
     stored = Stored(Path("plus"), {"plus.option": 1, "content of inputs": "ab"})
-    assert changes(context, PLUS, stored) == []
-    assert changes(context, PLUS, stored._replace(key={"content of inputs": "ab"})) == [
+    assert changes(Run(context), PLUS, stored) == []
+    assert changes(Run(context), PLUS, stored._replace(key={"content of inputs": "ab"})) == [
         "plus.option (was absent, now 1)"
     ]

@@ -71,9 +71,8 @@ def evaluate_run(session: Session, pairs: Pairs, base: Base, trained: Params) ->
         pairs.split("eval")  # says what to set
     looked = look(session, pairs, base, trained)
     if looked.directory != session.run_dir:
-        session.say(
-            f"written  {write_evaluation(looked.directory, session, looked.done, looked.judging, looked.subjects)}"
-        )
+        page = write_evaluation(looked.directory, session, looked.done, looked.judging, looked.subjects)
+        session.say(f"written  {page}")
 
 
 def evaluate_models(config: Experiment, interrupt: Interrupt) -> None:
@@ -109,7 +108,8 @@ def _look(session: Session, pairs: Pairs, directory: Path, policy: Subject, refe
         if pairs.eval.invalid:
             session.say(f"{measure.listed(pairs.eval)}\n")
         done = measure.evaluate(session, pairs, policy, reference)
-        models = ("reference", "policy") if section.policy or section.reference else model_names(session)[-2:]
+        before, after = model_names(session)[-2:]
+        models = ("reference", "policy") if section.policy or section.reference else (before, after)
         tables, measures = measure.comparisons(done.scores, done.found.beta, models), done.grids()
         # "before" and "after" are words for a run, not for any two models
         for text in [*map(table_text, () if section.policy else tables), *map(grid_text, measures)]:

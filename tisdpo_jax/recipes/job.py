@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ from tisdpo_jax.recipes.samples import take_samples
 from tisdpo_jax.recipes.tisdpo import tisdpo
 from tisdpo_jax.reporting import histogram
 from tisdpo_jax.roles import Frozen, bind, policy_role
-from tisdpo_jax.stages import Base, Columns, Pairs, Session, open_session, round_prompts
+from tisdpo_jax.stages import Base, Columns, Pairs, Session, Training, open_session, round_prompts
 from tisdpo_jax.training import Interrupt, keep_on_disk, listening
 from tisdpo_jax.types import Params, Variables
 
@@ -74,16 +75,13 @@ def perform(verb: str, config: Experiment) -> None:
 
 def _check_there(directory: Path, stages: list[Stage]) -> None:
     """Raises ConfigError when the run has no policy yet: what looks at a run makes nothing, not even a directory."""
-    for place in [directory / stage.place / "models" / "policy" for stage in stages if _is_policy(stage)]:
+    policies = [stage for stage in stages if isinstance(stage, Training) and stage.kind == "policy"]
+    for place in [directory / stage.place / "models" / "policy" for stage in policies]:
         if not place.is_dir():
             raise ConfigError(
                 f"run_dir {directory}: no trained policy is there ({place}); `tisdpo run` with this configuration "
                 "makes it, or name the run_dir that has it"
             )
-
-
-def _is_policy(stage: Stage) -> bool:
-    return getattr(stage, "kind", "") == "policy"
 
 
 def _of_the_run(config: Experiment) -> Experiment:
@@ -127,8 +125,8 @@ def _finish_on_pairs(session: Session, pairs: Pairs, columns: dict[str, Columns]
     looked = look(session, pairs, base, trained)
     written = export(session, base, trained)
     samples = take_samples(session, pairs, base, trained)
-    options = {"measures": looked.measures, "judging": looked.judging}
-    report = write_report(session, pairs, looked.tables, samples, columns, **options)
+    grids: Any = {"measures": looked.measures, "judging": looked.judging}
+    report = write_report(session, pairs, looked.tables, samples, columns, **grids)
     for line in samples.lines():
         session.say(line)
     _say_paths(session, [*written, report])

@@ -70,11 +70,9 @@ def judge(session: Session, pairs: Pairs, directory: Path, policy: Subject, refe
             texts[name] = from_file(others[name], prompts)
             continue
         known = {policy.name: policy, reference.name: reference}
-        subject = (
-            known[name]
-            if name in known
-            else open_subject(session, name, others[name], base=reference, pairs=pairs.eval)
-        )
+        subject = known.get(name)
+        if subject is None:
+            subject = open_subject(session, name, others[name], base=reference, pairs=pairs.eval)
         responses = answers_of(session, subject, prompts, directory / ANSWERS, temperature=section.temperature)
         texts[name] = [text_of(response) for response in responses]
         del subject

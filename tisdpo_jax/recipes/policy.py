@@ -1,4 +1,4 @@
-"""What a policy's training needs beside pairs: columns of values, or frozen models in its step. Nothing is made here."""
+"""What a policy's training needs beside pairs: columns of values, or frozen models in its step."""
 
 from __future__ import annotations
 

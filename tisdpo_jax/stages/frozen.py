@@ -32,7 +32,7 @@ def frozen_of(run: Run, models: Models, roles: Any) -> Frozen:
     for collection, key, stage in needed(models, roles):
         value = run(stage)
         frozen[collection][key] = value.frozen() if isinstance(value, Base) else value
-    return frozen  # type: ignore[no-any-return]
+    return frozen
 
 
 def known_key(run: Run, role: Role, pairs: Stage, split: str) -> dict[str, str]:
