@@ -24,10 +24,10 @@ from reporting import GIB, give_back_memory, machine, peak_memory, processor, ta
 from stepping import Steps
 
 from tisdpo_jax import interchange
+from tisdpo_jax.artifacts import Run
 from tisdpo_jax.cli.options import load
 from tisdpo_jax.config import Experiment, validate
-from tisdpo_jax.stages import models
-from tisdpo_jax.stages.session import Session, open_session
+from tisdpo_jax.stages import Records, Session, models, open_session
 from tisdpo_jax.training.interrupt import Interrupt
 
 TRL, TRL_CACHED, LIVE = "TRL dpo live", "TRL dpo cached", "dpo live"
@@ -94,7 +94,10 @@ def main() -> None:
     options, config = read_arguments(sys.argv[1:])
     names = chosen([*([] if options.no_trl else [TRL, TRL_CACHED]), *CASES], options.cases)
     session = open_session(config, Path(tempfile.mkdtemp()), Interrupt())
-    ours = Steps(session, [name for name in CASES if name in names] or [LIVE], lambda: models.load_pretrained(session))
+    pairs = Run(session)(Records())
+    ours = Steps(
+        session, pairs, [name for name in CASES if name in names] or [LIVE], lambda: models.load_pretrained(session)
+    )
     trl = open_trl(session, options) if {TRL, TRL_CACHED} & set(names) else None
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for number in range(options.rounds + 1):

@@ -33,15 +33,13 @@ def main() -> None:
     import jax
     import numpy as np
 
+    from tisdpo_jax.artifacts import Given
     from tisdpo_jax.config import PROMPT_PAIRS, Experiment, build, with_prompts
-    from tisdpo_jax.data import read_pairs
+    from tisdpo_jax.data import apply_policy, read_pairs
     from tisdpo_jax.estimators import CONTRAST
-    from tisdpo_jax.recipes.dlma import with_pairs
     from tisdpo_jax.roles import contrast_roles
     from tisdpo_jax.scoring import contrast_scores
-    from tisdpo_jax.stages import models
-    from tisdpo_jax.stages.scores import compute_scores
-    from tisdpo_jax.stages.session import open_session
+    from tisdpo_jax.stages import CachedScores, Pairs, models, open_session
     from tisdpo_jax.training.interrupt import Interrupt
 
     values = {
@@ -56,19 +54,21 @@ def main() -> None:
     chosen = dataclasses.replace(found, pairs=tuple(found.pairs[index] for index in order), invalid=())
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        session = open_session(config, Path(folder), Interrupt(), pairs=False)
+        session = open_session(config, Path(folder), Interrupt())
         with jax.set_mesh(session.mesh):
             frozen: Any = {"params": {"base": models.load_pretrained(session)}, "lora": {}}
             for name in PROMPT_PAIRS:
                 named = dataclasses.replace(config, contrast=dataclasses.replace(config.contrast, pair=name))
-                here = with_pairs(dataclasses.replace(session, config=with_prompts(named)), chosen)
+                here = dataclasses.replace(session, config=with_prompts(named))
+                pairs = Pairs(apply_policy(here.text.pairs(chosen), "skip", 1.0))
                 roles = contrast_roles("prompts", lora=False)
                 assert roles is not None
-                plus, minus = (
-                    compute_scores(here, read, role, frozen, "train", label=f"{name} {role.view}")
+                stages = (
+                    CachedScores(read, role, "train", (), Given("pairs", pairs))
                     for read, role in zip(CONTRAST, roles, strict=True)
                 )
-                mask = here.train.mask(here.elements)
+                plus, minus = (stage.compute(here, pairs, frozen) for stage in stages)
+                mask = pairs.train.mask(pairs.elements)
                 for how in ("sum", "mean"):
                     scores = contrast_scores(plus, minus, mask, average=how == "mean")
                     rows.append(row(f"{name}, {how}", np.sign(scores[:, 0] - scores[:, 1])))

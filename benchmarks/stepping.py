@@ -17,9 +17,7 @@ from tisdpo_jax.data import Batches, EncodedSet, States
 from tisdpo_jax.models import head_only
 from tisdpo_jax.planning import useful
 from tisdpo_jax.recipes.tisdpo import tisdpo
-from tisdpo_jax.stages import models
-from tisdpo_jax.stages.session import Session
-from tisdpo_jax.stages.training import feed
+from tisdpo_jax.stages import Pairs, Session, feed, new_trained
 from tisdpo_jax.training import optim
 from tisdpo_jax.training.passes import on_devices
 from tisdpo_jax.training.programs import compile_step, state_shardings
@@ -44,38 +42,38 @@ class Steps:
     -1, hidden states of 0.
     """
 
-    def __init__(self, session: Session, names: Sequence[str], load: Callable[[], Params]) -> None:
+    def __init__(self, session: Session, pairs: Pairs, names: Sequence[str], load: Callable[[], Params]) -> None:
         """`load` gives the pretrained parameters on the mesh of the session."""
         self.mesh, self.names = session.mesh, tuple(names)
-        self.encoded, self.config = session.train, session.model.config
+        self.encoded, self.config = pairs.train, session.model.config
         section = session.config.train
         policies = {
             name: (config, tisdpo(config).policy) for name in names for config in [with_case(session.config, name)]
         }
         plans = {name: (one.plan(config, session.model), one.taken) for name, (config, one) in policies.items()}
         needs = {key for plan, _ in plans.values() for _, key in plan.roles.needs()}
-        self.order, self.layout = feed(session, section, next(iter(plans.values()))[0], (0, 1))
+        self.order, self.layout = feed(session, pairs, section, next(iter(plans.values()))[0], (0, 1))
         optimizer = optim.optimizer(section.optimizer, self.order.steps)
         begin = functools.partial(init_state, optimizer=optimizer)
         with jax.set_mesh(self.mesh):
             base = load()
-            trained = models.new_trained(session, base, "benchmark")
+            trained = new_trained(session, base, "benchmark")
             trees = {"base": base} if "base" in needs else {}
             trees |= {"head": head_only(session.model.config, base)} if "head" in needs else {}
             del base
             shardings = state_shardings(jax.eval_shape(begin, trained), self.mesh)
             self.state: Any = jax.jit(begin, out_shardings=shardings, donate_argnums=0)(trained)
-        mask = self.encoded.mask(session.elements)
+        mask = self.encoded.mask(pairs.elements)
         columns = {"token_weights": mask, "reference_logps": -mask}
         blank = blank_states(self.encoded, session.model.config.hidden_size, session.config.model.dtype)
         self.ready = {}
         for name, (plan, taken) in plans.items():
             keys = {key for _, key in plan.roles.needs()}
             frozen = {"params": {key: tree for key, tree in trees.items() if key in keys}, "lora": {}}
-            pairs = Batches(self.encoded, self.layout, {column: columns[column] for column in taken})
+            rows = Batches(self.encoded, self.layout, {column: columns[column] for column in taken})
             if "head" in keys:
-                pairs = dataclasses.replace(pairs, states=blank)
-            self.ready[name] = Ready(compile_step(plan, optimizer, shardings, self.mesh), frozen, pairs)
+                rows = dataclasses.replace(rows, states=blank)
+            self.ready[name] = Ready(compile_step(plan, optimizer, shardings, self.mesh), frozen, rows)
         self.metrics: dict[str, float] = {}
 
     def take(self, name: str, number: int) -> float:

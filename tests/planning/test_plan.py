@@ -35,15 +35,13 @@ def config_of(fields: dict[str, object]) -> Experiment:
 
 def session_of(fields: dict[str, object]) -> Any:
     config = config_of(fields)
-    return abstract.abstract_session(
-        config, abstract.read_transformer(config), abstract.read_lengths(config, ""), open_topology(CPU)
-    )
+    return abstract.abstract_session(config, abstract.read_transformer(config), open_topology(CPU))
 
 
 def lowered(fields: dict[str, object], stage: str = "policy") -> recipe.Lowered:
     session = session_of(fields)
-    (step,) = [step for step in recipe.trainings(session.config) if step.name == stage]
-    return recipe.lower_training(session, step)
+    (step,) = [step for step in recipe.trainings(session.config) if step.kind == stage]
+    return recipe.lower_training(session, abstract.read_lengths(session.config, "").pairs, step)
 
 
 JOBS: dict[str, dict[str, object]] = {
@@ -309,12 +307,9 @@ def test_what_the_compiler_says_of_memory_is_understood() -> None:
 
 def test_held_out_pairs_widen_the_responses_as_in_a_run(tiny: dict[str, object]) -> None:
     config = config_of(tiny)
-    pairs = abstract.read_lengths(config, "")
-    longer = abstract.read_lengths(config_of({**tiny, "data.max_length": 200, "data.max_response": 100}), "full").train
-    session = abstract.abstract_session(
-        config, abstract.read_transformer(config), pairs._replace(held_out=longer), open_topology(CPU)
-    )
-    assert pairs.train.elements() < session.elements == 104
+    pairs = abstract.read_lengths(config, "").pairs
+    longer = abstract.read_lengths(config_of({**tiny, "data.max_length": 200, "data.max_response": 100}), "full").pairs
+    assert pairs.train.elements() < dataclasses.replace(pairs, eval=longer.train).elements == 104
 
 
 def command(tiny: dict[str, object], *options: str) -> list[str]:

@@ -118,7 +118,7 @@ def test_a_run_leaves_what_it_promises_and_does_nothing_twice(finished):
     policy = exported(run)
     before = {path: path.read_bytes() for path in run.rglob("*.jsonl")}
     code, output = command("run", **options)
-    assert code == 0 and "stage policy: already done" in output and "are there already" in output
+    assert code == 0 and "stage round-1 policy: already done" in output and "are there already" in output
     assert {path: path.read_bytes() for path in run.rglob("*.jsonl")} == before
     assert all((policy[name] == value).all() for name, value in exported(run).items())
     code, output = command("run", **{**options, "sampling__seed": 5})

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from tisdpo_jax.artifacts import Given, Run
 from tisdpo_jax.config import Experiment
-from tisdpo_jax.data import Message, Prompt
+from tisdpo_jax.data import EncodedSet, Message, Prompt
 from tisdpo_jax.errors import DataError
 from tisdpo_jax.roles import Role
-from tisdpo_jax.stages import scores
+from tisdpo_jax.stages import Pairs, Text, frozen
 from tisdpo_jax.testing.tokenizer import CHAT_TEMPLATE, tiny_tokenizer
 
 room = importlib.import_module("tisdpo_jax.stages.answers")  # the face offers its function of that name
@@ -24,27 +25,29 @@ def session(template: str, name: str) -> Any:
     config = Experiment()
     tokenizer = tiny_tokenizer()
     tokenizer.name_or_path = name
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, template=template))
     return types.SimpleNamespace(
-        config=dataclasses.replace(config, data=dataclasses.replace(config.data, template=template)),
+        config=config,
         tokenizer=tokenizer,
+        text=Text.of(config, tokenizer),
         model_path=Path("no files"),
         model=types.SimpleNamespace(
             config="llama", compute=types.SimpleNamespace(lora_scale=1.0, dtype="float32", config=None)
         ),
-        split=lambda name: types.SimpleNamespace(fingerprint=lambda: "ids"),
     )
 
 
 def test_a_moved_model_or_template_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores, "bind", lambda *arguments: {"params": {}})
-    monkeypatch.setattr(scores, "identify", lambda tree: "values")
+    monkeypatch.setattr(frozen, "bind", lambda *arguments: {"params": {}})
+    monkeypatch.setattr(frozen, "identify", lambda tree: "values")
     texts = {"a.jinja": CHAT_TEMPLATE, "b.jinja": CHAT_TEMPLATE, "c.jinja": CHAT_TEMPLATE + " "}
     for name, text in texts.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     sessions = [session(str(tmp_path / name), f"/models/{name}") for name in texts]
     asked = [Prompt("1/main/0", (Message("user", "hi"),), "test")]
     voice = room.Generator(sessions[0].model, dict, {"params": "values"})
-    keys = [scores.cache_key(each, Role("base"), {}, "train") for each in sessions]
+    pairs = Given("pairs", Pairs(EncodedSet((), (), "none")))
+    keys = [frozen.whole_key(Run(each), Role("base"), {}, pairs, "train") for each in sessions]
     answers = [room._key(each, voice, asked) for each in sessions]
     for same, moved, other in (keys, answers):
         assert same == moved

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from runs import BASE
 
+from tisdpo_jax.artifacts import Run
 from tisdpo_jax.config import Experiment, build, nest
 from tisdpo_jax.models import RopeConfig
 from tisdpo_jax.recipes import evaluate, generate, plan
-from tisdpo_jax.stages import session
+from tisdpo_jax.stages import Records, open_session
 from tisdpo_jax.testing import write_pairs, write_tiny_model
 from tisdpo_jax.testing.models import tiny_config
 from tisdpo_jax.training.interrupt import Interrupt
@@ -41,9 +42,9 @@ def test_pairs(verb: str, short: dict[str, Any], tmp_path: Path, caplog: pytest.
         short, data__eval_fraction=0 if verb != "evaluate" else 0.2, evaluation__data=short["data.train"]
     )
     if verb == "run":
-        session.open_session(config, tmp_path, Interrupt())
+        Run(open_session(config, tmp_path, Interrupt()))(Records())
     elif verb == "evaluate":
-        evaluate.open_evaluation(config, tmp_path, Interrupt())
+        evaluate.open_models(config, tmp_path, Interrupt())
     else:
         plan.plan(config, [])
     assert LIMIT.format(short["model.path"]) in caplog.text
@@ -53,7 +54,8 @@ def test_pairs(verb: str, short: dict[str, Any], tmp_path: Path, caplog: pytest.
 def test_nothing_is_said_where_all_fits(
     short: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    session.open_session(config_of(short, data__max_length=20, data__max_response=10), tmp_path, Interrupt())
+    config = config_of(short, data__max_length=20, data__max_response=10)
+    Run(open_session(config, tmp_path, Interrupt()))(Records())
     assert "positions" not in caplog.text
 
 

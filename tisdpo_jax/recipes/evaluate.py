@@ -75,21 +75,25 @@ def evaluate_run(session: Session, pairs: Pairs, base: Base, trained: Params) ->
         session.say(f"written  {page}")
 
 
+def open_models(config: Experiment, directory: Path, interrupt: Interrupt) -> tuple[Session, Pairs]:
+    """A session for models that are there, and the pairs to measure them on; none where a judge has prompts alone."""
+    section, path = config.evaluation, named_path(config.evaluation.reference or config.model.path)
+    session = open_session(config, directory, interrupt, model=adapter_base(path) if is_adapter(path) else str(path))
+    warn_of_limit(config, session.model.config, session.model_path)
+    if section.judge.by and section.judge.prompts and not (section.data or config.data.train):
+        return session, Pairs(EncodedSet((), (), "none"))
+    pairs = measure.open_pairs(session)
+    warn_of_pairs(pairs.split("eval"), session.model.config, session.model_path)
+    return session, pairs
+
+
 def evaluate_models(config: Experiment, interrupt: Interrupt) -> None:
     """`evaluation.policy` against `evaluation.reference`, on any pairs, in a directory of its own below `run_dir`."""
     directory, section = evaluation_dir(config), config.evaluation
     with listening(interrupt), run_dir.opened(directory, config):
-        named = section.reference or config.model.path
-        path = named_path(named)
-        session = open_session(
-            config, directory, interrupt, model=adapter_base(path) if is_adapter(path) else str(path)
-        )
-        warn_of_limit(config, session.model.config, session.model_path)
-        pairs = Pairs(EncodedSet((), (), "none"))
-        if not (section.judge.by and section.judge.prompts and not (section.data or config.data.train)):
-            pairs = measure.open_pairs(session)
-            warn_of_pairs(pairs.split("eval"), session.model.config, session.model_path)
+        session, pairs = open_models(config, directory, interrupt)
         with session.metrics, jax.set_mesh(session.mesh):
+            named = section.reference or config.model.path
             reference = open_subject(session, "reference", named, frozen=True, pairs=pairs.eval)
             policy = open_subject(session, "policy", section.policy, base=reference, pairs=pairs.eval)
             looked = _look(session, pairs, directory, policy, reference)
