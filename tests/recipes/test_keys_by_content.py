@@ -15,7 +15,7 @@ from tisdpo_jax.config import Experiment
 from tisdpo_jax.data import EncodedSet, Message, Prompt
 from tisdpo_jax.errors import DataError
 from tisdpo_jax.roles import Role
-from tisdpo_jax.stages import Pairs, Text, frozen
+from tisdpo_jax.stages import Pairs, Text, keys
 from tisdpo_jax.testing.tokenizer import CHAT_TEMPLATE, tiny_tokenizer
 
 room = importlib.import_module("tisdpo_jax.stages.answers")  # the face offers its function of that name
@@ -38,8 +38,8 @@ def session(template: str, name: str) -> Any:
 
 
 def test_a_moved_model_or_template_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frozen, "bind", lambda *arguments: {"params": {}})
-    monkeypatch.setattr(frozen, "identify", lambda tree: "values")
+    monkeypatch.setattr(keys, "bind", lambda *arguments: {"params": {}})
+    monkeypatch.setattr(keys, "identify", lambda tree: "values")
     texts = {"a.jinja": CHAT_TEMPLATE, "b.jinja": CHAT_TEMPLATE, "c.jinja": CHAT_TEMPLATE + " "}
     for name, text in texts.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -47,9 +47,9 @@ def test_a_moved_model_or_template_is_the_same(tmp_path: Path, monkeypatch: pyte
     asked = [Prompt("1/main/0", (Message("user", "hi"),), "test")]
     voice = room.Generator(sessions[0].model, dict, {"params": "values"})
     pairs = Given("pairs", Pairs(EncodedSet((), (), "none")))
-    keys = [frozen.whole_key(Run(each), Role("base"), {}, pairs, "train") for each in sessions]
+    labels = [keys.whole_key(Run(each), Role("base"), {}, pairs, "train") for each in sessions]
     answers = [room._key(each, voice, asked) for each in sessions]
-    for same, moved, other in (keys, answers):
+    for same, moved, other in (labels, answers):
         assert same == moved
         assert {name for name in same if same[name] != other[name]} == {"template"}
     with_tools = [Prompt("1/main/0", (Message("tools", '[{"name": "f"}]'), Message("user", "hi")), "test")]

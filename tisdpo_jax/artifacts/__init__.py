@@ -1,5 +1,6 @@
 """What a run leaves on disk: how it is identified, how it is written, and who may write it."""
 
+from tisdpo_jax.artifacts.arrays import check_key, key_of, load_array, peek, save_array
 from tisdpo_jax.artifacts.graph import Given, Line, Run, Stage, Stored, Unkept, changes, order, show
 from tisdpo_jax.artifacts.key import differences, digest, plain
 from tisdpo_jax.artifacts.store import clean, replacing, sha256, write_text
@@ -13,13 +14,18 @@ __all__ = [
     "Stored",
     "Unkept",
     "changes",
+    "check_key",
     "clean",
     "differences",
     "digest",
+    "key_of",
     "lease",
+    "load_array",
     "order",
+    "peek",
     "plain",
     "replacing",
+    "save_array",
     "sha256",
     "show",
     "write_text",

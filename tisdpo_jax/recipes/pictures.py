@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from tisdpo_jax import metrics, reporting
+from tisdpo_jax.artifacts import peek
 from tisdpo_jax.config import Experiment
 from tisdpo_jax.data import EncodedSet, recorded_columns
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.estimators import Estimator, Formula
 from tisdpo_jax.metrics import TokenMean, token_means
 from tisdpo_jax.reporting import Grid, Report, SidePicture, TokenPicture, WeightSection, extreme_grid
-from tisdpo_jax.stages import Text, open_data, open_tokenizer, peek, weights_of_pairs
+from tisdpo_jax.stages import Text, open_data, open_tokenizer, score_path, weights_of_pairs
 
 Columns = dict[str, np.ndarray]
 SIDES = ("chosen", "rejected")
@@ -98,7 +99,7 @@ def cached_columns(config: Experiment, encoded: EncodedSet, split: str) -> Colum
     Weights that the records bring themselves are taken where there are no scores.
     """
     folder = Path(config.run_dir).expanduser()
-    found = {name: peek(folder, split, name, encoded.fingerprint()) for name in ("plus", "minus")}
+    found = {name: peek(score_path(folder, split, name), encoded.fingerprint()) for name in ("plus", "minus")}
     plus, minus = found["plus"], found["minus"]
     if plus is None or minus is None:
         return dict(recorded_columns(encoded, encoded.elements()))

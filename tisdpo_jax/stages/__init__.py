@@ -14,28 +14,22 @@ from tisdpo_jax.stages.answers import (
     summary,
     text_of,
 )
-from tisdpo_jax.stages.columns import Columns, PairColumns, weights_of_pairs
-from tisdpo_jax.stages.frozen import Models, check_finite, scorer
+from tisdpo_jax.stages.columns import PairColumns, weights_of_pairs
+from tisdpo_jax.stages.devices import check_batches, check_model, compute_config, open_mesh
+from tisdpo_jax.stages.frozen import Columns, Models
 from tisdpo_jax.stages.hidden_states import HEAD, HiddenStates, ReferenceHead
 from tisdpo_jax.stages.models import Base, Folded, Pretrained
-from tisdpo_jax.stages.pairs import Pairs, Records, layout, open_data, passing, warn_of_limit, warn_of_pairs
-from tisdpo_jax.stages.rounds import Candidates, Responses, Selected, SelectedColumns, round_prompts
-from tisdpo_jax.stages.scores import REFERENCE_LOGPS, CachedScores, peek
-from tisdpo_jax.stages.session import (
-    DEMO_CACHE,
-    Session,
-    check_batches,
-    check_model,
-    compute_config,
-    named_path,
-    open_mesh,
-    open_session,
-    open_tokenizer,
-)
+from tisdpo_jax.stages.pairs import Pairs, Records, open_data
+from tisdpo_jax.stages.passes import check_finite, feed, layout, passing, scorer
+from tisdpo_jax.stages.positions import warn_of_limit, warn_of_pairs
+from tisdpo_jax.stages.rounds import Candidates, Responses, round_prompts
+from tisdpo_jax.stages.scores import REFERENCE_LOGPS, CachedScores, score_path
+from tisdpo_jax.stages.selection import Selected, SelectedColumns
+from tisdpo_jax.stages.session import DEMO_CACHE, Session, named_path, open_session, open_tokenizer
 from tisdpo_jax.stages.subjects import Subject, adapter_base, check_same_tokens, is_adapter, open_subject
 from tisdpo_jax.stages.text import Text
 from tisdpo_jax.stages.trained import abstract_trained, new_trained
-from tisdpo_jax.stages.training import Training, feed
+from tisdpo_jax.stages.training import Training
 
 __all__ = [
     "DEMO_CACHE",
@@ -87,9 +81,9 @@ __all__ = [
     "open_subject",
     "open_tokenizer",
     "passing",
-    "peek",
     "prompts_in_views",
     "round_prompts",
+    "score_path",
     "scorer",
     "summary",
     "text_of",

@@ -56,7 +56,7 @@ from tisdpo_jax.sampling import (
     sample,
 )
 from tisdpo_jax.stages import models
-from tisdpo_jax.stages.pairs import warn_of_rows
+from tisdpo_jax.stages.positions import warn_of_rows
 from tisdpo_jax.stages.session import Session
 from tisdpo_jax.stages.subjects import Subject, model_files
 from tisdpo_jax.training import Progress

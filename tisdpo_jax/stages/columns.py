@@ -15,10 +15,8 @@ from tisdpo_jax.data import EncodedSet, recorded_columns
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.estimators import CONTRAST, Estimator
 from tisdpo_jax.scoring import contrast_scores
+from tisdpo_jax.stages.frozen import Columns
 from tisdpo_jax.stages.scores import REFERENCE_LOGPS, CachedScores
-
-Columns = dict[str, np.ndarray]
-"""Values by pair, `[n, ...]`."""
 
 BROUGHT = {"token_weights": "chosen_weights and rejected_weights", "self_reward": "margin"}  # fields of records
 

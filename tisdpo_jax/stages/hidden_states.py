@@ -16,13 +16,15 @@ import jax
 import numpy as np
 
 from tisdpo_jax import distributed, partitioning
-from tisdpo_jax.artifacts import Run, Stage, Stored, Unkept, replacing, sha256, write_text
+from tisdpo_jax.artifacts import Run, Stage, Stored, Unkept, check_key, replacing, sha256, write_text
 from tisdpo_jax.data import States, create, open_states
 from tisdpo_jax.errors import CheckpointError, DataError
 from tisdpo_jax.models import head_only
 from tisdpo_jax.roles import Frozen, Role, bind
-from tisdpo_jax.stages.frozen import Models, check_key, frozen_of, hidden_reader, known_key, needed, whole_key
-from tisdpo_jax.stages.pairs import Pairs, passing
+from tisdpo_jax.stages.frozen import Models, frozen_of, needed
+from tisdpo_jax.stages.keys import known_key, whole_key
+from tisdpo_jax.stages.pairs import Pairs
+from tisdpo_jax.stages.passes import hidden_reader, passing
 from tisdpo_jax.stages.session import Session
 from tisdpo_jax.training import one_pass
 from tisdpo_jax.types import Params

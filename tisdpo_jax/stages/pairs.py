@@ -1,32 +1,23 @@
-"""The pairs of a run as a stage: records as tokens, and the rows and batches that hold them."""
+"""The pairs of a run as a stage: records as tokens."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 
-from tisdpo_jax import partitioning
 from tisdpo_jax.artifacts import Run, Stage, Unkept
 from tisdpo_jax.config import Experiment
 from tisdpo_jax.data import (
-    Batches,
     EncodedSet,
-    Layout,
     PairSet,
     apply_policy,
-    balanced_batches,
-    fit,
     read_pairs,
     split_by_prompt,
 )
 from tisdpo_jax.errors import ConfigError, DataError
-from tisdpo_jax.models import TransformerConfig
+from tisdpo_jax.stages.positions import warn_of_limit, warn_of_pairs
 from tisdpo_jax.stages.session import Session
 from tisdpo_jax.stages.text import Text
 
@@ -103,65 +94,3 @@ def open_data(config: Experiment, text: Text) -> tuple[EncodedSet, EncodedSet | 
         if data.eval_limit:
             held_out = dataclasses.replace(held_out, pairs=held_out.pairs[: data.eval_limit])
     return encode(records), None if held_out is None else encode(held_out)
-
-
-def layout(
-    session: Session, encoded: EncodedSet, batches: Iterable[np.ndarray], elements: int, **options: Any
-) -> Layout:
-    """One shape for `batches` of these pairs; `options` are those of `data.fit`: parts, sides, views."""
-    splash, packed = session.model.compute.attention == "splash", session.config.data.packing == "shared"
-    transformer = session.model.config
-    return fit(
-        encoded,
-        batches,
-        elements=elements,
-        shards=partitioning.batch_shards(session.mesh),
-        packed=packed,
-        copies=splash and packed,
-        multiple=128 if splash else 8,
-        width=transformer.hidden_size,
-        head=transformer.vocab_size / (12 * transformer.num_layers * transformer.hidden_size),
-        **options,
-    )
-
-
-def passing(
-    session: Session, encoded: EncodedSet, elements: int, *views: str, sides: tuple[int, ...] = (0, 1)
-) -> tuple[Batches, list[np.ndarray]]:
-    """All of these pairs once, in batches for evaluation and scoring: the pairs, and the batches' indices."""
-    size = partitioning.places(session.config.evaluation.batch_size, session.mesh)
-    batches = balanced_batches(encoded.lengths(views[0]), size)
-    return Batches(encoded, layout(session, encoded, batches, elements, sides=sides, views=views)), batches
-
-
-def warn_of_limit(config: Experiment, transformer: TransformerConfig, path: str | Path) -> None:
-    """Warns where `data.max_length` lets rows be longer than the model has positions."""
-    limit = config.data.max_length
-    if limit > transformer.positions and jax.process_index() == 0:
-        log.warning(
-            "data.max_length %d is above the %d positions of %s (max_position_embeddings, with its rope scaling): a "
-            "model has not learned what stands beyond them; set data.max_length to %d or less, or name a model of "
-            "longer context",
-            *(limit, transformer.positions, path, transformer.positions),
-        )
-
-
-def warn_of_pairs(encoded: EncodedSet, transformer: TransformerConfig, path: str | Path) -> None:
-    """Warns of pairs that have a row, in any view, which is longer than the model has positions."""
-    lengths = [max(map(len, one.prompts.values())) + max(map(len, one.responses)) for one in encoded.groups]
-    warn_of_rows(lengths, transformer, path, f"pairs of {encoded.source}", "data.max_length")
-
-
-def warn_of_rows(
-    lengths: Sequence[int], transformer: TransformerConfig, path: str | Path, what: str, field: str
-) -> None:
-    """Warns of rows of tokens, of `lengths`, that are longer than the model has positions; `field` would limit them.
-
-    Rotary models compute such rows, but what comes of it nobody has taught them.
-    """
-    beyond = int((np.asarray(lengths, np.int64) > transformer.positions).sum())
-    if beyond and jax.process_index() == 0:
-        log.warning(
-            "%d of %d %s are longer than the %d positions of %s, the longest %d tokens; %s limits them",
-            *(beyond, len(lengths), what, transformer.positions, path, max(lengths), field),
-        )

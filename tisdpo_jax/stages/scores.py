@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from tisdpo_jax.artifacts import Run, Stage, Stored, replacing
+from tisdpo_jax.artifacts import Run, Stage, Stored, key_of, load_array, save_array
 from tisdpo_jax.checkpoint import quarantine
 from tisdpo_jax.errors import CheckpointError, DamagedError
 from tisdpo_jax.estimators import Read
 from tisdpo_jax.roles import Frozen, Role, bind
-from tisdpo_jax.stages.frozen import Models, check_finite, check_key, frozen_of, known_key, needed, scorer, whole_key
-from tisdpo_jax.stages.pairs import Pairs, passing
+from tisdpo_jax.stages.frozen import Models, frozen_of, needed
+from tisdpo_jax.stages.keys import known_key, whole_key
+from tisdpo_jax.stages.pairs import Pairs
+from tisdpo_jax.stages.passes import check_finite, passing, scorer
 from tisdpo_jax.stages.session import Session
 from tisdpo_jax.training import collect, one_pass
 
@@ -58,7 +56,7 @@ class CachedScores:
     def stored(self, context: Session) -> Stored | None:
         path = self.path(context)
         try:
-            return Stored(path, _key_of(path)) if path.exists() else None
+            return Stored(path, key_of(path)) if path.exists() else None
         except DamagedError:
             return None  # set aside, and made again
 
@@ -76,16 +74,17 @@ class CachedScores:
         path, key = self.path(session), whole_key(run, self.role, frozen, self.pairs, self.split)
         if path.exists():
             try:
-                return _read(path, key)
+                scores = load_array(path, key)
+                log.info("scores read from %s", path)
+                return scores
             except DamagedError as error:
-                _set_aside(path, error)
+                if jax.process_count() > 1:  # a person decides
+                    raise CheckpointError(f"{error}; delete it to make it again") from error
+                log.warning("scores set aside, and made again: %s", error)
+                quarantine(path)
         scores = self.compute(session, pairs, frozen)
         if jax.process_index() == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            whole = np.ascontiguousarray(scores)
-            label = {"key": json.dumps(key, sort_keys=True), "sha256": _digest(whole)}
-            with replacing(path) as temporary:
-                save_file({"logps": whole}, temporary, metadata=label)
+            save_array(path, scores, key)
         return scores
 
     def compute(self, session: Session, pairs: Pairs, frozen: Frozen) -> np.ndarray:
@@ -103,49 +102,3 @@ class CachedScores:
 
 def score_path(directory: Path, split: str, what: str) -> Path:
     return directory / "scores" / f"{split}-{what}.safetensors"
-
-
-def _read(path: Path, key: dict[str, str]) -> np.ndarray:
-    stored = _key_of(path)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            label = file.metadata() or {}
-            logps = np.asarray(file.get_tensor("logps"))
-        whole = label.get("sha256", "") == _digest(logps)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise DamagedError(f"{path}: not a whole score cache ({error})") from None
-    check_key(path, stored, key)
-    if not whole:
-        raise DamagedError(f"{path}: the scores do not match their digest")
-    log.info("scores read from %s", path)
-    return logps
-
-
-def _key_of(path: Path) -> dict[str, str]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            key: dict[str, str] = json.loads((file.metadata() or {})["key"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise DamagedError(f"{path}: not a whole score cache ({error})") from None
-    return key
-
-
-def _digest(logps: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(logps).tobytes()).hexdigest()
-
-
-def _set_aside(path: Path, error: DamagedError) -> None:
-    """Makes room for scores to be made again; with several processes that is left to a person."""
-    if jax.process_count() > 1:
-        raise CheckpointError(f"{error}; delete it to make it again") from error
-    log.warning("scores set aside, and made again: %s", error)
-    quarantine(path)
-
-
-def peek(directory: Path, split: str, what: str, data: str) -> np.ndarray | None:
-    """What a cache holds, if it is there and for these token ids, whatever model made it: for showing only."""
-    path = score_path(directory, split, what)
-    if not path.exists() or _key_of(path)["data"] != data:
-        return None
-    with safe_open(path, framework="numpy") as file:
-        return np.asarray(file.get_tensor("logps"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from tisdpo_jax import interchange, partitioning
-from tisdpo_jax.config import Experiment, StageSection
+from tisdpo_jax import interchange
+from tisdpo_jax.config import Experiment
 from tisdpo_jax.errors import ConfigError
-from tisdpo_jax.models import ComputeConfig, Model, TransformerConfig, abstract_params, init_adapters
+from tisdpo_jax.models import Model
+from tisdpo_jax.stages.devices import check_batches, check_model, compute_config, open_mesh
 from tisdpo_jax.stages.text import Text
 from tisdpo_jax.training import Interrupt, MetricsLog
 
@@ -48,12 +48,6 @@ class Session:
         """A line for the terminal, once for all processes."""
         if jax.process_index() == 0:
             print(text, flush=True)
-
-
-def open_mesh(config: Experiment, devices: Any = None) -> Mesh:
-    section = config.mesh
-    options = {} if devices is None else {"devices": devices}
-    return partitioning.make_mesh(section.data, section.fsdp, section.tensor, slices=section.slices, **options)
 
 
 def open_session(config: Experiment, run_dir: Path, interrupt: Interrupt, *, model: str = "") -> Session:
@@ -92,54 +86,8 @@ def open_tokenizer(config: Experiment, model: Path | None = None) -> Any:
     return interchange.load_tokenizer(Path(named).expanduser() if named else model or named_path(config.model.path))
 
 
-def check_model(config: Experiment, transformer: TransformerConfig, mesh: Mesh) -> None:
-    """Raises ConfigError for a mesh that the model's shapes do not divide by, and adapters that fit nothing."""
-    partitioning.check_heads(transformer.num_heads, transformer.num_kv_heads, mesh)
-    partitioning.param_shardings(abstract_params(transformer), mesh)
-    if config.lora.rank:
-        make = functools.partial(init_adapters, rank=config.lora.rank, targets=config.lora.targets)
-        jax.eval_shape(make, jax.random.key(0), abstract_params(transformer))
-
-
-def compute_config(config: Experiment, platform: str = "") -> ComputeConfig:
-    """How the configuration wants the model computed, on `platform` or, without it, on the default one."""
-    attention = config.model.attention
-    if attention == "auto":  # a kernel over rows with repeated prompts pays where scores of whole rows would be large
-        on_tpu = (platform or jax.default_backend()) == "tpu"
-        attention = "splash" if on_tpu and config.data.max_length >= 1024 else "xla"
-    return ComputeConfig(
-        dtype=config.model.dtype,
-        param_dtype=config.model.param_dtype,
-        attention=attention,
-        remat=config.model.remat,
-        layer_loop=config.model.layer_loop,
-        lora_scale=config.lora.alpha / config.lora.rank if config.lora.rank else 1.0,
-        platform=platform,
-    )
-
-
 def named_path(name: str) -> Path:
     """Where the model is that a configuration names; `demo` is fetched first."""
     if name == "demo":
         return interchange.demo_model_path(DEMO_CACHE.expanduser())
     return Path(name).expanduser()
-
-
-def check_batches(config: Experiment, mesh: Mesh) -> None:
-    """Raises ConfigError for a stage whose micro-batches leave devices idle; warns of batches that do not divide."""
-    stages: list[tuple[str, StageSection]] = [("train", config.train)]
-    if config.sft.epochs > 0:
-        stages.append(("sft", config.sft))
-    if config.contrast.construction in ("sft", "dpo"):
-        stages.append(("contrast.training", config.contrast.training))
-    for name, section in stages:
-        size, parts, field = section.batch_size, section.gradient_accumulation_steps, f"{name}.batch_size"
-        places = partitioning.places(size, mesh, parts=parts, field=field)
-        if places > size and jax.process_index() == 0:
-            cut = f" times {parts} micro-batches" if parts > 1 else ""
-            shards = partitioning.batch_shards(mesh)
-            log.warning(
-                "%s %d does not divide by mesh data*fsdp = %d%s: %d of %d places stay empty; "
-                "a multiple of %d, or a larger mesh.tensor, fills them",
-                *(field, size, shards, cut, places - size, places, shards * parts),
-            )

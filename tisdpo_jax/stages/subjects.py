@@ -16,7 +16,7 @@ from tisdpo_jax.errors import CheckpointError, ConfigError
 from tisdpo_jax.interchange import read_json
 from tisdpo_jax.models import Model, merge
 from tisdpo_jax.stages import models
-from tisdpo_jax.stages.pairs import warn_of_pairs
+from tisdpo_jax.stages.positions import warn_of_pairs
 from tisdpo_jax.stages.session import Session, named_path
 from tisdpo_jax.types import Params, Variables
 

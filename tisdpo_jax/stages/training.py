@@ -4,37 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import logging
-from collections.abc import Mapping
 from typing import Any
 
-import jax
-import numpy as np
 import yaml
 
-from tisdpo_jax import partitioning
-from tisdpo_jax.artifacts import Run, Stage, Stored, digest
+from tisdpo_jax.artifacts import Run, Stage, Stored
 from tisdpo_jax.checkpoint import save_tree
-from tisdpo_jax.config import Experiment, StageSection, get
-from tisdpo_jax.data import Batches, Layout, Order, States
+from tisdpo_jax.config import Experiment, get
+from tisdpo_jax.data import Batches, States
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.models import Model
 from tisdpo_jax.objectives import Objective
-from tisdpo_jax.roles import Frozen, Roles, resident_bytes
+from tisdpo_jax.roles import Roles, resident_bytes
 from tisdpo_jax.scoring import Text
 from tisdpo_jax.stages import trained as results
-from tisdpo_jax.stages.columns import Columns
-from tisdpo_jax.stages.frozen import Models, frozen_of, needed
-from tisdpo_jax.stages.models import Base, identify
-from tisdpo_jax.stages.pairs import Pairs, layout, passing
+from tisdpo_jax.stages.frozen import Columns, Models, frozen_of, needed
+from tisdpo_jax.stages.keys import DERIVED, training_key, whole_training_key
+from tisdpo_jax.stages.models import Base
+from tisdpo_jax.stages.pairs import Pairs
+from tisdpo_jax.stages.passes import evaluate_held_out, feed
 from tisdpo_jax.stages.session import Session
-from tisdpo_jax.training import Job, StepSpec, evaluate_step, means, one_pass, train
+from tisdpo_jax.training import Job, StepSpec, train
 from tisdpo_jax.types import Params
 
 log = logging.getLogger(__name__)
-
-DERIVED = ("scores", "frozen models")  # of a key: known once what they stand for is made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,29 +86,7 @@ class Training:
         )
 
     def key(self, run: Run) -> dict[str, Any]:
-        """Everything that the result depends on, under the names that an error would use, as far as it is known."""
-        session: Session = run.context
-        config, section, pairs = session.config, get(session.config, self.section), run.known(self.pairs)
-        weighs = "token_weights" in self.objective.needs.columns
-        return {
-            "architecture": dataclasses.asdict(session.model.config),
-            "model.dtype": config.model.dtype,
-            "model.param_dtype": config.model.param_dtype,
-            "model.frozen_dtype": config.model.frozen_dtype,
-            # another arithmetic for the same numbers: the last bits differ
-            "data.packing": config.data.packing,
-            "lora": dataclasses.asdict(config.lora) if config.lora.rank else {"rank": 0},
-            **session.text.identity(),
-            **({} if pairs is None else {"data": pairs.train.fingerprint()[:16]}),
-            "data.seed": config.data.seed,
-            "seed": config.seed,
-            self.section: _results_of(section),
-            "sft": "none" if self.section == "sft" or not config.sft.epochs else _results_of(config.sft),
-            "loss": dataclasses.asdict(self.objective),
-            "sides": list(self.sides),
-            "weights": dataclasses.asdict(config.weights) if weighs else "none",
-            "contrast": _contrast(config) if self.contrasted else "none",
-        }
+        return training_key(run, self)
 
     def stored(self, context: Session) -> Stored | None:
         return results.stored_result(context.run_dir / self.place, self.kind)
@@ -132,7 +104,7 @@ class Training:
         columns = {split: self._taken(run(stage)) for split, stage in self.columns}
         states = {split: run(stage) for split, stage in self.states}
         frozen = frozen_of(run, self.frozen, self.roles)
-        identity = self._identity(run, start, columns.get("train", {}), frozen)
+        identity = whole_training_key(run, self, start, columns.get("train", {}), frozen)
         finished = results.load_result(session, directory, self.kind, identity)
         if finished is not None:
             log.info("stage %s: already done", self.name)
@@ -157,11 +129,8 @@ class Training:
     def _job(
         self, session: Session, pairs: Pairs, columns: Columns, states: States | None, identity: dict[str, Any]
     ) -> Job:
-        config, section, plan = (
-            session.config,
-            get(session.config, self.section),
-            self.plan(session.config, session.model),
-        )
+        config = session.config
+        section, plan = get(config, self.section), self.plan(config, session.model)
         order, rows = feed(session, pairs, section, plan, self.sides)
         return Job(
             stage=self.kind,
@@ -183,7 +152,7 @@ class Training:
 
         Raises: ConfigError when the stage has not come so far; CheckpointError when it was another configuration's.
         """
-        identity = self._identity(run, start, {}, {"params": {}, "lora": {}})
+        identity = whole_training_key(run, self, start, {}, {"params": {}, "lora": {}})
         derived = (*DERIVED, *(("data",) if run.known(self.pairs) is None else ()))
         directory = run.context.run_dir / self.place
         result = results.load_result(run.context, directory, self.kind, identity, derived=derived)
@@ -195,56 +164,6 @@ class Training:
     def _taken(self, columns: Columns) -> Columns:
         return {name: value for name, value in columns.items() if name in self.taken}
 
-    def _identity(self, run: Run, start: Base, columns: Columns, frozen: Frozen) -> dict[str, Any]:
-        """The whole key: with what the inputs turned out to be."""
-        frozen_models = {
-            f"{kind}/{key}": identify(tree) for kind in ("params", "lora") for key, tree in frozen[kind].items()
-        }
-        sums = {name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in sorted(columns.items())}
-        made = {"model": start.identity, "scores": digest(sums), "frozen models": digest(frozen_models)}
-        return {**self.key(run), **made}
-
-
-def evaluate_held_out(
-    session: Session,
-    plan: StepSpec,
-    frozen: Frozen,
-    pairs: Pairs,
-    columns: Columns,
-    states: States | None,
-    trained: Params,
-) -> dict[str, float]:
-    """The metrics of training, over all held-out pairs: sums and counts added, divided once."""
-    step = _evaluator(dataclasses.replace(plan, gradient_accumulation_steps=1))
-    rows, batches = passing(session, pairs.split("eval"), pairs.elements, *plan.roles.views())
-    rows = dataclasses.replace(rows, columns=columns, states=states)
-    totals: dict[str, Any] = {}
-    for _, batch in one_pass(rows, batches, session.mesh, label="eval", shown=False):
-        sums = jax.device_get(step(trained, frozen, batch))
-        totals = jax.tree.map(np.add, totals, sums) if totals else sums
-    return {name: float(value) for name, value in means(totals).items()}
-
-
-@functools.lru_cache(maxsize=4)
-def _evaluator(plan: StepSpec) -> Any:
-    return jax.jit(functools.partial(evaluate_step, plan=plan))
-
-
-def feed(
-    session: Session, pairs: Pairs, section: StageSection, plan: StepSpec, sides: tuple[int, ...]
-) -> tuple[Order, Layout]:
-    """Which pairs each step of a training takes, and the one shape that holds them all."""
-    encoded, parts = pairs.train, section.gradient_accumulation_steps
-    order = Order(
-        encoded.lengths(sides=sides),
-        section.batch_size,
-        session.config.data.seed,
-        section.epochs,
-        places=partitioning.places(section.batch_size, session.mesh, parts=parts),
-    )
-    options: Any = {"parts": parts, "sides": sides, "views": plan.roles.views()}
-    return order, layout(session, encoded, order.batches(), pairs.elements, **options)
-
 
 def compiler_options(text: str) -> tuple[tuple[str, bool | int | float | str], ...]:
     """`a=1,b=true` as pairs of names and plain values. Raises: ConfigError for a part without name or value."""
@@ -255,18 +174,3 @@ def compiler_options(text: str) -> tuple[tuple[str, bool | int | float | str], .
             raise ConfigError(f"mesh.compiler_options: {part!r} is not name=value")
         options.append((name.strip(), yaml.safe_load(value)))
     return tuple(options)
-
-
-def _contrast(config: Experiment) -> dict[str, Any]:
-    """What pi+ and pi- are made by: their scores say it too, once they are there."""
-    section = config.contrast
-    prompts = {"positive_prompt": section.positive_prompt, "negative_prompt": section.negative_prompt}
-    trained = {"training": _results_of(section.training)}
-    parts: Mapping[str, dict[str, Any]] = {"prompts": prompts, "sft": trained, "dpo": {**trained, "beta": section.beta}}
-    return {"construction": section.construction, **parts.get(section.construction, {})}
-
-
-def _results_of(section: StageSection) -> dict[str, Any]:
-    """The fields of a section that a result depends on; the others change nothing, or its last bits."""
-    free = ("gradient_accumulation_steps", "eval_every", "checkpoint_every", "keep_checkpoints", "max_skipped")
-    return {name: value for name, value in dataclasses.asdict(section).items() if name not in free}
