@@ -15,6 +15,7 @@ from tisdpo_jax.config import Experiment, build, idle, nest, validate, without
 from tisdpo_jax.errors import ConfigError, UserError
 from tisdpo_jax.models.zoo import SIZES
 from tisdpo_jax.planning.advice import savings
+from tisdpo_jax.planning.compiled import memory_asked
 from tisdpo_jax.planning.program import Memory, Program, large_buffers, read_program
 from tisdpo_jax.planning.report import StagePlan, plan_text
 from tisdpo_jax.planning.resident import resident
@@ -299,10 +300,10 @@ def test_what_the_compiler_says_of_memory_is_understood() -> None:
     said = (
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (84.00G) exceeds"
     )
-    assert recipe._memory_asked(said, 3 * gib) == 87 * gib
+    assert memory_asked(said, 3 * gib) == 87 * gib
     said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded"
-    assert recipe._memory_asked(said, 3 * gib) == round(20.5 * gib)
-    assert recipe._memory_asked("RESOURCE_EXHAUSTED: something else", 0) is None
+    assert memory_asked(said, 3 * gib) == round(20.5 * gib)
+    assert memory_asked("RESOURCE_EXHAUSTED: something else", 0) is None
 
 
 def test_held_out_pairs_widen_the_responses_as_in_a_run(tiny: dict[str, object]) -> None:

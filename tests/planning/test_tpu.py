@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import pytest
 
 from tisdpo_jax.config import Experiment, build, nest, validate
-from tisdpo_jax.planning import topology
-from tisdpo_jax.planning.program import read_program
+from tisdpo_jax.planning import compiled, topology
+from tisdpo_jax.planning.compiled import compile_step_program
 from tisdpo_jax.planning.report import StagePlan, plan_text
 from tisdpo_jax.recipes import plan as recipe
 
@@ -94,9 +94,10 @@ def test_what_loops_fill_is_reserved_once_and_summed_twice() -> None:
     ]
     lowered = jax.jit(two).lower(*shapes)
     stack = 2 * count * rows * width
-    found = recipe._compile(lowered, asked=True)
-    with recipe._not_kept():
-        unasked = read_program(lowered.compile())
+    found = compile_step_program(lowered, report=True, resident=0).program
+    with compiled._not_kept():
+        unasked = compile_step_program(lowered, report=False, resident=0).program
+    assert found is not None and unasked is not None
     assert found.memory is not None and unasked.memory is not None
     own = found.memory.reserved - found.memory.arguments
     assert 2 * stack <= own < 2.2 * stack < 2.9 * stack < found.memory.temporaries

@@ -2,19 +2,23 @@
 
 from tisdpo_jax.planning import lengths, topology, useful
 from tisdpo_jax.planning.advice import advise
+from tisdpo_jax.planning.compiled import Compiled, compile_step_program, memory_asked
 from tisdpo_jax.planning.program import Program, dump_options, read_program
 from tisdpo_jax.planning.report import StagePlan, plan_text
 from tisdpo_jax.planning.resident import resident
 from tisdpo_jax.planning.topology import Spec, Topology, open_topology
 
 __all__ = [
+    "Compiled",
     "Program",
     "Spec",
     "StagePlan",
     "Topology",
     "advise",
+    "compile_step_program",
     "dump_options",
     "lengths",
+    "memory_asked",
     "open_topology",
     "plan_text",
     "read_program",

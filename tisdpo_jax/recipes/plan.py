@@ -5,15 +5,11 @@ No weights are read and no array is made: the session is that of a run, with sha
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import logging
 import os
-import re
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -28,14 +24,12 @@ from tisdpo_jax.data import Batches, EncodedSet, Layout, States
 from tisdpo_jax.errors import ConfigError, UserError
 from tisdpo_jax.models import TransformerConfig, head_only
 from tisdpo_jax.planning import (
-    Program,
     Spec,
     StagePlan,
     Topology,
     advise,
-    dump_options,
+    compile_step_program,
     open_topology,
-    read_program,
     resident,
     useful,
 )
@@ -233,19 +227,13 @@ def _lengths(encoded: EncodedSet, view: str, sides: tuple[int, ...]) -> useful.L
 def compile_plan(session: Session, spec: Spec, step: Lowered, lengths: str, note: str = "") -> StagePlan:
     """Compiles a step and reads what came out."""
     held = resident(step.state, step.frozen, step.batch, step.roles)
-    began = time.perf_counter()
-    program, needed = None, None
-    try:
-        program = _compile(step.lowered, asked=spec.chip is not None and not _dumps(session.config))
-    except jax.errors.JaxRuntimeError as error:
-        if "compile option" in str(error).lower():
-            raise UserError(f"mesh.compiler_options: {str(error).splitlines()[0]}") from None
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        needed = _memory_asked(str(error), sum(item.chip for item in held))
-    seconds = time.perf_counter() - began
-    log.info("%s, stage %s: compiled in %.0f s", spec.name, step.stage, seconds)
-    found = StagePlan(
+    dumps = "xla_dump_to" in f"{session.config.mesh.compiler_options} {os.environ.get('XLA_FLAGS', '')}"
+    if dumps:  # a directory for what XLA writes is given already: it is left alone
+        log.info("xla_dump_to is set: the compiler's report of memory is there, the plan shows the peak")
+    report = spec.chip is not None and not dumps
+    compiled = compile_step_program(step.lowered, report=report, resident=sum(item.chip for item in held))
+    log.info("%s, stage %s: compiled in %.0f s", spec.name, step.stage, compiled.seconds)
+    plan = StagePlan(
         spec=spec,
         stage=step.stage,
         mesh={name: int(size) for name, size in session.mesh.shape.items()},
@@ -256,54 +244,9 @@ def compile_plan(session: Session, spec: Spec, step: Lowered, lengths: str, note
         resident=held,
         useful=step.useful,
         recomputed=step.recomputed,
-        program=program,
-        needed=needed,
-        compile_seconds=seconds,
+        program=compiled.program,
+        needed=compiled.needed,
+        compile_seconds=compiled.seconds,
         note=note,
     )
-    return dataclasses.replace(found, advice=advise(session.config, found))
-
-
-def _compile(lowered: Any, *, asked: bool) -> Program:
-    """The compiled program, where `asked` with what the compiler reports of memory; the program is the same."""
-    with contextlib.ExitStack() as stack:
-        dump = None
-        if asked:
-            stack.enter_context(_not_kept())
-            try:
-                dump = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tisdpo-plan-")))
-            except OSError as error:
-                log.warning("no folder for the compiler's report of memory, so the peak stands for it: %s", error)
-        program = read_program(lowered.compile(dump_options(dump) if dump else None), dump)
-    if dump and program.memory is not None and not program.memory.reserved:
-        log.warning("the compiler wrote no report of memory, so the peak stands for it")
-    return program
-
-
-def _dumps(config: Experiment) -> bool:
-    """Whether a directory for what XLA writes is given already: it is left alone."""
-    given = "xla_dump_to" in config.mesh.compiler_options + os.environ.get("XLA_FLAGS", "")
-    if given:
-        log.info("xla_dump_to is set: the compiler's report of memory is there, the plan shows the peak")
-    return given
-
-
-@contextlib.contextmanager
-def _not_kept() -> Iterator[None]:
-    """JAX's cache of programs stays as it is: one for devices that are not there could be written, but not read."""
-    name = "jax_persistent_cache_min_compile_time_secs"
-    before = getattr(jax.config, name)
-    jax.config.update(name, float("inf"))
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)
-
-
-def _memory_asked(message: str, resident: int) -> int | None:
-    """Bytes on a chip that a program wants, out of what the TPU compiler says when it refuses it."""
-    for pattern, besides in ((r"Used ([\d.]+)([KMGT]) of", 0), (r"temporaries \(([\d.]+)([KMGT])\)", resident)):
-        found = re.search(pattern, message)
-        if found:
-            return besides + round(float(found.group(1)) * 1024 ** " KMGT".index(found.group(2)))
-    return None
+    return dataclasses.replace(plan, advice=advise(session.config, plan))

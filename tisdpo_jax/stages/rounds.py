@@ -14,6 +14,7 @@ from tisdpo_jax.stages import self_reward
 from tisdpo_jax.stages.answers import RESPONSES, Generator, answers, open_prompts, prompts_in_views, summary
 from tisdpo_jax.stages.pairs import Pairs
 from tisdpo_jax.stages.positions import warn_of_limit
+from tisdpo_jax.stages.selection_counts import nothing_left
 from tisdpo_jax.stages.session import Session
 
 log = logging.getLogger(__name__)
@@ -90,5 +91,5 @@ class Candidates(Unkept):
         records = self_reward.candidates(prompts, run(self.responses), config.sampling.samples, **options)
         encoded = apply_policy(session.text.pairs(records), "skip", 1.0)
         if not encoded.groups:
-            raise DataError(f"{self.responses.place}: {self_reward.nothing_left(encoded.invalid)}")
+            raise DataError(f"{self.responses.place}: {nothing_left(encoded.invalid)}")
         return Offered(encoded, records=records)

@@ -14,7 +14,7 @@ from tisdpo_jax.artifacts import Run, Stage, Stored, Unkept, write_text
 from tisdpo_jax.data import PairSet, as_record
 from tisdpo_jax.errors import DataError
 from tisdpo_jax.scoring import contrast_scores
-from tisdpo_jax.stages import self_reward
+from tisdpo_jax.stages import selection_counts, self_reward
 from tisdpo_jax.stages.columns import derive
 from tisdpo_jax.stages.frozen import Columns
 from tisdpo_jax.stages.pairs import Pairs
@@ -71,15 +71,17 @@ class Selected:
         scores = contrast_scores(plus, minus, mask, average=config.dlma.score == "mean")
         rewards = scores[:, 0] - scores[:, 1]
         selection = self_reward.select(scores, mask.sum(-1).astype(np.int64), config.dlma)
-        counts = self_reward.selection_counts(encoded.invalid, selection, scores)
-        counts["unfinished_kept"] = self_reward.unfinished(encoded.groups, selection, run(self.candidates.responses))
-        session.say(self_reward.summary_text(counts))
+        counts = selection_counts.selection_counts(encoded.invalid, selection, scores)
+        counts["unfinished_kept"] = selection_counts.unfinished(
+            encoded.groups, selection, run(self.candidates.responses)
+        )
+        session.say(selection_counts.summary_text(counts))
         directory = session.run_dir / self.place
         if jax.process_index() == 0:
             write_text(directory / SELECTION, json.dumps({**counts, "key": self.key(run)}, indent=2) + "\n")
         taken = self_reward.taken(encoded, selection)
         if not len(selection.indices):
-            raise DataError(f"{self.place}: {self_reward.nothing_left(taken.invalid)}")
+            raise DataError(f"{self.place}: {selection_counts.nothing_left(taken.invalid)}")
         margins = (rewards[selection.indices] * np.where(selection.flipped, -1.0, 1.0)).astype(np.float32)
         chosen = Chosen(taken, width=offered.elements, selection=selection, rewards=rewards, margins=margins)
         _write_pairs(directory / "pairs.jsonl", offered.records, chosen)
