@@ -9,8 +9,8 @@ import pytest
 
 from tisdpo_jax.config import DlmaSection
 from tisdpo_jax.data import Message, Prompt
+from tisdpo_jax.generation import Response
 from tisdpo_jax.recipes.self_reward import candidates, select, taken, turned_columns
-from tisdpo_jax.sampling.responses import Response
 from tisdpo_jax.scoring import contrast_scores
 from tisdpo_jax.testing import random_encoded, random_pairs
 from tisdpo_jax.weights import token_rewards

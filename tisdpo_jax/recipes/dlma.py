@@ -34,6 +34,7 @@ from tisdpo_jax.data import (
 )
 from tisdpo_jax.errors import DataError
 from tisdpo_jax.estimators import CONTRAST, Read
+from tisdpo_jax.generation import open_prompts, summary
 from tisdpo_jax.recipes import run_dir, self_reward
 from tisdpo_jax.recipes.checks import open_checks
 from tisdpo_jax.recipes.export import export
@@ -57,10 +58,8 @@ from tisdpo_jax.stages import (
     cached_scores,
     derive,
     models,
-    open_prompts,
     open_session,
     prompts_in_views,
-    summary,
 )
 from tisdpo_jax.training import Interrupt, listening
 from tisdpo_jax.types import Params, Variables

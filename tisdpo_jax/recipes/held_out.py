@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -14,15 +15,14 @@ import numpy as np
 
 from tisdpo_jax import partitioning
 from tisdpo_jax.data import Batches, EncodedSet, Prompt, balanced_batches, encode_groups, open_template
-from tisdpo_jax.judging import Store
+from tisdpo_jax.generation import Lines, Response, summary
 from tisdpo_jax.metrics import Change, paired_difference
 from tisdpo_jax.recipes.checks import open_checks
-from tisdpo_jax.recipes.judges import open_scorer
+from tisdpo_jax.recipes.judges import JUDGEMENTS, open_scorer
 from tisdpo_jax.recipes.samples import Samples, side_by_side
 from tisdpo_jax.reporting import Comparison, as_plain, table_text
-from tisdpo_jax.sampling import Response
 from tisdpo_jax.scoring import contrast_scores
-from tisdpo_jax.stages import Generator, Session, answers, models, prompts_in_views, scorer, summary
+from tisdpo_jax.stages import Generator, Session, answers, models, prompts_in_views, scorer
 from tisdpo_jax.training import collect, one_pass
 from tisdpo_jax.types import Variables
 
@@ -77,9 +77,10 @@ def _tables(
     tables = [Comparison("Answers to held-out prompts, contrast of the two prompts", int(both.sum()), tuple(rows))]
     by = session.config.evaluation.judge.by
     if by:
-        judge, store = open_scorer(session), Store(session.run_dir / "judgements.jsonl")
+        judge, kept = open_scorer(session), Lines(session.run_dir / JUDGEMENTS, "key")
+        poll = functools.partial(session.interrupt.poll, "scoring answers")
         scores = {
-            name: np.asarray(judge(store, name, list(prompts), [text or None for text in found]))
+            name: np.asarray(judge(kept, name, prompts, [text or None for text in found], poll))
             for name, found in texts.items()
         }
         both = np.isfinite(scores["before"]) & np.isfinite(scores["after"])

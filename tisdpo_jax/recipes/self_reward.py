@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from tisdpo_jax.config import DlmaSection
 from tisdpo_jax.data import EncodedGroup, EncodedSet, InvalidRecord, Pair, PairSet, Prompt
+from tisdpo_jax.generation import Response
 from tisdpo_jax.metrics import auc
-from tisdpo_jax.sampling import Response
 
 Floats = npt.NDArray[np.float64]
 

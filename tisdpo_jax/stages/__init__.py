@@ -1,21 +1,11 @@
 """The stages of a run: what each is made of, its key, how it is made and where it is kept."""
 
 from tisdpo_jax.stages import models
-from tisdpo_jax.stages.answers import (
-    RESPONSES,
-    Generator,
-    answers,
-    answers_of,
-    end_tokens,
-    from_file,
-    generator_of,
-    open_prompts,
-    prompts_in_views,
-    summary,
-    text_of,
-)
+from tisdpo_jax.stages.answers import RESPONSES, answers
+from tisdpo_jax.stages.generators import Generator, generator_of
 from tisdpo_jax.stages.models import Base, Folded, Pretrained
 from tisdpo_jax.stages.positions import warn_of_limit, warn_of_pairs
+from tisdpo_jax.stages.prompts import answers_of, prompts_in_views
 from tisdpo_jax.stages.scores import (
     HEAD,
     REFERENCE_LOGPS,
@@ -74,9 +64,7 @@ __all__ = [
     "check_same_tokens",
     "compute_config",
     "derive",
-    "end_tokens",
     "feed",
-    "from_file",
     "generator_of",
     "is_adapter",
     "model_path",
@@ -84,14 +72,11 @@ __all__ = [
     "named_path",
     "open_data",
     "open_mesh",
-    "open_prompts",
     "open_session",
     "open_subject",
     "peek",
     "prompts_in_views",
     "scorer",
-    "summary",
-    "text_of",
     "warn_of_limit",
     "warn_of_pairs",
     "weights_of_pairs",
