@@ -69,15 +69,15 @@ def main() -> None:
 
 
 def ours(config: Any, params: Any, prompts: Any, new: int) -> Callable[[int], None]:
+    from tisdpo_jax.generation import Options, Request, SamplingParams, sample
     from tisdpo_jax.models import Model
-    from tisdpo_jax.sampling import Options, Request, SamplingParams, sample
 
     requests = [Request(f"p{row}", ids.tolist()) for row, ids in enumerate(prompts)]
 
     def run(seed: int) -> None:
         options = Options(SamplingParams(1.0), max_new_tokens=new, max_prompt=2**20, batch_size=len(prompts), seed=seed)
         found = list(sample(Model(config), {"params": params}, requests, options, decode=lambda ids: ""))
-        assert all(len(answer.ids) == new for _, answer in found)
+        assert all(len(answer.ids) == new for batch in found for answer in batch)
 
     return run
 
@@ -108,7 +108,7 @@ def theirs(folder: str, prompts: Any, asked: Any) -> Callable[[int], None]:
 
 def compiled() -> int:
     """Programs of prefill and decoding in this process: two, for the one shape."""
-    from tisdpo_jax.sampling._decode import advance, begin
+    from tisdpo_jax.generation.decoding import advance, begin
 
     return begin._cache_size() + advance._cache_size()
 

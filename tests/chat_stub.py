@@ -1,4 +1,4 @@
-"""A chat endpoint that misbehaves as it is told."""
+"""Chat endpoints that misbehave as they are told: a server, and one without a network."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import http.server
 import json
 import threading
 from collections.abc import Callable
+
+import httpx2
+import pytest
 
 
 @dataclasses.dataclass
@@ -71,3 +74,33 @@ class Stub:
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
+
+
+def mocked(patch: pytest.MonkeyPatch, behave: Callable[[int, dict], object]) -> dict[str, list[dict]]:
+    """Replies without a network: `behave(number of the try of this question, body)` gives text, (status, headers,
+    content) or an error to raise. Returns the requests by the last message of their bodies."""
+    requests: dict[str, list[dict]] = {}
+    lock = threading.Lock()
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        body = json.loads(request.content)
+        with lock:
+            tries = requests.setdefault(body["messages"][-1]["content"], [])
+            tries.append(body)
+            number = len(tries)
+        found = behave(number, body)
+        if isinstance(found, Exception):
+            raise found
+        status, headers, content = reply_of(found) if isinstance(found, str) else found
+        pieces = [content] if isinstance(content, bytes) else content
+        return httpx2.Response(status, headers=headers, content=iter(pieces))
+
+    client = httpx2.Client(transport=httpx2.MockTransport(handle))
+    patch.setattr("tisdpo_jax.generation.client._client", lambda: client)
+    return requests
+
+
+def reply_of(content: object, reason: object = "stop", **message: object) -> tuple[int, dict, bytes]:
+    """A chat completion."""
+    choice = {"message": {"content": content, **message}, "finish_reason": reason}
+    return 200, {}, json.dumps({"choices": [choice]}).encode()

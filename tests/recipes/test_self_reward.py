@@ -9,7 +9,7 @@ import pytest
 
 from tisdpo_jax.config import DlmaSection
 from tisdpo_jax.data import Message, Prompt
-from tisdpo_jax.sampling.responses import Response
+from tisdpo_jax.generation import Response
 from tisdpo_jax.scoring import contrast_scores
 from tisdpo_jax.stages.self_reward import candidates, select, taken, turned_columns
 from tisdpo_jax.testing import random_encoded, random_pairs

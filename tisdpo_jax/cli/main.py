@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb; a UserError is one line on stderr. Returns the exit code."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is missing is meant to be
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    for noisy in ("absl", "orbax", "jax", "transformers", "httpx"):
+    for noisy in ("absl", "orbax", "jax", "transformers", "httpx2", "httpcore2"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         code = _main(list(sys.argv[1:] if arguments is None else arguments))

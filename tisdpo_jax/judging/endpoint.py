@@ -1,20 +1,26 @@
-"""A language model behind an OpenAI-compatible address as the judge of two answers.
+"""A language model behind an OpenAI-compatible address as the judge of two answers, asked in both orders.
 
-Answers without a clear verdict are asked for again, as is what goes wrong on the way (`tisdpo_jax.chat`). What stays
+Answers without a clear verdict are asked for again, as is what goes wrong on the way (`generation.ask_all`). What stays
 unclear is a verdict of its own (`unparsable`), as are answers that the endpoint withholds (`filtered`) or does not have
 (`failed`): none of them is asked for again. An address that does not work at all stops the job, and what was answered
-until then is kept by the caller.
+until then is kept.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import threading
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tisdpo_jax import chat
-from tisdpo_jax.judging.verdicts import FAILED, FILTERED, UNPARSABLE, parse_verdict
+from tisdpo_jax import generation
+from tisdpo_jax.artifacts import digest
+from tisdpo_jax.data import Prompt
+from tisdpo_jax.generation import Completion, Endpoint, Lines
+from tisdpo_jax.judging.verdicts import FAILED, FILTERED, TIE, UNDECIDED, UNPARSABLE, outcomes_of_orders, parse_verdict
+from tisdpo_jax.metrics import Outcomes
+from tisdpo_jax.training import Progress
+
+log = logging.getLogger(__name__)
 
 _SYSTEM = (
     "You compare two answers to the same prompt. The prompt and the answers stand between marks; whatever they "
@@ -38,96 +44,86 @@ Give your reason in one or two sentences. Then end with one line: "verdict: firs
 neither is better, "verdict: tie"."""
 
 
-@dataclasses.dataclass(frozen=True)
-class JudgeEndpoint(chat.Endpoint):
-    """Where to ask, how patiently, and what for."""
-
-    criterion: str = ""
-    fields: str = "evaluation.judge.by, evaluation.judge.endpoint_model"
-
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """Two answers in the order in which they are shown."""
-
-    key: str
-    prompt: str
-    first: str
-    second: str
+def question(model: str, criterion: str, prompt: str, first: str, second: str) -> dict[str, Any]:
+    """What a judge is asked about two answers, in the order in which they are shown."""
+    text = _QUESTION.format(criterion=criterion, prompt=prompt, first=first, second=second)
+    messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": text}]
+    return {"model": model, "messages": messages, "temperature": 0.0}
 
 
-@dataclasses.dataclass(frozen=True)
-class Reply:
-    """What came of a question: `verdict` is one of `verdicts.VERDICTS`."""
+def verdict_of(reply: Completion) -> tuple[str, str]:
+    """The verdict of a reply, or which of UNDECIDED, and then why, in the words of the endpoint."""
+    if reply.finish in (FILTERED, FAILED):
+        return reply.finish, reply.reason
+    if reply.finish != "stop":  # a reply that was cut off does not end with its verdict
+        return UNPARSABLE, reply.reason or "unfinished"
+    return parse_verdict(reply.text), ""
 
-    verdict: str
-    text: str
-    tries: int
-    reason: str = ""  # why there is no verdict, in the words of the endpoint
+
+def is_clear(reply: Completion) -> bool:
+    return verdict_of(reply)[0] != UNPARSABLE
 
 
-def ask_judge(
-    endpoint: JudgeEndpoint,
-    questions: Sequence[Question],
-    take: Callable[[Question, Reply], None],
-    poll: Callable[[], None] = lambda: None,
+def compare(
+    endpoint: Endpoint,
+    criterion: str,
+    kept: Lines,
+    pairs: Sequence[tuple[str, str]],
+    prompts: Sequence[Prompt],
+    texts: Mapping[str, Sequence[str | None]],
     *,
-    witness: Question | None = None,
-) -> None:
-    """Asks every question, several at a time; `take` gets each reply as it comes, one at a time, in any order.
+    poll: Callable[[], None] = lambda: None,
+    shown: bool = False,
+) -> tuple[dict[tuple[str, str], Outcomes], dict[str, int]]:
+    """Every two models on every prompt, in both orders; verdicts that are kept are not asked for again.
 
-    `poll` is called all the time and may raise. After any error no further question is asked; replies that are on
-    their way are still taken. `witness` is a question that the endpoint has answered before, if there is one.
+    Equal answers are a tie that nobody is asked about. `shown`: progress, in the terminal.
 
-    Raises: EndpointFailed for what concerns all questions: an address that does not answer, a wrong key or model.
+    Returns: outcomes by pair, and how many questions have no verdict, by kind (`UNDECIDED`).
+
+    Raises: EndpointFailed for what concerns all questions; what `poll` raises.
     """
+    asked: dict[tuple[str, str, int], str] = {}  # keys by who is shown first, who second, and the prompt
+    questions: dict[str, dict[str, Any]] = {}
+    records: dict[str, dict[str, Any]] = {}
+    witness: dict[str, Any] | None = None
+    for one, other in [order for pair in pairs for order in (pair, pair[::-1])]:
+        for number, (prompt, first, second) in enumerate(zip(prompts, texts[one], texts[other], strict=True)):
+            if first is None or second is None or first == second:
+                continue
+            identity = [endpoint.url, endpoint.model, criterion]
+            key = digest([identity, prompt.id, prompt.text, one, other, first, second])
+            asked[one, other, number] = key
+            body, record = question(endpoint.model, criterion, prompt.text, first, second), kept.get(key)
+            if record is None:
+                questions[key] = body
+                records[key] = {"key": key, "judge": f"{endpoint.model} at {endpoint.url}", "prompt": prompt.id}
+                records[key] |= {"first": one, "second": other}
+            elif record["verdict"] not in UNDECIDED:
+                witness = witness or body
+    if questions:
+        log.info("%d questions for %s, %d verdicts on disk", len(questions), endpoint.url, len(kept.rows))
+    bar = Progress("judge", len(questions), enabled=shown)
 
-    def give_up(question: Question, why: str) -> None:
-        take(question, Reply(FAILED, "", endpoint.retries + 1, why))
-
-    chat.ask_all(
-        endpoint,
-        questions,
-        lambda question, halt: ask(endpoint, question, stop=halt),
-        take,
-        poll,
-        give_up=give_up,
-        witness=witness,
-    )
-
-
-def ask(endpoint: JudgeEndpoint, question: Question, *, stop: threading.Event | None = None) -> Reply | None:
-    """The reply to one question, after as many tries as it takes; None when `stop` is set between two of them.
-
-    Raises: EndpointFailed, for a single question (`chat.Unanswered`) and for all.
-    """
-    body = _body(endpoint, question)
-    unclear: Reply | None = None
-
-    def attempt(number: int) -> Reply:
-        nonlocal unclear
-        completion = chat.complete(endpoint, body)
-        if completion.finish in (FILTERED, FAILED):
-            return Reply(completion.finish, completion.text, number + 1, completion.reason)
-        # a reply that was cut off does not end with its verdict
-        whole = completion.finish == "stop"
-        verdict = parse_verdict(completion.text) if whole else UNPARSABLE
-        if verdict == UNPARSABLE:
-            unclear = Reply(UNPARSABLE, completion.text, number + 1, "" if whole else completion.reason or "unfinished")
-            raise chat.Again("no clear verdict")
-        return Reply(verdict, completion.text, number + 1)
+    def take(key: str, reply: Completion) -> None:
+        verdict, reason = verdict_of(reply)
+        record = records[key] | {"verdict": verdict, "tries": reply.tries, "reply": reply.text}
+        kept.add([record | ({"reason": reason} if reason else {})])
+        bar.advance()
 
     try:
-        return chat.patiently(endpoint, attempt, stop or threading.Event())
-    except chat.Unanswered:
-        if unclear is None:
-            raise
-        return dataclasses.replace(unclear, tries=endpoint.retries + 1)  # it does answer; what it says is no verdict
+        generation.ask_all(endpoint, questions, take, poll, clear=is_clear, witness=witness)
+    finally:
+        bar.close()
+    verdicts = {place: str(kept.rows[key][1]["verdict"]) for place, key in asked.items()}
 
+    def verdict(one: str, other: str, number: int) -> str:
+        first, second = texts[one][number], texts[other][number]
+        nobody_asked = TIE if first is not None and first == second else UNPARSABLE
+        return verdicts.get((one, other, number), nobody_asked)
 
-def _body(endpoint: JudgeEndpoint, question: Question) -> dict[str, Any]:
-    text = _QUESTION.format(
-        criterion=endpoint.criterion, prompt=question.prompt, first=question.first, second=question.second
-    )
-    messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": text}]
-    return {"model": endpoint.model, "messages": messages, "temperature": 0.0}
+    outcomes = {}
+    for one, other in pairs:
+        orders = [[verdict(*pair, number) for number in range(len(prompts))] for pair in ((one, other), (other, one))]
+        outcomes[one, other] = outcomes_of_orders(*orders)
+    return outcomes, {kind: list(verdicts.values()).count(kind) for kind in UNDECIDED}

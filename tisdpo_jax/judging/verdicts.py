@@ -11,13 +11,9 @@ from numpy.typing import ArrayLike
 from tisdpo_jax.metrics import Outcomes
 
 FIRST, SECOND, TIE = "first", "second", "tie"
-UNPARSABLE, FILTERED, FAILED = (
-    "unparsable",
-    "filtered",
-    "failed",
-)  # no verdict: of the reply, of a filter, of the server
-UNDECIDED = (UNPARSABLE, FILTERED, FAILED)
-VERDICTS = (FIRST, SECOND, TIE, *UNDECIDED)
+UNPARSABLE, FILTERED, FAILED = "unparsable", "filtered", "failed"
+UNDECIDED = (UNPARSABLE, FILTERED, FAILED)  # no verdict: of the reply, of a filter, of the server
+
 
 _LINE = re.compile(r"verdict\W{0,8}(first|second|tie)\b", re.IGNORECASE)
 _SWAPPED = {FIRST: SECOND, SECOND: FIRST, TIE: TIE}

@@ -7,7 +7,8 @@ from typing import Any
 
 from tisdpo_jax import interchange
 from tisdpo_jax.data import open_template
-from tisdpo_jax.stages import Base, Session, end_tokens, models
+from tisdpo_jax.generation import end_tokens
+from tisdpo_jax.stages import Base, Session, models
 from tisdpo_jax.types import Params
 
 

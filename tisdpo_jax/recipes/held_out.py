@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -13,15 +14,14 @@ import jax
 import numpy as np
 
 from tisdpo_jax.data import EncodedSet, Prompt
-from tisdpo_jax.judging import Store
+from tisdpo_jax.generation import Lines, Response, summary
 from tisdpo_jax.metrics import Change, paired_difference
 from tisdpo_jax.recipes.checks import open_checks
-from tisdpo_jax.recipes.judges import open_scorer
+from tisdpo_jax.recipes.judges import JUDGEMENTS, open_scorer
 from tisdpo_jax.recipes.samples import Samples, side_by_side
 from tisdpo_jax.reporting import Comparison, as_plain, table_text
-from tisdpo_jax.sampling import Response
 from tisdpo_jax.scoring import contrast_scores
-from tisdpo_jax.stages import Generator, Session, answers, models, passing, prompts_in_views, scorer, summary
+from tisdpo_jax.stages import Generator, Session, answers, models, passing, prompts_in_views, scorer
 from tisdpo_jax.training import collect, one_pass
 from tisdpo_jax.types import Variables
 
@@ -43,16 +43,16 @@ def compare_answers(
         path = session.run_dir / f"held_out-{name}.jsonl"
         responses = answers(local, generator, asked, path, f"held-out answers {name}")
         found[name] = [responses[question.id] for question in asked]
-        _say(f"{name:<8} {summary(found[name])}")
+        session.say(f"{name:<8} {summary(found[name])}")
     texts = {name: [response.response for response in responses] for name, responses in found.items()}
     tables = _tables(session, shown, texts, before, after)
     for table in tables:
-        _say(table_text(table) + "\n")
+        session.say(table_text(table) + "\n")
     _save(session, tables)
     rows = [(prompt, [found[name][number] for name in found]) for number, prompt in enumerate(shown)]
     samples = side_by_side(tuple(found), rows[: config.evaluation.generate], open_checks(config.evaluation.checks))
     for line in samples.lines():
-        _say(line)
+        session.say(line)
     return tables, samples
 
 
@@ -76,9 +76,10 @@ def _tables(
     tables = [Comparison("Answers to held-out prompts, contrast of the two prompts", int(both.sum()), tuple(rows))]
     by = session.config.evaluation.judge.by
     if by:
-        judge, store = open_scorer(session), Store(session.run_dir / "judgements.jsonl")
+        judge, kept = open_scorer(session), Lines(session.run_dir / JUDGEMENTS, "key")
+        poll = functools.partial(session.interrupt.poll, "scoring answers")
         scores = {
-            name: np.asarray(judge(store, name, list(prompts), [text or None for text in found]))
+            name: np.asarray(judge(kept, name, prompts, [text or None for text in found], poll))
             for name, found in texts.items()
         }
         both = np.isfinite(scores["before"]) & np.isfinite(scores["after"])
@@ -134,8 +135,3 @@ def _save(session: Session, tables: Sequence[Comparison]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, path)
-
-
-def _say(text: str) -> None:
-    if jax.process_index() == 0:
-        print(text, flush=True)

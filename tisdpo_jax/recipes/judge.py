@@ -6,28 +6,25 @@ prompts -> answers of every model (answers.jsonl) -> scores or verdicts (judgeme
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tisdpo_jax import judging, metrics
+from tisdpo_jax import generation, judging, metrics
 from tisdpo_jax.config import is_address
-from tisdpo_jax.data import InvalidRecord, Message, Prompt, read_prompts
+from tisdpo_jax.data import InvalidRecord, Prompt, read_prompts
 from tisdpo_jax.errors import ConfigError, DataError
-from tisdpo_jax.judging import Store
-from tisdpo_jax.metrics import Interval, Outcomes, Rating, WinRate, mean_interval
-from tisdpo_jax.recipes.judges import endpoint_verdicts, open_scorer
+from tisdpo_jax.generation import Lines
+from tisdpo_jax.metrics import Interval, Rating, WinRate, mean_interval
+from tisdpo_jax.recipes.judges import JUDGEMENTS, open_scorer
 from tisdpo_jax.reporting import Grid
-from tisdpo_jax.stages import Pairs, Session, Subject, answers_of, from_file, open_subject, text_of
-
-log = logging.getLogger(__name__)
+from tisdpo_jax.stages import Pairs, Session, Subject, answers_of, open_subject
 
 ANSWERS = "answers"
-JUDGEMENTS = "judgements.jsonl"
+KEYS = ("TISDPO_JUDGE_API_KEY", "OPENAI_API_KEY")  # environment variables, the first that is set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,79 +50,61 @@ class Judged:
     ratings: tuple[Rating, ...]  # of three models or more
 
 
-def judge(session: Session, pairs: Pairs, directory: Path, policy: Subject, reference: Subject) -> Judged:
+def judge(session: Session, data: Pairs, directory: Path, policy: Subject, reference: Subject) -> Judged:
     """Policy, reference and `evaluation.judge.models`, each against each."""
-    section = session.config.evaluation.judge
+    evaluation, section = session.config.evaluation, session.config.evaluation.judge
     others = named_models(section.models)
     names = [policy.name, reference.name, *others]
     if len(set(names)) < len(names):
         raise ConfigError(f"evaluation.judge.models: the names {', '.join(names)} are not all different")
     if section.anchor and section.anchor not in names:
         raise ConfigError(f"evaluation.judge.anchor {section.anchor!r} is none of the models {', '.join(names)}")
-    scorer = None if is_endpoint(section.by) else open_scorer(session)  # found out before anything is generated
-    prompts, invalid, source = judged_prompts(session, pairs)
+    scorer = None if is_address(section.by) else open_scorer(session)  # found out before anything is generated
+    prompts, invalid, source = judged_prompts(session, data)
     texts: dict[str, list[str | None]] = {}
     for name in names:
         if name in others and others[name].endswith(".jsonl"):
-            texts[name] = from_file(others[name], prompts)
+            texts[name] = generation.read_answers(others[name], prompts)
             continue
         known = {policy.name: policy, reference.name: reference}
         subject = known.get(name)
         if subject is None:
-            subject = open_subject(session, name, others[name], base=reference, pairs=pairs.eval)
+            subject = open_subject(session, name, others[name], base=reference, pairs=data.eval)
         responses = answers_of(session, subject, prompts, directory / ANSWERS, temperature=section.temperature)
-        texts[name] = [text_of(response) for response in responses]
+        texts[name] = [None if response is None else response.text for response in responses]
         del subject
-    kept = Store(directory / JUDGEMENTS)
+    kept, pairs = Lines(directory / JUDGEMENTS, "key"), list(itertools.combinations(names, 2))
     scores: dict[str, np.ndarray] = {}
-    outcomes: dict[tuple[str, str], Outcomes] = {}
     undecided: dict[str, int] = {}
-    both = list(itertools.combinations(names, 2))
-    if scorer is not None:
-        for name in names:
-            scores[name] = np.asarray(scorer(kept, name, prompts, texts[name]))
-        for one, other in both:
-            outcomes[one, other] = judging.outcomes_of_scores(scores[one], scores[other], tie_band=section.tie_band)
+    if scorer is None:
+        poll, shown = functools.partial(session.interrupt.poll, "judging"), session.config.logging.progress
+        fields = "evaluation.judge.by, evaluation.judge.endpoint_model"
+        endpoint = generation.open_endpoint(section.by, section, KEYS, fields)
+        asked = (endpoint, section.criterion, kept, pairs, prompts, texts)
+        outcomes, undecided = judging.compare(*asked, poll=poll, shown=shown)
     else:
-        outcomes, undecided = endpoint_verdicts(session, kept, both, prompts, texts)
-    judged = _summary(session, names, scores, outcomes, len(prompts), source, invalid, texts)
-    return dataclasses.replace(judged, undecided=undecided)
-
-
-def _summary(
-    session: Session,
-    names: Sequence[str],
-    scores: dict[str, np.ndarray],
-    outcomes: dict[tuple[str, str], Outcomes],
-    prompts: int,
-    source: str,
-    invalid: tuple[InvalidRecord, ...],
-    texts: dict[str, list[str | None]],
-) -> Judged:
-    section = session.config.evaluation
-    options: dict[str, Any] = {"resamples": section.resamples, "seed": section.seed}
-    found = tuple(metrics.win_rate(*pair, outcome, **options) for pair, outcome in outcomes.items())
-    rated: tuple[Rating, ...] = ()
-    if len(names) > 2:
-        rated = metrics.ratings(names, outcomes, anchor=section.judge.anchor, **options)
+        poll = functools.partial(session.interrupt.poll, "scoring answers")
+        scores = {name: np.asarray(scorer(kept, name, prompts, texts[name], poll)) for name in names}
+        outcomes = {
+            (one, other): judging.outcomes_of_scores(scores[one], scores[other], tie_band=section.tie_band)
+            for one, other in pairs
+        }
+    options: dict[str, Any] = {"resamples": evaluation.resamples, "seed": evaluation.seed}
+    places = np.arange(len(prompts))
     return Judged(
-        judge=section.judge.by,
-        prompts=prompts,
+        judge=section.by,
+        prompts=len(prompts),
         source=source,
         invalid=invalid,
         unanswered={name: sum(text is None for text in texts[name]) for name in names},
-        undecided={},
+        undecided=undecided,
         scores=tuple(
-            ModelScore(name, mean_interval(values, np.arange(prompts), kept=np.isfinite(values), **options))
+            ModelScore(name, mean_interval(values, places, kept=np.isfinite(values), **options))
             for name, values in scores.items()
         ),
-        pairs=found,
-        ratings=rated,
+        pairs=tuple(metrics.win_rate(*pair, outcome, **options) for pair, outcome in outcomes.items()),
+        ratings=metrics.ratings(names, outcomes, anchor=section.anchor, **options) if len(names) > 2 else (),
     )
-
-
-def is_endpoint(name: str) -> bool:
-    return is_address(name)
 
 
 def named_models(text: str) -> dict[str, str]:
@@ -141,7 +120,7 @@ def named_models(text: str) -> dict[str, str]:
     return found
 
 
-def judged_prompts(session: Session, pairs: Pairs) -> tuple[list[Prompt], tuple[InvalidRecord, ...], str]:
+def judged_prompts(session: Session, data: Pairs) -> tuple[list[Prompt], tuple[InvalidRecord, ...], str]:
     """Prompts to answer, those of the file or of the held-out pairs, each once; bad records; the source."""
     section = session.config.evaluation.judge
     if section.prompts:
@@ -149,11 +128,8 @@ def judged_prompts(session: Session, pairs: Pairs) -> tuple[list[Prompt], tuple[
         if not prompts:
             raise DataError(f"{section.prompts}: holds no prompt that can be used: {invalid[0]}")
         return list(prompts[: section.limit or None]), invalid, section.prompts
-    encoded = pairs.split("eval")
-    once: dict[tuple[Message, ...], Prompt] = {}
-    for pair in encoded.groups:
-        once.setdefault(pair.messages, Prompt(pair.id, pair.messages, pair.origin))
-    return list(once.values())[: section.limit or None], (), encoded.source
+    encoded = data.split("eval")
+    return generation.prompts_of(encoded.groups, section.limit), (), encoded.source
 
 
 def grids(judged: Judged) -> tuple[Grid, ...]:

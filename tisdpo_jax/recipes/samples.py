@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from collections.abc import Callable, Sequence
 
 import jax
 
 from tisdpo_jax.artifacts import write_text
 from tisdpo_jax.data import Prompt
+from tisdpo_jax.generation import Response, prompts_of
 from tisdpo_jax.judging import is_refusal
 from tisdpo_jax.recipes.checks import Check, check_of, open_checks
 from tisdpo_jax.reporting import UNFOLDED, Sample, Score, ShownAnswer, as_plain, grid_text, headlines, score_grid
 from tisdpo_jax.roles import Frozen, bind, policy_role
-from tisdpo_jax.sampling import Response
 from tisdpo_jax.stages import Base, Pairs, Session, Subject, answers_of, models
 from tisdpo_jax.types import Params, Variables
-
-log = logging.getLogger(__name__)
 
 DIRECTORY, RESULT = "samples", "samples.json"
 
@@ -62,7 +59,8 @@ def take_samples(session: Session, pairs: Pairs, base: Base, trained: Params) ->
     Raises: Interrupted between two batches.
     """
     section = session.config.evaluation
-    prompts = _prompts(pairs, section.generate)
+    groups = (pairs.eval or pairs.train).groups if section.generate else ()
+    prompts = prompts_of(groups, section.generate)
     checks = open_checks(section.checks)
     folder, columns = session.run_dir / DIRECTORY, dict[str, list[Response | None]]()
     for name, make in _models(session, base, trained) if prompts else ():
@@ -93,16 +91,6 @@ def side_by_side(
         both = zip(names, responses, strict=True)
         shown.append(Sample(prompt.text, tuple(_answer(name, response, check) for name, response in both)))
     return Samples(tuple(shown), _scores(names, rows, checks))
-
-
-def _prompts(pairs: Pairs, count: int) -> list[Prompt]:
-    """The first different prompts."""
-    once: dict[str, Prompt] = {}
-    for pair in (pairs.eval or pairs.train).groups:
-        if len(once) == count:
-            break
-        once.setdefault(repr(pair.messages), Prompt(pair.id, pair.messages, pair.origin))
-    return list(once.values())
 
 
 def _models(session: Session, base: Base, trained: Params) -> list[tuple[str, Callable[[], Variables]]]:
@@ -141,22 +129,19 @@ def _scores(
     names: tuple[str, ...], rows: Sequence[tuple[Prompt, list[Response]]], checks: tuple[Check, ...]
 ) -> tuple[Score, ...]:
     """How many answers of each model pass, by group of prompts; then how many refuse, which is read by a rule alone."""
-    groups: dict[tuple[str, str], list[list[bool]]] = {}
-    refused: dict[str, list[list[bool]]] = {}
+    passed: dict[tuple[str, str], list[list[bool]]] = {}
+    refused: dict[tuple[str, str], list[list[bool]]] = {}
     for prompt, responses in rows:
         check = check_of(checks, prompt.id)
+        group = "prompts"
         if check is not None:
-            passed = [check.hit(response.response) is not None for response in responses]
-            groups.setdefault((check.group, check.name), []).append(passed)
-        group = check.group if check is not None else "prompts"
-        refused.setdefault(group, []).append([is_refusal(response.response) for response in responses])
-    found = [Score(group, name, names, _sums(passed), len(passed), True) for (group, name), passed in groups.items()]
-    found += [
-        Score(group, "refuses (“I can't help with that”)", names, _sums(passed), len(passed), None)
-        for group, passed in refused.items()
-    ]
-    return tuple(found)
-
-
-def _sums(passed: list[list[bool]]) -> tuple[int, ...]:
-    return tuple(sum(column) for column in zip(*passed, strict=True))
+            group = check.group
+            hits = [check.hit(response.response) is not None for response in responses]
+            passed.setdefault((group, check.name), []).append(hits)
+        refusals = [is_refusal(response.response) for response in responses]
+        refused.setdefault((group, "refuses (“I can't help with that”)"), []).append(refusals)
+    return tuple(
+        Score(group, name, names, tuple(sum(column) for column in zip(*counted, strict=True)), len(counted), wanted)
+        for kind, wanted in ((passed, True), (refused, None))
+        for (group, name), counted in kind.items()
+    )

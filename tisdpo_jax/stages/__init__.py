@@ -1,27 +1,17 @@
 """The stages of a run: what each is made of, its key, how it is made and where it is kept."""
 
 from tisdpo_jax.stages import models
-from tisdpo_jax.stages.answers import (
-    RESPONSES,
-    Generator,
-    answers,
-    answers_of,
-    end_tokens,
-    from_file,
-    generator_of,
-    open_prompts,
-    prompts_in_views,
-    summary,
-    text_of,
-)
+from tisdpo_jax.stages.answers import RESPONSES, answers
 from tisdpo_jax.stages.columns import PairColumns, weights_of_pairs
 from tisdpo_jax.stages.devices import check_batches, check_model, compute_config, open_mesh
 from tisdpo_jax.stages.frozen import Columns, Models
+from tisdpo_jax.stages.generators import Generator, generator_of
 from tisdpo_jax.stages.hidden_states import HEAD, HiddenStates, ReferenceHead
 from tisdpo_jax.stages.models import Base, Folded, Pretrained
 from tisdpo_jax.stages.pairs import Pairs, Records, open_data
 from tisdpo_jax.stages.passes import check_finite, feed, layout, passing, scorer
 from tisdpo_jax.stages.positions import warn_of_limit, warn_of_pairs
+from tisdpo_jax.stages.prompts import answers_of, prompts_in_views
 from tisdpo_jax.stages.rounds import Candidates, Responses, round_prompts
 from tisdpo_jax.stages.scores import REFERENCE_LOGPS, CachedScores, score_path
 from tisdpo_jax.stages.selection import Selected, SelectedColumns
@@ -65,9 +55,7 @@ __all__ = [
     "check_model",
     "check_same_tokens",
     "compute_config",
-    "end_tokens",
     "feed",
-    "from_file",
     "generator_of",
     "is_adapter",
     "layout",
@@ -76,7 +64,6 @@ __all__ = [
     "new_trained",
     "open_data",
     "open_mesh",
-    "open_prompts",
     "open_session",
     "open_subject",
     "open_tokenizer",
@@ -85,8 +72,6 @@ __all__ = [
     "round_prompts",
     "score_path",
     "scorer",
-    "summary",
-    "text_of",
     "warn_of_limit",
     "warn_of_pairs",
     "weights_of_pairs",

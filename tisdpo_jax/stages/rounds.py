@@ -10,10 +10,13 @@ from tisdpo_jax.artifacts import Run, Stage, Unkept
 from tisdpo_jax.config import Experiment
 from tisdpo_jax.data import PairSet, Prompt, apply_policy, split_prompts
 from tisdpo_jax.errors import DataError
+from tisdpo_jax.generation import open_prompts, summary
 from tisdpo_jax.stages import self_reward
-from tisdpo_jax.stages.answers import RESPONSES, Generator, answers, open_prompts, prompts_in_views, summary
+from tisdpo_jax.stages.answers import RESPONSES, answers
+from tisdpo_jax.stages.generators import Generator
 from tisdpo_jax.stages.pairs import Pairs
 from tisdpo_jax.stages.positions import warn_of_limit
+from tisdpo_jax.stages.prompts import prompts_in_views
 from tisdpo_jax.stages.selection_counts import nothing_left
 from tisdpo_jax.stages.session import Session
 

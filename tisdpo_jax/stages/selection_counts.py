@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tisdpo_jax.data import EncodedGroup, InvalidRecord
+from tisdpo_jax.generation import Response
 from tisdpo_jax.metrics import auc
-from tisdpo_jax.sampling import Response
 from tisdpo_jax.stages.self_reward import Floats, Selection
 
 

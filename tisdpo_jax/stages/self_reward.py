@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tisdpo_jax.config import DlmaSection
 from tisdpo_jax.data import EncodedSet, InvalidRecord, Pair, PairSet, Prompt
-from tisdpo_jax.sampling import Response
+from tisdpo_jax.generation import Response
 
 Floats = npt.NDArray[np.float64]
 OPTIONS = ("score", "relabel", "tie_band", "length_ratio", "unfinished")  # of `dlma`, that pairs depend on

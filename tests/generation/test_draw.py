@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tisdpo_jax.sampling import SamplingParams
-from tisdpo_jax.sampling._draw import choose, filtered, row_keys
+from tisdpo_jax.generation import SamplingParams
+from tisdpo_jax.generation.decoding import choose, filtered, row_keys
 
 RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.normal(0, 2, (6, 40)).astype("float32")
