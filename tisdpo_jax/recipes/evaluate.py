@@ -22,7 +22,6 @@ from tisdpo_jax.data import EncodedSet, apply_policy, encode_pairs, open_templat
 from tisdpo_jax.errors import ConfigError, DataError
 from tisdpo_jax.metrics import Change, PairEvaluation, PairScores, compare, defined, evaluate_pairs, paired_difference
 from tisdpo_jax.models import Model
-from tisdpo_jax.objectives import implicit_beta
 from tisdpo_jax.reporting import Comparison, DataCounts, Grid, as_plain, preference_grids
 from tisdpo_jax.scoring import score_pair_of_models
 from tisdpo_jax.stages import (
@@ -68,9 +67,7 @@ def evaluate(session: Session, policy: Subject, reference: Subject) -> Evaluatio
     encoded, section = session.split("eval"), session.config.evaluation
     check_same_tokens(policy, reference)
     scores = measure_pairs(session, policy, reference)
-    found = evaluate_pairs(
-        scores, beta=implicit_beta(session.config.loss), resamples=section.resamples, seed=section.seed
-    )
+    found = evaluate_pairs(scores, beta=session.config.beta, resamples=section.resamples, seed=section.seed)
     return Evaluation(policy, reference, scores, found, counts(encoded, "evaluated"))
 
 
@@ -79,7 +76,7 @@ def evaluation_dir(config: Experiment) -> Path:
     section = config.evaluation
     policy = Path(section.policy).name if section.policy else "policy"
     data = section.data.rpartition("/")[2].partition(".")[0] if section.data else "held-out"
-    everything = digest([section.policy, section.reference, section.data, config.model.path])[:6]
+    everything = digest([section.policy or "", section.reference or "", section.data or "", config.model.path])[:6]
     name = re.sub(r"[^\w.-]+", "-", f"{policy}-on-{data}")
     return Path(config.run_dir).expanduser() / "evaluations" / f"{name}-{everything}"
 
@@ -148,7 +145,7 @@ def open_pairs(session: Session) -> EncodedSet:
                 "data.eval_fraction"
             )
         return held_out
-    found = read_pairs(section.data, format=data.format, limit=data.eval_limit, group_field=section.subset)
+    found = read_pairs(section.data, format=data.format, limit=data.eval_limit or 0, group_field=section.subset or "")
     encoded = encode_pairs(
         found,
         session.tokenizer,

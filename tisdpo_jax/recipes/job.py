@@ -15,7 +15,7 @@ import jax
 from tisdpo_jax import distributed
 from tisdpo_jax.artifacts import Run, Stage, changes, order
 from tisdpo_jax.checkpoint import other_configuration
-from tisdpo_jax.config import Experiment, JudgeSection, resolved, with_prompts
+from tisdpo_jax.config import Experiment, JudgeSection, replaced, resolved, with_prompts
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.estimators import CONTRAST
 from tisdpo_jax.recipes import dlma, evaluate, judge, run_dir
@@ -50,7 +50,7 @@ def perform(verb: str, config: Experiment) -> None:
     if config.evaluation.policy:
         if verb != "evaluate":
             raise ConfigError(
-                f"evaluation.policy names a model for `tisdpo evaluate`; leave it empty for `tisdpo {verb}`"
+                f"evaluation.policy names a model for `tisdpo evaluate`; leave it out for `tisdpo {verb}`"
             )
         evaluate_models(config, interrupt)
         return
@@ -81,8 +81,8 @@ def _check_there(directory: Path, config: Experiment) -> None:
 
 def _of_the_run(config: Experiment) -> Experiment:
     """The configuration as the run records it: not what one evaluation looked at."""
-    section = dataclasses.replace(config.evaluation, policy="", reference="", data="", judge=JudgeSection())
-    return dataclasses.replace(config, evaluation=section)
+    section = dataclasses.replace(config.evaluation, policy=None, reference=None, data=None, judge=JudgeSection())
+    return replaced(config, "evaluation", section)
 
 
 def _perform(verb: str, session: Session) -> None:
@@ -165,7 +165,7 @@ def evaluate_models(config: Experiment, interrupt: Interrupt) -> None:
         with jax.set_mesh(session.mesh):
             named = config.evaluation.reference or config.model.path
             reference = open_subject(session, "reference", named, frozen=True)
-            policy = open_subject(session, "policy", config.evaluation.policy, base=reference)
+            policy = open_subject(session, "policy", config.evaluation.policy or "", base=reference)
             looked = _look(session, directory, policy, reference)
             page = write_evaluation(directory, session, looked.done, looked.judging, (policy, reference))
             _say(f"written  {page}")

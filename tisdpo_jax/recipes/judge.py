@@ -56,7 +56,7 @@ class Judged:
 def judge(session: Session, directory: Path, policy: Subject, reference: Subject) -> Judged:
     """Policy, reference and `evaluation.judge.models`, each against each."""
     section = session.config.evaluation.judge
-    others = named_models(section.models)
+    others = section.models or {}
     names = [policy.name, reference.name, *others]
     if len(set(names)) < len(names):
         raise ConfigError(f"evaluation.judge.models: the names {', '.join(names)} are not all different")
@@ -105,7 +105,7 @@ def _summary(
     found = tuple(metrics.win_rate(*pair, outcome, **options) for pair, outcome in outcomes.items())
     rated: tuple[Rating, ...] = ()
     if len(names) > 2:
-        rated = metrics.ratings(names, outcomes, anchor=section.judge.anchor, **options)
+        rated = metrics.ratings(names, outcomes, anchor=section.judge.anchor or "", **options)
     return Judged(
         judge=section.judge.by,
         prompts=prompts,
@@ -126,19 +126,6 @@ def is_endpoint(name: str) -> bool:
     return is_address(name)
 
 
-def named_models(text: str) -> dict[str, str]:
-    """`a=path, b=path` as a dict. Raises: ConfigError for a part without name or path."""
-    found: dict[str, str] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, path = (word.strip() for word in part.partition("="))
-        if not name or not path:
-            raise ConfigError(f"evaluation.judge.models: {part!r} is not name=path")
-        if name in found:
-            raise ConfigError(f"evaluation.judge.models: {name!r} stands twice")
-        found[name] = path
-    return found
-
-
 def judged_prompts(session: Session) -> tuple[list[Prompt], tuple[InvalidRecord, ...], str]:
     """Prompts to answer, those of the file or of the held-out pairs, each once; bad records; the source."""
     section = session.config.evaluation.judge
@@ -146,12 +133,12 @@ def judged_prompts(session: Session) -> tuple[list[Prompt], tuple[InvalidRecord,
         prompts, invalid = read_prompts(section.prompts)
         if not prompts:
             raise DataError(f"{section.prompts}: holds no prompt that can be used: {invalid[0]}")
-        return list(prompts[: section.limit or None]), invalid, section.prompts
+        return list(prompts[: section.limit]), invalid, section.prompts
     encoded = session.split("eval")
     once: dict[tuple[Message, ...], Prompt] = {}
     for pair in encoded.groups:
         once.setdefault(pair.messages, Prompt(pair.id, pair.messages, pair.origin))
-    return list(once.values())[: section.limit or None], (), encoded.source
+    return list(once.values())[: section.limit], (), encoded.source
 
 
 def grids(judged: Judged) -> tuple[Grid, ...]:

@@ -270,7 +270,7 @@ def _compile(lowered: Any, *, asked: bool) -> Program:
 
 def _dumps(config: Experiment) -> bool:
     """Whether a directory for what XLA writes is given already: it is left alone."""
-    given = "xla_dump_to" in config.mesh.compiler_options + os.environ.get("XLA_FLAGS", "")
+    given = "xla_dump_to" in (config.mesh.compiler_options or {}) or "xla_dump_to" in os.environ.get("XLA_FLAGS", "")
     if given:
         log.info("xla_dump_to is set: the compiler's report of memory is there, the plan shows the peak")
     return given

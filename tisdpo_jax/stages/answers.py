@@ -19,7 +19,7 @@ import jax
 from tisdpo_jax import distributed, interchange
 from tisdpo_jax.artifacts import differences, digest, write_text
 from tisdpo_jax.chat import Endpoint, key_from
-from tisdpo_jax.config import Experiment, SamplingSection
+from tisdpo_jax.config import Experiment, GenerateRecipe, GenerateSection, carried, replaced
 from tisdpo_jax.data import (
     HH_MARKS,
     SETTINGS,
@@ -94,13 +94,14 @@ def summary(responses: Sequence[Response]) -> str:
     return "\n".join(lines)
 
 
-def open_prompts(source: str, limit: int) -> tuple[tuple[Prompt, ...], tuple[InvalidRecord, ...]]:
+def open_prompts(source: str, limit: int | None) -> tuple[tuple[Prompt, ...], tuple[InvalidRecord, ...]]:
     """Prompts of a file, or of the package: `demo:prompts`, `demo:prompts-eval`."""
     if source in ("demo:prompts", "demo:prompts-eval"):
         name = source.removeprefix("demo:") + ".jsonl"
-        prompts, invalid = read_prompts(str(importlib.resources.files("tisdpo_jax.data") / "demo" / name), limit=limit)
+        path = str(importlib.resources.files("tisdpo_jax.data") / "demo" / name)
     else:
-        prompts, invalid = read_prompts(source, limit=limit)
+        path = source
+    prompts, invalid = read_prompts(path, limit=limit or 0)
     if not prompts:
         raise DataError(f"{source}: none of its {len(invalid)} records is a prompt ({count_reasons(invalid)})")
     if invalid and jax.process_index() == 0:
@@ -229,13 +230,12 @@ def options(session: Session, files: Path | None = None) -> Options:
 
 def _draw(config: Experiment) -> SamplingParams:
     section = config.sampling
-    return SamplingParams(section.temperature, section.top_k, section.top_p, section.min_p)
+    return SamplingParams(section.temperature, section.top_k or 0, section.top_p, section.min_p)
 
 
 def stops(config: Experiment) -> tuple[str, ...]:
     """Strings that end an answer. A base model that was shown plain turns may go on with the next one."""
-    own = [part for part in config.sampling.stop.split("||") if part]
-    return tuple(dict.fromkeys([*own, *(sorted(HH_MARKS) if config.data.template == "hh" else [])]))
+    return tuple(dict.fromkeys([*config.sampling.stop, *(sorted(HH_MARKS) if config.data.template == "hh" else [])]))
 
 
 def _over_http(
@@ -346,7 +346,7 @@ def answers_of(
     Raises: Interrupted between two batches.
     """
     section = session.config.evaluation
-    sampling = SamplingSection(
+    sampling = GenerateSection(
         engine="local",
         temperature=temperature,
         seed=section.seed,
@@ -354,7 +354,7 @@ def answers_of(
         max_new_tokens=section.max_new_tokens,
         max_prompt=session.config.data.max_length,
     )
-    config = dataclasses.replace(session.config, sampling=sampling)
+    config = replaced(carried(session.config, GenerateRecipe), "sampling", sampling)
     session = dataclasses.replace(session, config=config, tokenizer=subject.tokenizer)
     asked, unusable = prompts_in_views(session, prompts, ("main",), 1)
     for invalid_record in unusable if jax.process_index() == 0 else ():

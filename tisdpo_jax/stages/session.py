@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tisdpo_jax import interchange, partitioning
-from tisdpo_jax.config import Experiment, MeshSection, StageSection
+from tisdpo_jax.config import Experiment, MeshSection
 from tisdpo_jax.data import (
     Batches,
     EncodedSet,
@@ -187,12 +187,7 @@ def named_path(name: str) -> Path:
 
 def check_batches(config: Experiment, mesh: Mesh) -> None:
     """Raises ConfigError for a stage whose micro-batches leave devices idle; warns of batches that do not divide."""
-    stages: list[tuple[str, StageSection]] = [("train", config.train)]
-    if config.sft.epochs > 0:
-        stages.append(("sft", config.sft))
-    if config.contrast.construction in ("sft", "dpo"):
-        stages.append(("contrast.training", config.contrast.training))
-    for name, section in stages:
+    for name, section in config.trainings.items():
         size, parts, field = section.batch_size, section.gradient_accumulation_steps, f"{name}.batch_size"
         places = partitioning.places(size, mesh, parts=parts, field=field)
         if places > size and jax.process_index() == 0:
@@ -232,10 +227,10 @@ def open_data(config: Experiment, tokenizer: Any) -> tuple[EncodedSet, EncodedSe
             raise DataError(f"{usable.source}: none of its records can be used; `tisdpo inspect` names the reasons")
         return usable
 
-    pairs = read_pairs(data.train, format=data.format, limit=data.limit, group_field=subset)
+    pairs = read_pairs(data.train, format=data.format, limit=data.limit or 0, group_field=subset or "")
     held_out = None
     if data.eval:
-        held_out = read_pairs(data.eval, format=data.format, limit=data.eval_limit, group_field=subset)
+        held_out = read_pairs(data.eval, format=data.format, limit=data.eval_limit or 0, group_field=subset or "")
     elif data.eval_fraction:
         pairs, held_out = split_by_prompt(pairs, data.eval_fraction, data.seed)
         if data.eval_limit:

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import yaml
 
 from tisdpo_jax import partitioning
 from tisdpo_jax.artifacts import Run, Stage, Stored, digest
@@ -75,7 +74,7 @@ class Training:
             estimator=config.weights,
             gradient_accumulation_steps=get(config, self.section).gradient_accumulation_steps,
             seed=config.seed,
-            compiler_options=compiler_options(config.mesh.compiler_options),
+            compiler_options=tuple((config.mesh.compiler_options or {}).items()),
         )
 
     def key(self, context: Session) -> dict[str, Any]:
@@ -218,17 +217,6 @@ def feed(session: Session, section: StageSection, plan: StepSpec, sides: tuple[i
     return order, session.layout(
         encoded, order.batches(), parts=section.gradient_accumulation_steps, sides=sides, views=views
     )
-
-
-def compiler_options(text: str) -> tuple[tuple[str, bool | int | float | str], ...]:
-    """`a=1,b=true` as pairs of names and plain values. Raises: ConfigError for a part without name or value."""
-    options = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, value = part.partition("=")
-        if not name.strip() or not value.strip():
-            raise ConfigError(f"mesh.compiler_options: {part!r} is not name=value")
-        options.append((name.strip(), yaml.safe_load(value)))
-    return tuple(options)
 
 
 def _contrast(config: Experiment) -> dict[str, Any]:
