@@ -111,15 +111,8 @@ def carried(before: Any, kind: type[T]) -> T:
 
 def let_go(before: Any, after: Any) -> list[str]:
     """Dotted names of values that were chosen for another kind, and that the new kind does not have."""
-
-    def has(name: str) -> bool:
-        section, _, leaf = name.rpartition(".")
-        try:
-            return leaf in (get(after, section) if section else after).__dataclass_fields__
-        except AttributeError:
-            return False
-
-    return [name for name in chosen(before) if not has(name)]
+    there = {name for name, *_ in leaves(after)}
+    return [name for name in chosen(before) if name not in there]
 
 
 def describe(cls: type, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
@@ -221,16 +214,17 @@ def _suggestion(name: str, section: Any, prefix: str, root: Any) -> str:
 
 
 def _cast(kind: Any, value: Any, where: str, name: str, *, nullable: bool = False) -> Any:
-    """The value as what a field holds; a field whose default is None takes null too."""
-    if nullable and (value is None or (isinstance(value, str) and value.lower() in NULLS)):
+    """The value as what a field holds; one that may be None, or whose default is, takes null too."""
+    parts = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+    nullable = nullable or types.NoneType in parts
+    if nullable and (value is None or str(value).lower() in NULLS):
         return None
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        options = [option for option in typing.get_args(kind) if option is not types.NoneType]
-        if type(value) in options:
-            return value
-        kind, nullable = options[-1], nullable or len(options) < len(typing.get_args(kind))
     if nullable and value == "":
         raise ConfigError(f"{where}: {name} is ''; write null, or leave it out")
+    parts = tuple(part for part in parts if part is not types.NoneType)
+    if len(parts) > 1 and type(value) in parts:
+        return value
+    kind = parts[-1]
     if typing.get_origin(kind) in (tuple, dict):
         return _cast_many(kind, value, where, name)
     if typing.get_origin(kind) is Literal:
@@ -257,10 +251,7 @@ def _cast(kind: Any, value: Any, where: str, name: str, *, nullable: bool = Fals
 
 def _cast_many(kind: Any, value: Any, where: str, name: str) -> Any:
     """A list or a mapping; text is read as YAML."""
-    whole = value
-    if isinstance(value, str):
-        with contextlib.suppress(ConfigError):
-            whole = parse_yaml(value, name)
+    whole = parse_yaml(value, f"{where}: {name}") if isinstance(value, str) else value
     if typing.get_origin(kind) is tuple and isinstance(whole, list | tuple):
         return tuple(_cast(typing.get_args(kind)[0], item, where, name) for item in whole)
     if (

@@ -34,12 +34,11 @@ def validate(config: E, *, trains: bool = True) -> E:
     """
     config = with_prompts(check_places(config))
     for name, field, value in leaves(config):
-        limits, needed = field.metadata.get("limits"), field.metadata.get("needed")
-        if value is None:
-            if needed and (trains or name != "data.train"):
-                raise ConfigError(f"{name} is not set; {needed}")
-        elif limits and (wrong := complaint(value, limits)):
-            raise ConfigError(f"{name} is {value}; {wrong}{', or null' if field.default is None else ''}")
+        if value is not None and (wrong := complaint(value, field.metadata["limits"])):
+            raise ConfigError(f"{name} is {value}; {wrong}{', or null' if 'None' in str(field.type) else ''}")
+    for name, field, value in leaves(config):
+        if value is None and field.metadata["needed"] and (trains or name != "data.train"):
+            raise ConfigError(f"{name} is not set; {field.metadata['needed']}")
     for complained in _combinations(config):
         raise ConfigError(complained)
     for name, why in idle(config).items():
@@ -152,6 +151,8 @@ def _combinations(config: Experiment) -> Iterator[str]:
         low, high = (getattr(get(config, part), name, 0.0) for name in (lower, upper))
         if low > high:
             yield f"{part}.{lower} {low} is above {part}.{upper} {high}"
+    if config.recipe == "evaluate" and not config.evaluation.policy:
+        yield "evaluation.policy is not set; name the model to measure: --policy PATH"
     contrast, judge, sampling = config.contrast, config.evaluation.judge, config.sampling
     if is_address(judge.by) and not judge.endpoint_model:
         yield "evaluation.judge.endpoint_model is not set; name the model to ask the endpoint for"
