@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tisdpo_jax.config import Experiment
+from tisdpo_jax.config import TisDpoRecipe
 from tisdpo_jax.data import Message, Prompt
 from tisdpo_jax.errors import DataError
 from tisdpo_jax.roles import Role
@@ -21,7 +21,7 @@ room = importlib.import_module("tisdpo_jax.stages.answers")  # the face offers i
 
 
 def session(template: str, name: str) -> Any:
-    config = Experiment()
+    config = TisDpoRecipe()
     tokenizer = tiny_tokenizer()
     tokenizer.name_or_path = name
     return types.SimpleNamespace(

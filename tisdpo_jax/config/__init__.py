@@ -1,6 +1,6 @@
 """Everything a configuration is. Nothing here reads a file."""
 
-from tisdpo_jax.config.build import build, carried, describe, get, let_go, nest, parse_yaml, replaced, resolved
+from tisdpo_jax.config.build import build, carried, describe, get, leaves, let_go, nest, parse_yaml, replaced, resolved
 from tisdpo_jax.config.places import KINDS, check_address, check_path, check_places, download, is_address, named_places
 from tisdpo_jax.config.prompt_pairs import PROMPT_PAIRS, with_prompts
 from tisdpo_jax.config.recipes import (
@@ -68,6 +68,7 @@ __all__ = [
     "get",
     "idle",
     "is_address",
+    "leaves",
     "let_go",
     "named_places",
     "nest",
