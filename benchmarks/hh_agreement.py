@@ -46,8 +46,8 @@ def main() -> None:
 
     values = {
         "model": {"path": "demo", "dtype": "float32", "frozen_dtype": "float32"},
-        "data": {"max_length": 256, "max_response": 128, "format": "hh"},
-        "contrast": {"construction": "prompts"},
+        "recipe": "dlma",
+        "data": {"max_length": 256, "max_response": 128},
         "evaluation": {"batch_size": 8},
     }
     config = build(Experiment, values, where="hh_agreement")
@@ -60,7 +60,7 @@ def main() -> None:
         with jax.set_mesh(session.mesh):
             frozen: Any = {"params": {"base": models.load_pretrained(session)}, "lora": {}}
             for name in PROMPT_PAIRS:
-                named = dataclasses.replace(config, contrast=dataclasses.replace(config.contrast, pair=name))
+                named = build(Experiment, {"contrast": {"pair": name}}, where="hh_agreement", base=config)
                 here = with_pairs(dataclasses.replace(session, config=with_prompts(named)), chosen)
                 roles = contrast_roles("prompts", lora=False)
                 assert roles is not None
