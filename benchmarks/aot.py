@@ -54,13 +54,13 @@ EQUAL_WORK = CASES["dpo live"] | {
     "model.param_dtype": "bfloat16",
     "model.attention": "xla",
     "data.packing": "none",
-    "train.optimizer.clip_norm": "0",
+    "train.optimizer.clip_norm": "none",
 }
 
 
 def four(length: int) -> dict[str, str]:
     """Four models in a step, padded rows of this length."""
-    fields = {"contrast.construction": "dpo", "contrast.scores": "online", "data.packing": "none"}
+    fields = {"recipe": "tisdpo", "contrast.construction": "dpo", "scores": "online", "data.packing": "none"}
     return fields | {"data.max_length": str(length), "data.max_response": str(length // 2)}
 
 

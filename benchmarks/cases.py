@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+BROUGHT = {"contrast.construction": "none", "scores": "cached"}  # weights are given
 CASES: dict[str, dict[str, str]] = {
-    "dpo live": {"loss.name": "dpo", "contrast.scores": "online"},
-    "dpo cached": {"loss.name": "dpo", "contrast.scores": "cached"},
-    "tisdpo live KL": {"loss.name": "tisdpo", "contrast.scores": "cached"},
-    "tisdpo states KL": {
-        "loss.name": "tisdpo",
-        "contrast.scores": "cached",
-        "contrast.reference_states": "cached",
-    },
-    "tisdpo no KL": {"loss.name": "tisdpo", "loss.kl_coef": "0", "contrast.scores": "cached"},
+    "dpo live": {"recipe": "dpo", "scores": "online"},
+    "dpo cached": {"recipe": "dpo", "scores": "cached"},
+    "tisdpo live KL": {"recipe": "tisdpo", **BROUGHT},
+    "tisdpo states KL": {"recipe": "tisdpo", **BROUGHT, "reference_states": "cached"},
+    "tisdpo no KL": {"recipe": "tisdpo", **BROUGHT, "loss.kl_coef": "0"},
 }
 """Name -> overrides. Token weights are given in all TIS-DPO cases; the reference, which its KL needs, runs in the step
 ("live") or has left its last hidden states on disk ("states")."""
 
-COMMON = {"contrast.construction": "none", "train.gradient_accumulation_steps": "1"}
+COMMON = {"recipe": "dpo", "train.gradient_accumulation_steps": "1"}
 
 
 def chosen(names: Sequence[str], words: str) -> list[str]:

@@ -58,7 +58,7 @@ def main() -> None:
         with jax.set_mesh(session.mesh):
             frozen: Any = {"params": {"base": models.load_pretrained(session)}, "lora": {}}
             for name in PROMPT_PAIRS:
-                named = dataclasses.replace(config, contrast=dataclasses.replace(config.contrast, pair=name))
+                named = build(Experiment, {"contrast": {"pair": name}}, where="hh_agreement", base=config)
                 here = dataclasses.replace(session, config=with_prompts(named))
                 pairs = Pairs(apply_policy(here.text.pairs(chosen), "skip", 1.0))
                 roles = contrast_roles("prompts", lora=False)

@@ -10,7 +10,6 @@ below `--out` and not done again; contrastive models are shared by the methods o
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import shutil
 import sys
@@ -22,13 +21,13 @@ import numpy as np
 from experiments.testbed.statistics import paired
 from experiments.testbed.tables import Table, markdown, text
 from tisdpo_jax.cli import options
-from tisdpo_jax.config import Experiment, idle, validate
+from tisdpo_jax.config import Experiment
 from tisdpo_jax.metrics import mean_and_error
 from tisdpo_jax.recipes import perform
 
-TISDPO = {"loss.name": "tisdpo"}
+TISDPO = {"recipe": "tisdpo"}
 METHODS: dict[str, dict[str, str]] = {
-    "DPO": {"loss.name": "dpo", "contrast.construction": "none"},
+    "DPO": {"recipe": "dpo"},
     "TIS-DPO (P)": TISDPO | {"contrast.construction": "prompts"},
     "TIS-DPO (S)": TISDPO | {"contrast.construction": "sft"},
     "TIS-DPO (D)": TISDPO | {"contrast.construction": "dpo"},
@@ -75,11 +74,10 @@ def measured(asked: argparse.Namespace, overrides: dict[str, str], name: str, ra
     if not result.is_file():
         fields = overrides | METHODS[name] | {"data.seed": str(seed), "seed": str(seed), "run_dir": str(directory)}
         fields |= {"train.optimizer.learning_rate": rate, "logging.progress": "false"}
-        config = options.load(asked.config, fields)
-        config = validate(config, spared=idle(config))  # a method leaves alone what is for the others
+        config = options.load_valid(asked.config, fields)  # a method leaves alone what is for the others
         bring_contrast(asked.out, config, directory)
         print(f"{name}, rate {rate}, seed {seed}", file=sys.stderr, flush=True)
-        perform("evaluate", config)
+        perform("run", config)
     rows = [json.loads(line) for line in result.read_text(encoding="utf-8").splitlines()]
     return {measure: float(np.mean([of(row) for row in rows])) for measure, of in MEASURES.items()} | {
         "pairs": float(len(rows))
@@ -91,7 +89,7 @@ def bring_contrast(out: Path, config: Experiment, directory: Path) -> None:
     kind = config.contrast.construction
     for other in sorted(out.glob("*/config.yaml")):
         given = options.load(other, {})
-        alike = dataclasses.replace(given.contrast) == config.contrast and given.data.seed == config.data.seed
+        alike = given.contrast == config.contrast and given.data.seed == config.data.seed
         if kind != "none" and alike and other.parent != directory and (other.parent / "evaluation.json").is_file():
             for part in ("models/plus", "models/minus", "scores"):
                 if (other.parent / part).exists():

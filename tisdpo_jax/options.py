@@ -1,10 +1,12 @@
-"""Fields of configurations: a default, a line of documentation, and the range of values, all beside the field."""
+"""Fields of configurations: a default, a line of documentation, and what values there may be, all beside the field."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
+
+Place = Literal["", "output", "model", "tokenizer", "pairs", "prompts", "file"]
 
 
 def option(
@@ -16,14 +18,18 @@ def option(
     below: float | None = None,
     at_most: float | None = None,
     variants: Mapping[str, type] | None = None,
+    place: Place = "",
+    needed: str = "",
 ) -> Any:
-    """A field: its default, the line that `tisdpo run --help` prints for it, and the numbers that it takes.
+    """A field: its default (None: absent, `null`), the line that `--help` prints for it, and the numbers that it takes.
 
     Args:
       variants: name -> dataclass, for a section that is one of several; its field `name` or `method` says which.
+      place: what a path or name in it is for.
+      needed: what to write, for a field without which nothing can be done.
     """
     limits = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
-    metadata = {"doc": doc, "limits": limits, "variants": variants}
+    metadata = {"doc": doc, "limits": limits, "variants": variants, "place": place, "needed": needed}
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -122,16 +122,23 @@ def test_combinations(capsys, tiny, tmp_path):
         capsys, *run(tiny, tmp_path, **{"train.gradient_accumulation_steps": 3})
     )
     assert "matches no projection" in told(capsys, *run(tiny, tmp_path, **{"lora.rank": 2, "lora.targets": "attn"}))
-    assert "model.path is empty" in told(capsys, "run", "--data.train", "x.jsonl")
+    assert "model.path is not set" in told(capsys, "run", "--data.train", "x.jsonl")
 
 
-def test_help_lists_every_field_and_exits_0(capsys):
-    from tisdpo_jax.config import Experiment, describe
+def test_help_lists_the_recipes_and_every_field_of_one_and_exits_0(capsys, tmp_path):
+    from tisdpo_jax.config import RECIPES, describe
 
-    assert main(["run", "--help"]) == 0
-    text = capsys.readouterr().out
-    for name, _, _, doc in describe(Experiment):
-        assert f"--{name} " in text and doc, name
+    file = tmp_path / "own.yaml"
+    file.write_text("recipe: dlma\n")
+    for recipe, kind in RECIPES.items():
+        assert main(["run", "--recipe", recipe, "--help"]) == 0
+        text = capsys.readouterr().out
+        for name, _, _, doc in describe(kind):
+            assert f"--{name} " in text and doc, name
+        assert all(f"  {name} " in text for name in RECIPES)
+    for asked, recipe in ((["run"], "tisdpo"), (["generate"], "generate"), (["train", str(file)], "dlma")):
+        assert main([*asked, "--help"]) == 0 and f"fields of recipe {recipe}," in capsys.readouterr().out
+    assert "did you mean dpo?" in told(capsys, "run", "--recipe=dop", "--help")
     assert main([]) == 2
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import pytest
@@ -10,19 +9,26 @@ import pytest
 from tisdpo_jax.cli import main
 from tisdpo_jax.cli.missing import check_hub_name, check_hub_names
 from tisdpo_jax.cli.options import load
-from tisdpo_jax.config import Experiment, build, check_places, nest
-from tisdpo_jax.config.places import PATHS
+from tisdpo_jax.config import RECIPES, Experiment, build, check_places, get, leaves, nest
 from tisdpo_jax.errors import ConfigError
 
 
 def config_of(**fields: str) -> Experiment:
-    return build(Experiment, nest(fields, where="test"), where="test")
+    """A configuration of the first recipe that has the fields."""
+    for kind in RECIPES.values():
+        if set(fields) <= {name for name, *_ in leaves(kind())}:
+            return build(kind, nest(fields, where="test"), where="test")
+    raise AssertionError(f"no recipe has {fields}")
 
 
-@pytest.mark.parametrize("field", [*PATHS, "evaluation.judge.models", "evaluation.judge.by"])
+PLACES = {name for kind in RECIPES.values() for name, field, _ in leaves(kind()) if field.metadata["place"]}
+
+
+@pytest.mark.parametrize("field", sorted(PLACES | {"evaluation.judge.by"}))
 def test_every_path_knows_home_and_no_scheme(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(PLACES) >= 14
     monkeypatch.setenv("HOME", "/home/somebody")
-    before = "name=" if field.endswith("models") else ""
+    text = "{{name: '{}'}}" if field.endswith("models") else "{}"
     for scheme in (
         "gs://b/x",
         "S3://b/x",
@@ -34,13 +40,12 @@ def test_every_path_knows_home_and_no_scheme(field: str, monkeypatch: pytest.Mon
         "ftp://me:secret@h/x",
     ):
         with pytest.raises(ConfigError) as caught:
-            check_places(config_of(**{field: before + scheme}))
+            check_places(config_of(**{field: text.format(scheme)}))
         said = str(caught.value)
         assert said.startswith(f"{field} is ") and scheme.strip().partition(":")[0].lower() in said.lower()
         assert "secret" not in said
-    config = check_places(config_of(**{field: f"{before}~/x"}))
-    if not before:
-        assert functools.reduce(getattr, field.split("."), config) == "/home/somebody/x"
+    if not field.endswith("models"):
+        assert get(check_places(config_of(**{field: "~/x"})), field) == "/home/somebody/x"
         with pytest.raises(ConfigError, match="no such home directory"):
             check_places(config_of(**{field: "~nobody-of-that-name/x"}))
 
@@ -88,7 +93,7 @@ def test_a_run_directory_of_a_bucket_is_refused_before_anything_is_made(
         ("sampling.policy", "ORG/NAME", "hf download ORG/NAME"),
         ("evaluation.policy", "ORG/NAME", "hf download ORG/NAME"),
         ("evaluation.reference", "ORG/NAME", "hf download ORG/NAME"),
-        ("evaluation.judge.models", "x=ORG/NAME", "hf download ORG/NAME"),
+        ("evaluation.judge.models", "{x: ORG/NAME}", "hf download ORG/NAME"),
         ("data.train", "ORG/NAME", "is written hf:ORG/NAME"),
         ("data.eval", "ORG/NAME", "is written hf:ORG/NAME"),
         ("evaluation.data", "ORG/NAME", "is written hf:ORG/NAME"),
@@ -110,7 +115,7 @@ def test_local_paths_are_no_names_of_the_hub(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine" / "there").mkdir(parents=True)
     for value in ("mine/there", "mine/gone", "models/Llama-2-7b-hf", "./a/b", "/a/b", "a/b/c", "demo", "x.gguf", ""):
-        check_hub_name("model.path", value)
+        check_hub_name("model.path", "model", value)
 
 
 def test_a_configuration_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

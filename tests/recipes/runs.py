@@ -17,7 +17,8 @@ import jax
 import numpy as np
 
 from tisdpo_jax import partitioning
-from tisdpo_jax.config import Experiment, build, idle, nest
+from tisdpo_jax.config import RECIPES, Experiment, build, idle, leaves, nest
+from tisdpo_jax.config.recipes import PLAIN
 from tisdpo_jax.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,12 +43,21 @@ BASE = {
 
 
 def arguments(verb: str, **options: object) -> list[str]:
-    """Command line for a verb; option names have `__` for the dot. Of BASE, what does something beside them."""
+    """Command line for a verb; option names have `__` for the dot. Of BASE, what does something beside them.
+
+    Without the option `recipe` it is the one that the verb, or the loss of the options, is of.
+    """
     given = {name.replace("__", "."): value for name, value in options.items()}
-    texts, idle_here = {name: str(value) for name, value in (BASE | given).items()}, dict[str, str]()
+    loss = given.get("loss.name", "tisdpo")
+    given = {"recipe": "dpo" if loss in PLAIN else "tisdpo"} | given | ({"recipe": verb} if verb == "generate" else {})
+    there = {name for name, *_ in leaves(RECIPES[str(given["recipe"])]())}
+    asked = {name: value for name, value in (BASE | given).items() if name in there or name in given}
+    if verb == "generate":  # takes what it can use
+        given, asked = {}, {name: value for name, value in asked.items() if name in there}
+    texts, idle_here = {name: str(value) for name, value in asked.items()}, dict[str, str]()
     with contextlib.suppress(ConfigError):  # a mistake that the test is about
-        idle_here = idle(build(Experiment, nest(texts, where="test"), where="test"), verb)
-    merged = {name: value for name, value in (BASE | given).items() if name in given or name not in idle_here}
+        idle_here = idle(build(Experiment, nest(texts, where="test"), where="test"))
+    merged = {name: value for name, value in asked.items() if name in given or name not in idle_here}
     return [verb, *(f"--{name}={value}" for name, value in merged.items())]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from runs import command, exported
 
-from tisdpo_jax.config import PROMPT_PAIRS, Experiment, build, with_prompts
+from tisdpo_jax.config import PROMPT_PAIRS, Experiment, GenerateRecipe, build, with_prompts
 from tisdpo_jax.config.schema import PromptPair
 from tisdpo_jax.stages.answers import open_prompts, stops
 from tisdpo_jax.training.interrupt import Interrupt, Interrupted
@@ -44,17 +44,15 @@ def made(tiny, prompts, run_dir) -> dict[str, object]:
     return {
         "model__path": tiny["model__path"],
         "run_dir": run_dir,
-        "data__eval_fraction": 0,
+        "recipe": "dlma",
         "data__max_length": 64,
         "data__max_response": 16,
         "sampling__prompts": prompts,
         "sampling__max_new_tokens": 6,
         "sampling__max_prompt": 60,
         "sampling__batch_size": 8,
-        "contrast__construction": "prompts",
         "contrast__positive_prompt": "be kind",
         "contrast__negative_prompt": "be rude",
-        "dlma__rounds": 1,
         "dlma__unfinished": "keep",
         "dlma__eval_fraction": 0.2,
         "loss__name": "dlma",
@@ -166,7 +164,8 @@ def test_the_margin_is_what_tisdpo_caches_for_the_same_pairs(finished, tmp_path)
     margins = np.array([pair.pop("margin") for pair in pairs])
     path.write_text("\n".join(map(json.dumps, pairs)) + "\n")
     asked = {name: value for name, value in options.items() if not name.startswith(("dlma", "sampling"))}
-    asked |= {"data__train": path, "run_dir": tmp_path / "run", "loss__name": "tisdpo"}
+    asked |= {"data__train": path, "data__eval_fraction": 0, "run_dir": tmp_path / "run", "loss__name": "tisdpo"}
+    asked |= {"recipe": "tisdpo", "contrast__construction": "prompts"}
     code, output = command("score", **asked)
     assert code == 0, output
     plus, minus = (
@@ -213,7 +212,7 @@ def test_the_margin_is_what_pytorch_says(finished):
 def test_an_adapter_answers_without_being_merged(finished, options):
     """The adapter of a run, and its export, where it is merged: greedily the same; the base says something else."""
     run, said = finished[0]["run_dir"], {}
-    for name, policy in (("adapter", run / "adapter"), ("export", run / "export"), ("base", "")):
+    for name, policy in (("adapter", run / "adapter"), ("export", run / "export"), ("base", "null")):
         asked = {**options, "run_dir": options["run_dir"] / name, "sampling__policy": policy}
         assert command("generate", **{**asked, "sampling__temperature": 0, "sampling__limit": 4})[0] == 0
         said[name] = [line["ids"] for line in lines_of(options["run_dir"] / name / "responses.jsonl")]
@@ -239,11 +238,11 @@ def test_scores_by_token_and_prompts_of_their_own_for_evaluation(options, tmp_pa
 
 
 def test_what_ends_an_answer_and_where_prompts_come_from():
-    own = build(Experiment, {"sampling": {"stop": "END||\n\n\n||"}}, where="test")
-    plain = build(Experiment, {"sampling": {"stop": "END"}, "data": {"template": "hh"}}, where="test")
-    assert stops(Experiment()) == () and stops(own) == ("END", "\n\n\n")
+    own = build(GenerateRecipe, {"sampling": {"stop": ["END", "\n\n\n"]}}, where="test")
+    plain = build(GenerateRecipe, {"sampling": {"stop": ["END"]}, "data": {"template": "hh"}}, where="test")
+    assert stops(GenerateRecipe()) == () and stops(own) == ("END", "\n\n\n")
     assert stops(plain) == ("END", "\n\nAssistant:", "\n\nHuman:")
-    train, held_out = (open_prompts(f"demo:{name}", 0)[0] for name in ("prompts", "prompts-eval"))
+    train, held_out = (open_prompts(f"demo:{name}", None)[0] for name in ("prompts", "prompts-eval"))
     assert (len(train), len(held_out), len(open_prompts("demo:prompts", 3)[0])) == (80, 32, 3)
     assert not {prompt.text for prompt in train} & {prompt.text for prompt in held_out}
 
@@ -372,12 +371,12 @@ def test_answers_of_others_come_as_a_file(options):
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"sampling__prompts": ""}, "sampling.prompts is empty"),
-        ({"contrast__construction": "dpo"}, "contrast.construction is dpo; DLMA contrasts two prompts"),
-        ({"loss__name": "sft"}, "need answers that somebody wrote"),
+        ({"sampling__prompts": "null"}, "sampling.prompts is not set"),
+        ({"contrast__construction": "dpo"}, "unknown field contrast.construction for recipe dlma"),
+        ({"loss__name": "sft"}, "loss.name is 'sft'; it must be one of"),
         ({"sampling__engine": "http"}, "sampling.engine http needs sampling.url"),
         ({"dlma__rounds": 2, "sampling__engine": "files"}, "from the second round on the trained policy answers"),
-        ({"data__train": "pairs.jsonl"}, "DLMA makes its own"),
+        ({"data__train": "pairs.jsonl"}, "unknown field data.train for recipe dlma"),
         ({"dlma__tie_band": 1e6}, "no pair is left to train on"),
     ],
 )

@@ -34,6 +34,7 @@ def judged(models):
     def evaluate(run_dir: Path, by: str, **options: object) -> tuple[int, str, dict]:
         given = {
             **COMMON,
+            "recipe": "evaluate",
             "run_dir": run_dir,
             "evaluation__policy": models / "m1",
             "evaluation__reference": models / "m0",
@@ -64,7 +65,7 @@ def texts_of(folder: Path) -> dict[tuple[str, str], str]:
 
 
 def test_three_models_by_rules_and_by_a_function(judged, models, tmp_path, monkeypatch) -> None:
-    third = {"evaluation__judge__models": f"file={models / 'said.jsonl'}"}
+    third = {"evaluation__judge__models": {"file": str(models / "said.jsonl")}}
     code, output, found = judged(tmp_path, "refusal", **third, evaluation__judge__anchor="reference")
     assert code == 0, output
     assert found["prompts"] == 5 and found["unanswered"] == {"policy": 0, "reference": 0, "file": 1}
@@ -171,13 +172,13 @@ def test_mistakes(judged, models, tmp_path) -> None:
         return next(line for line in output.splitlines() if line.startswith("error: "))
 
     assert "must be sentiment, refusal, module:function" in told("sentimental")
-    assert "endpoint_model is empty" in told("http://127.0.0.1:9/v1")
-    assert "is not name=path" in told("refusal", evaluation__judge__models="x")
-    assert "not all different" in told("refusal", evaluation__judge__models=f"policy={models / 'm0'}")
+    assert "endpoint_model is not set" in told("http://127.0.0.1:9/v1")
+    assert "it must be a mapping" in told("refusal", evaluation__judge__models="x=y")
+    assert "not all different" in told("refusal", evaluation__judge__models={"policy": str(models / "m0")})
     assert "is none of the models" in told("refusal", evaluation__judge__anchor="nobody")
     assert "a reward model is a" in told(str(models / "m0"))
     wrong = tmp_path / "wrong.jsonl"
     wrong.write_text(json.dumps({"id": "zzz", "response": "a"}) + "\n")
-    assert "answers none of the 5 prompts" in told("refusal", evaluation__judge__models=f"w={wrong}")
+    assert "answers none of the 5 prompts" in told("refusal", evaluation__judge__models={"w": str(wrong)})
     wrong.write_text(json.dumps({"id": "zzz"}) + "\n")
-    assert "wrong.jsonl:1: needs text in 'response'" in told("refusal", evaluation__judge__models=f"w={wrong}")
+    assert "wrong.jsonl:1: needs text in 'response'" in told("refusal", evaluation__judge__models={"w": str(wrong)})

@@ -11,7 +11,7 @@ from runs import command
 
 from tisdpo_jax.testing import write_pairs, write_tiny_model
 
-RUN = {"loss__name": "dpo", "contrast__construction": "none", "data__eval_fraction": 0, "data__limit": 8}
+RUN = {"loss__name": "dpo", "data__eval_fraction": 0, "data__limit": 8}
 RUN |= {"mesh__fsdp": 1}
 RUN |= {"train__optimizer__learning_rate": 1e-2, "evaluation__generate": 0, "evaluation__heat_maps": 0}
 RUN |= {"evaluation__resamples": 200, "logging__progress": "false"}
@@ -136,10 +136,10 @@ def test_a_model_against_itself_and_mistakes(tiny, held_out, tmp_path) -> None:
     other = write_tiny_model(tmp_path / "other", vocab_size=512)
     assert "have other tokens" in told(evaluation__policy=other)
     assert "no such file or directory" in told(evaluation__policy=tmp_path / "gone")
-    assert "--reference PATH" in told(evaluation__policy=model, evaluation__reference="")
-    assert "evaluation.data FILE" in told(evaluation__policy=model, evaluation__data="")
+    assert "--reference PATH" in told(evaluation__policy=model, evaluation__reference="null")
+    assert "evaluation.data FILE" in told(evaluation__policy=model, evaluation__data="null")
     code, output = command("run", **{**tiny, **given, "evaluation__policy": model})
-    assert code == 2 and "names a model for `tisdpo evaluate`; leave it empty" in output
+    assert code == 2 and "names a model for `tisdpo evaluate`; leave it out" in output
 
 
 def test_short_options_are_the_long_ones(capsys, tiny) -> None:

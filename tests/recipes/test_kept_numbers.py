@@ -16,15 +16,15 @@ RUNS = {
     "dpo": {"loss__name": "dpo"},
     "prompts-lora": {"contrast__construction": "prompts", "lora__rank": 2},
     "D": {"contrast__construction": "dpo"},
-    "S-lora-states": {"contrast__construction": "sft", "lora__rank": 2, "contrast__reference_states": "cached"},
+    "S-lora-states": {"contrast__construction": "sft", "lora__rank": 2, "reference_states": "cached"},
     "online": {
         "contrast__construction": "prompts",
-        "contrast__scores": "online",
+        "scores": "online",
         "train__gradient_accumulation_steps": 2,
     },
     "tdpo": {"loss__name": "tdpo", "sft__epochs": 0.5, "sft__batch_size": 8},
     "dlma": {"loss__name": "dlma", "contrast__construction": "prompts"},
-    "sft": {"loss__name": "sft"},
+    "sft": {"recipe": "sft"},
 }
 
 

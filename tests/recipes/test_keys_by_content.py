@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tisdpo_jax.artifacts import Given, Run
-from tisdpo_jax.config import Experiment
+from tisdpo_jax.config import TisDpoRecipe
 from tisdpo_jax.data import EncodedSet, Message, Prompt
 from tisdpo_jax.errors import DataError
 from tisdpo_jax.roles import Role
@@ -22,7 +22,7 @@ room = importlib.import_module("tisdpo_jax.stages.answers")  # the face offers i
 
 
 def session(template: str, name: str) -> Any:
-    config = Experiment()
+    config = TisDpoRecipe()
     tokenizer = tiny_tokenizer()
     tokenizer.name_or_path = name
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, template=template))

@@ -73,7 +73,8 @@ def test_answers(
         raise Drawn
 
     monkeypatch.setattr(importlib.import_module("tisdpo_jax.stages.answers"), "sample", draw)
-    fields = {**short, "sampling.prompts": prompts, "sampling.max_prompt": 16}
+    fields = {name: value for name, value in short.items() if name.partition(".")[0] in ("model", "mesh")}
+    fields |= {"recipe": "generate", "sampling.prompts": prompts, "sampling.max_prompt": 16}
     for number, length in ((0, 2), (2, 12)):
         caplog.clear()
         with pytest.raises(Drawn):

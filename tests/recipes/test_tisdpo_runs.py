@@ -21,11 +21,11 @@ CASES = {
     "prompts": {"contrast__construction": "prompts"},
     "sft": {"contrast__construction": "sft"},
     "dpo": {"contrast__construction": "dpo"},
-    "prompts-lora-online": {"contrast__construction": "prompts", "lora__rank": 2, "contrast__scores": "online"},
+    "prompts-lora-online": {"contrast__construction": "prompts", "lora__rank": 2, "scores": "online"},
     "dpo-lora": {"contrast__construction": "dpo", "lora__rank": 2, "sft__epochs": 0.5, "sft__batch_size": 8},
     "sft-online": {
         "contrast__construction": "sft",
-        "contrast__scores": "online",
+        "scores": "online",
         "train__gradient_accumulation_steps": 2,
         "mesh__fsdp": 4,
         "mesh__tensor": 2,
@@ -93,7 +93,7 @@ def test_the_report_is_well_formed_and_shows_weights(finished):
     text = (run_dir / "report.html").read_text(encoding="utf-8")
     html.parser.HTMLParser().feed(text)
     assert "<script" not in text
-    if options.get("contrast__scores") != "online":
+    if options.get("scores") != "online":
         assert "pair-" in text
 
 
@@ -164,7 +164,7 @@ def test_cached_and_online_scores_train_the_same_policy(tiny, tmp_path):
             **tiny,
             "run_dir": tmp_path / scores,
             "contrast__construction": "prompts",
-            "contrast__scores": scores,
+            "scores": scores,
             "mesh__fsdp": 1,
         }
         assert command("train", **options)[0] == 0
@@ -174,10 +174,10 @@ def test_cached_and_online_scores_train_the_same_policy(tiny, tmp_path):
 
 SAME = {
     "packing": {"data__packing": "none"},
-    "reference states on disk": {"contrast__reference_states": "cached"},
+    "reference states on disk": {"reference_states": "cached"},
     "both, two micro-batches": {
         "data__packing": "none",
-        "contrast__reference_states": "cached",
+        "reference_states": "cached",
         "train__gradient_accumulation_steps": 2,
     },
 }
@@ -207,12 +207,12 @@ def test_what_saves_memory_and_time_trains_the_same_policy(plainly, tmp_path, ho
             np.testing.assert_allclose(one[name], other[name], rtol=2e-4, atol=2e-5, err_msg=name)
     held = next(line for line in output.splitlines() if "stage policy: resident" in line)
     # with its states on disk, of the reference the head alone is on the devices
-    assert ("params/head" in held) == ("contrast__reference_states" in SAME[how])
+    assert ("params/head" in held) == ("reference_states" in SAME[how])
     assert ("params/base" in held) != ("params/head" in held)
 
 
 def test_stale_states_are_refused_by_name(plainly, tmp_path):
-    options = {**plainly[0], "run_dir": tmp_path, "contrast__reference_states": "cached"}
+    options = {**plainly[0], "run_dir": tmp_path, "reference_states": "cached"}
     assert command("train", **options)[0] == 0
     shutil.rmtree(tmp_path / "models")
     label = tmp_path / "scores" / "train-reference-states.json"
@@ -229,7 +229,7 @@ def test_stale_states_are_refused_by_name(plainly, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [0, 2], ids=["whole models", "adapters"])
 def test_frozen_models_in_int8_train_nearly_the_same_policy(tiny, tmp_path, lora):
-    options = {**tiny, "contrast__construction": "sft", "contrast__scores": "online", "lora__rank": lora}
+    options = {**tiny, "contrast__construction": "sft", "scores": "online", "lora__rank": lora}
     options |= {"mesh__fsdp": 1, "data__limit": 24}
     found = {}
     for dtype in ("float32", "int8"):
@@ -285,8 +285,7 @@ def test_baselines_run_too(tiny, tmp_path):
         options = {
             **tiny,
             "run_dir": tmp_path / loss,
-            "loss__name": loss,
-            "contrast__construction": "none",
+            **({"recipe": "sft"} if loss == "sft" else {"loss__name": loss}),
             "mesh__fsdp": 1,
         }
         code, output = command("run", **{**options, "data__limit": 20})
@@ -306,7 +305,7 @@ def test_weights_that_records_bring_along(tiny, tmp_path):
     """All weights 1 and no KL is DPO: the same losses, step by step."""
     lines = [json.loads(line) for line in tiny["data__train"].read_text().splitlines()]
     losses = {}
-    common = {**tiny, "mesh__fsdp": 1, "contrast__construction": "none", "data__eval_fraction": 0}
+    common = {**tiny, "mesh__fsdp": 1, "data__eval_fraction": 0}
     common |= {"data__max_length": 96, "data__max_response": 48}  # nothing is cut: weights belong to whole responses
     assert command("train", **{**common, "run_dir": tmp_path / "dpo", "loss__name": "dpo"})[0] == 0
     from tisdpo_jax.interchange import load_tokenizer
@@ -316,14 +315,14 @@ def test_weights_that_records_bring_along(tiny, tmp_path):
         line["chosen_weights"], line["rejected_weights"] = [1.0] * chosen, [1.0] * rejected
     weighted = tmp_path / "weighted.jsonl"
     weighted.write_text("\n".join(map(json.dumps, lines)))
-    code, output = command(
-        "train", **{**common, "run_dir": tmp_path / "own", "loss__kl_coef": 0, "data__train": weighted}
-    )
+    brought = {**common, "contrast__construction": "none"}
+    own = {**brought, "run_dir": tmp_path / "own", "loss__kl_coef": 0, "data__train": weighted}
+    code, output = command("train", **own)
     assert code == 0, output
     for name in ("dpo", "own"):
         losses[name] = [row["objective"] for row in rows(tmp_path / name)]
     np.testing.assert_allclose(losses["dpo"], losses["own"], rtol=1e-6)
-    code, output = command("train", **{**common, "run_dir": tmp_path / "none"})
+    code, output = command("train", **{**brought, "run_dir": tmp_path / "none"})
     assert code == 2 and "chosen_weights" in output
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from tisdpo_jax.cli import options
 from tisdpo_jax.cli.missing import check_hub_names
+from tisdpo_jax.config import check_places
 from tisdpo_jax.errors import ConfigError
 
 SHORT = {
@@ -24,7 +24,7 @@ USAGE = """usage: tisdpo evaluate CONFIG.yaml                 the policy of the 
        tisdpo evaluate CONFIG.yaml --data FILE     the same policy, on other pairs
        tisdpo evaluate [CONFIG.yaml] --policy PATH --reference PATH --data FILE
                                                    any model: a directory, a .gguf file, or a PEFT adapter
-       ... --judge JUDGE [--models NAME=PATH,...] [--prompts FILE]
+       ... --judge JUDGE [--models '{NAME: PATH, ...}'] [--prompts FILE]
                                                    and compare the answers of all models, two by two
 
 short for: """ + "\n           ".join(f"--{short:<10} --{name}" for short, name in SHORT.items())
@@ -39,18 +39,16 @@ def evaluate_verb(arguments: Sequence[str]) -> int:
     file, overrides, own = options.read_arguments(arguments, extra=tuple(SHORT))
     if file is None and not overrides and not own:
         raise ConfigError("name a configuration file, or a model: tisdpo evaluate --policy PATH --data FILE")
-    for short, value in own.items():
+    for short, values in own.items():
         if SHORT[short] in overrides:
             raise ConfigError(f"--{short} and --{SHORT[short]} are the same; give one of them")
-        overrides[SHORT[short]] = value
-    config = options.load(file, overrides)
+        overrides[SHORT[short]] = values[-1]
+    config = check_places(options.load(file, overrides, "evaluate"))
     section = config.evaluation
-    check_hub_names(config)
     if section.policy and not config.model.path:
-        config = dataclasses.replace(
-            config, model=dataclasses.replace(config.model, path=section.reference or _base(section.policy))
-        )
-    config = options.checked(config, file, overrides, "evaluate", trains=not section.policy)
+        check_hub_names(config)
+        overrides["model.path"] = section.reference or _base(section.policy)
+    config = options.load_valid(file, overrides, "evaluate", trains=not section.policy)
     from tisdpo_jax import distributed
 
     distributed.initialize()
@@ -65,7 +63,7 @@ def _base(policy: str) -> str:
     from tisdpo_jax.stages import adapter_base, is_adapter
 
     path = Path(policy).expanduser()
-    found = adapter_base(path) if is_adapter(path) else ""
-    if not found:
+    base = adapter_base(path) if is_adapter(path) else ""
+    if not base:
         raise ConfigError(f"--policy {policy}: name what it is measured against: --reference PATH")
-    return found
+    return base

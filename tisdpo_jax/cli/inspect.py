@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tisdpo_jax.cli import options
-from tisdpo_jax.cli.missing import check_hub_names
-from tisdpo_jax.config import Experiment, check_path
+from tisdpo_jax.config import Experiment, build, check_path
 from tisdpo_jax.errors import ConfigError
 
 
@@ -23,31 +20,35 @@ def inspect(arguments: Sequence[str]) -> int:
     """
     file, overrides, own = options.read_arguments(arguments, extra=("pair", "split", "pictures"))
     config = options.load_valid(file, overrides, "inspect")
-    check_hub_names(config)
-    split = own.get("split", "train")
+    split, pair, pictures = (own.get(name, [""])[-1] for name in ("split", "pair", "pictures"))
+    split = split or "train"
     if split not in ("train", "eval"):
         raise ConfigError(f"--split is {split!r}; it must be train or eval")
     encoded, tokenizer = _encode(config, split)
     from tisdpo_jax.data import file_summary, inspect_text
+    from tisdpo_jax.recipes import cached_columns, write_pictures
 
     print(file_summary(encoded, listed=len(encoded.invalid)))
-    if "pictures" in own:
-        own["pictures"] = check_path("--pictures", own["pictures"])
-        _draw(config, encoded, tokenizer, split, own)
-    elif encoded.groups:
-        index = _find(encoded, own.get("pair", "0"))
+    if pictures:
+        place = Path(check_path("--pictures", pictures))
+        indices = [_find(encoded, pair)] if pair else list(range(min(config.evaluation.heat_maps, len(encoded))))
         print()
-        print(inspect_text(encoded, tokenizer, index, weights=_weights(config, split, encoded, index)))
+        for path in write_pictures(config, encoded, tokenizer, split, place, indices):
+            print(f"picture  {path}")
+    elif encoded.groups:
+        index = _find(encoded, pair or "0")
+        columns = cached_columns(config, encoded, split)  # of the run, if it has them for this data
+        there = {"plus_logps", "token_weights"} <= set(columns)
+        weights = columns["token_weights"][index] if there else None
+        print(f"\n{inspect_text(encoded, tokenizer, index, weights=weights)}")
     return 0
 
 
 def _encode(config: Experiment, split: str) -> tuple[Any, Any]:
-    import dataclasses
-
     from tisdpo_jax.stages import Text, open_data, open_tokenizer
 
-    lenient = dataclasses.replace(config.data, on_error="skip", max_invalid=1.0)
-    config = dataclasses.replace(config, data=lenient)
+    lenient = {"data": {"on_error": "skip", "max_invalid": 1.0}}
+    config = build(Experiment, lenient, where="inspect", base=config)
     tokenizer = open_tokenizer(config)
     train, held_out = open_data(config, Text.of(config, tokenizer))
     if split == "train":
@@ -64,21 +65,3 @@ def _find(encoded: Any, name: str) -> int:
     if name.isdigit() and int(name) < len(encoded):
         return int(name)
     raise ConfigError(f"--pair {name}: no such id, and not a number below {len(encoded)}")
-
-
-def _draw(config: Experiment, encoded: Any, tokenizer: Any, split: str, own: dict[str, str]) -> None:
-    from tisdpo_jax.recipes import write_pictures
-
-    count = min(config.evaluation.heat_maps, len(encoded))
-    indices = [_find(encoded, own["pair"])] if "pair" in own else list(range(count))
-    print()
-    for path in write_pictures(config, encoded, tokenizer, split, Path(own["pictures"]), indices):
-        print(f"picture  {path}")
-
-
-def _weights(config: Experiment, split: str, encoded: Any, index: int) -> np.ndarray | None:
-    """Weights from the score cache of the run, if it has one for this data."""
-    from tisdpo_jax.recipes import cached_columns
-
-    columns = cached_columns(config, encoded, split)
-    return columns["token_weights"][index] if {"plus_logps", "token_weights"} <= set(columns) else None

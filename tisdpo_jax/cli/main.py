@@ -137,7 +137,7 @@ def _main(arguments: list[str]) -> int:
     from tisdpo_jax.cli import options
 
     if any(argument in ("-h", "--help") for argument in rest):
-        print(f"{_usage(verb)}\n\nfields, as `--name value` or in the configuration file:\n{options.help_text()}")
+        print(f"{_usage(verb)}\n\n{options.help_text(rest, verb)}")
         return DONE
     if verb == "inspect":
         from tisdpo_jax.cli.inspect import inspect
@@ -151,17 +151,11 @@ def _main(arguments: list[str]) -> int:
         from tisdpo_jax.cli.evaluate import evaluate_verb
 
         return evaluate_verb(rest)
-    if verb == "generate":
-        from tisdpo_jax.cli.generate import generate_verb
-
-        return generate_verb(rest)
     file, overrides, _ = options.read_arguments(rest)
     if file is None and not overrides:
-        raise ConfigError(f"name a configuration file: tisdpo {verb} configs/quickstart.yaml")
+        example = "--model.path demo --sampling.prompts FILE" if verb == "generate" else "configs/quickstart.yaml"
+        raise ConfigError(f"name a configuration file, or its fields: tisdpo {verb} {example}")
     config = options.load_valid(file, overrides, verb)
-    from tisdpo_jax.cli.missing import check_hub_names
-
-    check_hub_names(config)
     if verb == "show":
         from tisdpo_jax.recipes import show
 
@@ -170,9 +164,12 @@ def _main(arguments: list[str]) -> int:
     from tisdpo_jax import distributed
 
     distributed.initialize()
-    from tisdpo_jax.recipes import perform
+    from tisdpo_jax import recipes
 
-    perform(verb, config)
+    if verb == "generate":
+        recipes.generate.generate(config)
+    else:
+        recipes.perform(verb, config)
     return DONE
 
 
@@ -183,4 +180,4 @@ def _usage(verb: str = "") -> str:
         return usage_of_evaluate
     verbs = "\n".join(f"  {verb:<9} {what}" for verb, what in VERBS.items())
     usage = "usage: tisdpo VERB CONFIG.yaml [--dotted.field value]..."
-    return f"{usage}\n\n{verbs}\n\n`tisdpo VERB --help` lists every field."
+    return f"{usage}\n\n{verbs}\n\n`tisdpo VERB --help` lists recipes and fields."

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 import tisdpo_jax
-from tisdpo_jax.config import MODELS, PATHS, TOKENIZERS, Experiment, check_path, download
+from tisdpo_jax.config import KINDS, Experiment, check_path, download, named_places
 from tisdpo_jax.errors import ConfigError
+from tisdpo_jax.options import Place
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")  # ORG/NAME[@revision]
 _BARE = re.compile(r"[A-Za-z0-9][\w.-]*")  # old models of the hub have no ORG
@@ -64,40 +65,31 @@ def _shown(file: Path) -> str:
 
 def check_hub_names(config: Experiment) -> None:
     """Raises ConfigError for a field that names something of the Hugging Face hub where a local path is wanted."""
-    judge = config.evaluation.judge
-    named = [("evaluation.judge.models", part.partition("=")[2].strip()) for part in judge.models.split(",")]
-    for field in PATHS:
-        value: object = config
-        for part in field.split("."):
-            value = getattr(value, part)
-        if field != "run_dir":
-            named.append((field, str(value)))
-    for field, value in named:
-        check_hub_name(field, value)
+    for field, place, value in named_places(config):
+        if place != "output":
+            check_hub_name(field, place, value)
 
 
-def check_hub_name(field: str, value: str) -> None:
+def check_hub_name(field: str, place: Place, value: str) -> None:
     """The same for one field."""
-    model = field in (*MODELS, *TOKENIZERS, "evaluation.judge.models")
-    known = value in ("", "demo", "auto", "hh") or value.partition(":")[0] in PATHS.get(field, ())
+    known = value in ("", "demo", "auto", "hh") or value.partition(":")[0] in KINDS.get(place, ())
     if known or value.lower().endswith(_FILES) or _exists(Path(value).expanduser()):
         return
-    hub = _HUB.fullmatch(value) is not None and value.partition("/")[0] not in _FOLDERS
-    if hub and _exists(Path(value.partition("/")[0])):
-        hub = False
-    if model and (hub or _BARE.fullmatch(value)):
-        raise ConfigError(
-            f"{field} {value}: no such file or directory; a model of the Hugging Face hub is downloaded first: "
-            f"{download(value)}"
-        )
-    if hub and field == "data.template":
-        raise ConfigError(f"{field} {value}: no such file; it must be auto (the tokenizer's), hh, or a jinja file")
-    if hub and "hf" in PATHS.get(field, ()):
-        raise ConfigError(f"{field} {value}: no such file; a data set of the Hugging Face hub is written hf:{value}")
-    if hub:
-        raise ConfigError(
-            f"{field} {value}: no such file; prompts are read from a .jsonl, .jsonl.gz or .json file on this machine"
-        )
+    organisation = value.partition("/")[0]
+    hub = bool(_HUB.fullmatch(value)) and organisation not in _FOLDERS and not _exists(Path(organisation))
+    if place in ("model", "tokenizer"):
+        if hub or _BARE.fullmatch(value):
+            raise ConfigError(
+                f"{field} {value}: no such file or directory; a model of the Hugging Face hub is downloaded first: "
+                f"{download(value)}"
+            )
+    elif hub:
+        remedies = {
+            "data.template": "it must be auto (the tokenizer's), hh, or a jinja file",
+            "pairs": f"a data set of the Hugging Face hub is written hf:{value}",
+        }
+        prompts = "prompts are read from a .jsonl, .jsonl.gz or .json file on this machine"
+        raise ConfigError(f"{field} {value}: no such file; {remedies.get(field) or remedies.get(place, prompts)}")
 
 
 def _exists(path: Path) -> bool:

@@ -1,24 +1,24 @@
-"""The command line: `tisdpo VERB [CONFIG] [--dotted.override value]...` -> an Experiment."""
+"""The command line: `tisdpo VERB [CONFIG] [--dotted.override value]...` -> a configuration."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import yaml
-
-from tisdpo_jax.cli.missing import configuration_file
+from tisdpo_jax.cli.missing import check_hub_names, configuration_file
 from tisdpo_jax.config import (
+    RECIPES,
     Experiment,
     build,
     check_path,
-    check_places,
     describe,
     idle,
     let_go,
     nest,
+    parse_yaml,
     validate,
     without,
 )
@@ -27,83 +27,85 @@ from tisdpo_jax.errors import ConfigError
 log = logging.getLogger(__name__)
 
 COMMAND_LINE = "command line"
-C = TypeVar("C")
 
 
 def read_arguments(
-    arguments: Sequence[str], extra: Sequence[str] = ()
-) -> tuple[Path | None, dict[str, str], dict[str, str]]:
-    """Splits arguments into the configuration file, overrides by dotted name, and the verb's own `extra` options."""
+    arguments: Sequence[str], extra: Sequence[str] = (), flags: Sequence[str] = ()
+) -> tuple[Path | None, dict[str, str], dict[str, list[str]]]:
+    """Splits arguments into the configuration file, overrides by dotted name, and the verb's own options.
+
+    Args:
+      extra: options of the verb with a value; they may be given more than once.
+      flags: those without one.
+    """
     file: str | None = None
     overrides: dict[str, str] = {}
-    own: dict[str, str] = {}
+    own: dict[str, list[str]] = {}
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
-        if not argument.startswith("--"):
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if argument == name + equals + value:  # no option
+            name, value = "config", argument
             if file is not None:
                 raise ConfigError(
                     f"{argument!r}: a configuration file was named already ({file}); options begin with --"
                 )
-            file = argument
-            continue
-        name, equals, value = argument[2:].partition("=")
-        if not equals:
+        elif name in flags:
+            value = ""
+        elif not equals:
             if not rest or rest[0].startswith("--"):
                 raise ConfigError(f"--{name} needs a value: --{name} VALUE")
             value = rest.pop(0)
         if name == "config":
             file = value
-        elif name in extra:
-            own[name] = value
+        elif name in (*extra, *flags):
+            own.setdefault(name, []).append(value)
         else:
             overrides[name] = value
     return (Path(check_path("the configuration file", file)) if file else None), overrides, own
 
 
-def load(file: Path | None, overrides: dict[str, str]) -> Experiment:
-    """The configuration file with overrides over it. `run_dir` defaults to runs/NAME of the file."""
-    return check_places(load_as(Experiment, file, overrides))
+def load(file: Path | None, overrides: dict[str, str], verb: str = "run") -> Experiment:
+    """The configuration of a file with overrides over it, as it is written.
+
+    Without `recipe` it is tisdpo; where there is no file, evaluate and generate for the verbs of these names. What a
+    recipe or kind of the command line has no field for is said and left out. `run_dir` is runs/NAME of the file.
+    """
+    if file is None:
+        config: Experiment = build(Experiment, {"recipe": verb if verb in RECIPES else "tisdpo"}, where=COMMAND_LINE)
+    else:
+        config = build(Experiment, {"run_dir": f"runs/{file.stem}"} | read_yaml(file), where=str(file))
+    before, config = config, build(Experiment, nest(overrides, where=COMMAND_LINE), where=COMMAND_LINE, base=config)
+    for name in let_go(before, config):
+        log.info("%s: %s does nothing here: the command line chooses a recipe or kind without it", file, name)
+    return config
 
 
-def load_valid(file: Path | None, overrides: dict[str, str], verb: str, *, trains: bool = True) -> Experiment:
-    """The same, validated for a verb."""
-    return checked(load(file, overrides), file, overrides, verb, trains=trains)
-
-
-def checked(
-    config: Experiment, file: Path | None, overrides: dict[str, str], verb: str, *, trains: bool = True
-) -> Experiment:
-    """The configuration that came of a file and overrides, validated for a verb.
+def load_valid(file: Path | None, overrides: dict[str, str], verb: str = "run", *, trains: bool = True) -> Experiment:
+    """The same, validated for a verb.
 
     Values of the file that do nothing any more because of an override are said and go back to their defaults: a file
     is one experiment, the command line tries another.
 
-    Raises: ConfigError, for values that do nothing by themselves too.
+    Raises: ConfigError, for values that do nothing by themselves too, and for a recipe that the verb is not for.
     """
-    if file is not None:
-        by_itself = idle(load_as(Experiment, file, {}))
-        overruled = {
-            name: why for name, why in idle(config, verb).items() if name not in overrides and name not in by_itself
-        }
+    config = load(file, overrides, verb)
+    if verb not in config.verbs:
+        fit = ", ".join(name for name, kind in RECIPES.items() if verb in kind.verbs)
+        raise ConfigError(
+            f"tisdpo {verb}: not for recipe {config.recipe}, which is for {', '.join(config.verbs)}; `--recipe NAME` "
+            f"takes what it can use of a file: {fit}"
+        )
+    if file is not None and overrides:
+        by_itself = idle(load(file, {}, verb))
+        overruled = {name: why for name, why in idle(config).items() if name not in {*overrides, *by_itself}}
         for name, why in overruled.items():
             log.info("%s: %s does nothing here: %s", file, name, why)
         config = without(config, overruled)
-    return validate(config, trains=trains, verb=verb)
-
-
-def load_as(kind: type[C], file: Path | None, overrides: dict[str, str]) -> C:
-    """The same for another dataclass with a field `run_dir`."""
-    config = kind()
-    if file is not None:
-        config = build(kind, read_yaml(file), where=str(file))
-    if overrides:
-        before, config = config, build(kind, nest(overrides, where=COMMAND_LINE), where=COMMAND_LINE, base=config)
-        for name in let_go(before, config):
-            log.info("%s: %s does nothing here: the command line chooses a kind without it", file, name)
-    if not config.run_dir:  # type: ignore[attr-defined]
-        name = file.stem if file is not None else "default"
-        config = build(kind, {"run_dir": f"runs/{name}"}, where=COMMAND_LINE, base=config)
+    config = validate(config, trains=trains)
+    if verb != "plan":  # which needs no model, only its name
+        check_hub_names(config)
     return config
 
 
@@ -111,13 +113,11 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises: ConfigError that names the file, and the line where there is one."""
     file = configuration_file(file)
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Strict)
+        values = parse_yaml(file.read_text(encoding="utf-8"), str(file))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{file}{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not valid YAML: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -125,26 +125,17 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return values
 
 
-class _Strict(yaml.SafeLoader):
-    """YAML in which a key stands once: of two, PyYAML would take the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"{key.value!r} stands twice; remove one of them", key.start_mark
-                    )
-                seen.add(key.value)
-        found: dict[Any, Any] = super().construct_mapping(node, deep)
-        return found
-
-
-def help_text() -> str:
-    """Every field, with type, default and meaning."""
-    lines = []
-    for name, kind, default, doc in describe(Experiment):
-        lines.append(f"  --{name} <{kind}>")
-        lines.append(f"        {doc} (default: {default!r})")
+def help_text(arguments: Sequence[str], verb: str) -> str:
+    """The recipes, and every field of one: of `--recipe`, of the file, or the one that the verb is for."""
+    names = [value for option, value in itertools.pairwise(arguments) if option == "--recipe"]
+    names += [argument.partition("=")[2] for argument in arguments if argument.startswith("--recipe=")]
+    files = [Path(argument) for argument in arguments if argument.endswith((".yaml", ".yml"))]
+    kind = load(files[0] if files else None, {"recipe": names[0]} if names else {}, verb)
+    lines = ["recipes, the first line of a configuration file; `--recipe NAME --help` lists the fields of one:"]
+    for name, recipe in RECIPES.items():
+        lines.append(f"  {name:<9} {recipe.__dataclass_fields__['recipe'].metadata['doc']}")
+    lines.append(f"\nfields of recipe {kind.recipe}, as `--name value` or in the configuration file:")
+    for name, type_name, default, doc in describe(type(kind)):
+        shown = "null" if default is None else repr(default)
+        lines += [f"  --{name} <{type_name}>", f"        {doc} (default: {shown})"]
     return "\n".join(lines)

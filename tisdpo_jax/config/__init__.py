@@ -1,57 +1,65 @@
-"""Everything an experiment is. Nothing here reads a file."""
+"""Everything a configuration is. Nothing here reads a file."""
 
-from tisdpo_jax.config.build import build, describe, let_go, nest, resolved
-from tisdpo_jax.config.fields import get
-from tisdpo_jax.config.idle import idle, without
-from tisdpo_jax.config.places import (
-    MODELS,
-    PATHS,
-    TOKENIZERS,
-    check_address,
-    check_path,
-    check_places,
-    download,
-    is_address,
-)
+from tisdpo_jax.config.build import build, carried, describe, get, leaves, let_go, nest, parse_yaml, replaced, resolved
+from tisdpo_jax.config.places import KINDS, check_address, check_path, check_places, download, is_address, named_places
 from tisdpo_jax.config.prompt_pairs import PROMPT_PAIRS, with_prompts
+from tisdpo_jax.config.recipes import (
+    RECIPES,
+    DlmaRecipe,
+    DpoRecipe,
+    EvaluateRecipe,
+    Experiment,
+    GenerateRecipe,
+    SftRecipe,
+    TisDpoRecipe,
+)
+from tisdpo_jax.config.rules import idle, validate, without
 from tisdpo_jax.config.schema import (
     ContrastSection,
     DataSection,
     DlmaSection,
     EvaluationSection,
-    Experiment,
+    GenerateSection,
     JudgeSection,
     LoggingSection,
     LoraSection,
     MeshSection,
     ModelSection,
     OptimizerSection,
+    PromptData,
     SamplingSection,
     StageSection,
     TrainSection,
 )
-from tisdpo_jax.config.validate import validate
 
 __all__ = [
-    "MODELS",
-    "PATHS",
+    "KINDS",
     "PROMPT_PAIRS",
-    "TOKENIZERS",
+    "RECIPES",
     "ContrastSection",
     "DataSection",
+    "DlmaRecipe",
     "DlmaSection",
+    "DpoRecipe",
+    "EvaluateRecipe",
     "EvaluationSection",
     "Experiment",
+    "GenerateRecipe",
+    "GenerateSection",
     "JudgeSection",
     "LoggingSection",
     "LoraSection",
     "MeshSection",
     "ModelSection",
     "OptimizerSection",
+    "PromptData",
     "SamplingSection",
+    "SftRecipe",
     "StageSection",
+    "TisDpoRecipe",
     "TrainSection",
     "build",
+    "carried",
     "check_address",
     "check_path",
     "check_places",
@@ -60,8 +68,12 @@ __all__ = [
     "get",
     "idle",
     "is_address",
+    "leaves",
     "let_go",
+    "named_places",
     "nest",
+    "parse_yaml",
+    "replaced",
     "resolved",
     "validate",
     "with_prompts",

@@ -1,30 +1,44 @@
 """From nested mappings to the dataclasses: one way in for YAML files and `--dotted.override value` alike.
 
-Values are cast by field type (PyYAML reads `5e-7` as a string). An unknown name, or a value that does not fit, is a
-ConfigError that says where it stands, which field it is, and the nearest right name.
+Values are cast by field type (PyYAML reads `5e-7` as a string; text for a list or a mapping is read as YAML). An
+unknown name, or a value that does not fit, is a ConfigError that says where it stands, which field it is, and the
+nearest right name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import types
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
+import yaml
+
+from tisdpo_jax.config.recipes import RECIPES, Experiment, TisDpoRecipe
 from tisdpo_jax.errors import ConfigError
 
 T = TypeVar("T")
+NULLS = ("null", "none", "~")
 
 
 def build(cls: type[T], values: Mapping[str, Any], *, where: str, base: T | None = None) -> T:
     """An instance of `cls`: `base` (default: the defaults) with `values` over it.
 
+    `Experiment` is any recipe: that of `values["recipe"]`, else that of `base`, else tisdpo. What was chosen in a base
+    of another recipe, and the new one has too, stays.
+
     Args:
       values: nested mapping; keys are field names.
       where: the source, for messages: a file name, or "command line".
     """
-    return typing.cast(T, _build(cls, values, base if base is not None else cls(), where, "", cls))
+    if base is None:
+        base = typing.cast(T, TisDpoRecipe()) if cls is Experiment else cls()
+    if isinstance(base, Experiment) and "recipe" in values:
+        base = _of_kind(RECIPES, base, values["recipe"], where, "recipe")
+    return typing.cast(T, _build(base, values, where, "", base))
 
 
 def nest(dotted: Mapping[str, Any], *, where: str) -> dict[str, Any]:
@@ -46,40 +60,93 @@ def resolved(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def get(config: Any, name: str) -> Any:
+    """The value of a field, `section.field`."""
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def replaced(config: Any, name: str, value: Any) -> Any:
+    """The configuration with another value of one field."""
+    first, _, rest = name.partition(".")
+    inner = replaced(getattr(config, first), rest, value) if rest else value
+    return dataclasses.replace(config, **{first: inner})
+
+
+def leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """(dotted name, field, value) of everything that is no section."""
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", field, value
+
+
+def chosen(section: Any, default: Any = None, prefix: str = "") -> dict[str, Any]:
+    """The values that are not the defaults, by dotted name; the kind of a section before its values."""
+    default = default or type(section)()
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(section):
+        value, usual, name = getattr(section, field.name), getattr(default, field.name), prefix + field.name
+        if not dataclasses.is_dataclass(value):
+            values |= {name: value} if value != usual else {}
+            continue
+        if type(value) is not type(usual):
+            key = discriminator(field.metadata["variants"])
+            values[f"{name}.{key}"], usual = getattr(value, key), None
+        values |= chosen(value, usual, f"{name}.")
+    return values
+
+
+def carried(before: Any, kind: type[T]) -> T:
+    """A section or configuration of another kind, with what was chosen in `before` and is in both."""
+    after: Any = kind()
+    for name, value in chosen(before).items():
+        with contextlib.suppress(ConfigError):
+            after = _build(after, nest({name: value}, where=""), "", "", after)
+    return typing.cast(T, after)
+
+
+def let_go(before: Any, after: Any) -> list[str]:
+    """Dotted names of values that were chosen for another kind, and that the new kind does not have."""
+    there = {name for name, *_ in leaves(after)}
+    return [name for name in chosen(before) if name not in there]
+
+
 def describe(cls: type, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
     """(dotted name, type, default, documentation) of every field: what `--help` prints."""
     yield from _describe(cls(), prefix)
 
 
-def _describe(instance: Any, prefix: str) -> Iterator[tuple[str, str, Any, str]]:
-    hints = typing.get_type_hints(type(instance))
-    for field in dataclasses.fields(instance):
-        value = getattr(instance, field.name)
+def _describe(section: Any, prefix: str) -> Iterator[tuple[str, str, Any, str]]:
+    hints = typing.get_type_hints(type(section))
+    for field in dataclasses.fields(section):
+        name, value = f"{prefix}{field.name}", getattr(section, field.name)
         if field.metadata.get("variants"):
-            yield from _describe_variants(field.metadata["variants"], value, f"{prefix}{field.name}.")
+            yield from _describe_variants(field.metadata["variants"], value, f"{name}.")
         elif dataclasses.is_dataclass(value):
-            yield from _describe(value, f"{prefix}{field.name}.")
+            yield from _describe(value, f"{name}.")
         else:
-            yield f"{prefix}{field.name}", _type_name(hints[field.name]), value, field.metadata.get("doc", "")
+            yield name, _type_name(hints[field.name]), value, field.metadata.get("doc", "")
 
 
 def _describe_variants(variants: Mapping[str, type], default: Any, prefix: str) -> Iterator[tuple[str, str, Any, str]]:
     """Every field of every kind once, with the kinds that have it where not all do."""
     key = discriminator(variants)
-    docs = {name: _fields(kind)[key].metadata["doc"] for name, kind in variants.items()}
-    kinds = "; ".join(f"{name}: {doc}" for name, doc in docs.items())
-    yield f"{prefix}{key}", "|".join(variants), getattr(default, key), kinds
-    fields: dict[str, list[tuple[str, tuple[str, str, Any, str]]]] = {}
+    docs = (f"{name}: {_fields(kind)[key].metadata['doc']}" for name, kind in variants.items())
+    yield f"{prefix}{key}", "|".join(variants), getattr(default, key), "; ".join(docs)
+    fields: dict[str, dict[str, tuple[str, str, Any, str]]] = {}
     for kind_name, kind in variants.items():
-        for line in _describe(kind(), prefix):
-            fields.setdefault(line[0], []).append((kind_name, line))
+        for line in describe(kind, prefix):
+            fields.setdefault(line[0], {})[kind_name] = line
+    del fields[f"{prefix}{key}"]
     for name, lines in fields.items():
-        if name == f"{prefix}{key}":
-            continue
-        owners = "" if len(lines) == len(variants) else f"{', '.join(owner for owner, _ in lines)}: "
-        _, kind_name, usual, doc = lines[0][1]
-        others = ", ".join(f"{owner}: {line[2]!r}" for owner, line in lines if line[2] != usual)
-        yield name, kind_name, usual, owners + doc + (f" ({others})" if others else "")
+        owners = "" if len(lines) == len(variants) else f"{', '.join(lines)}: "
+        _, type_name, usual, doc = next(iter(lines.values()))
+        others = ", ".join(f"{owner}: {line[2]!r}" for owner, line in lines.items() if line[2] != usual)
+        yield name, type_name, usual, owners + doc + (f" ({others})" if others else "")
 
 
 def discriminator(variants: Mapping[str, type]) -> str:
@@ -91,76 +158,75 @@ def _fields(kind: Any) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(kind)}
 
 
-def let_go(before: Any, after: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted names of values that were chosen for another kind of a section, and that the new kind does not have."""
-    for field in dataclasses.fields(before):
-        old, new = getattr(before, field.name), getattr(after, field.name)
-        if field.metadata.get("variants") and type(old) is not type(new):
-            chosen = _chosen(old)
-            yield from (f"{prefix}{field.name}.{name}" for name in chosen if name not in new.__dataclass_fields__)
-        elif dataclasses.is_dataclass(old):
-            yield from let_go(old, new, f"{prefix}{field.name}.")
+def _of_kind(variants: Mapping[str, type], current: Any, name: Any, where: str, dotted: str) -> Any:
+    """The section that values go over: of the kind that they name, with what was chosen for both kinds."""
+    try:
+        kind = variants[_cast(Literal[tuple(variants)], name, where, dotted)]
+    except ConfigError as error:
+        owners = [owner for owner, line in _owners(dotted) if name in line[1].split("|")]
+        raise ConfigError(f"{error}; `recipe: {owners[0]}` has it" if owners else str(error)) from None
+    return current if kind is type(current) else carried(current, kind)
 
 
-def _chosen(section: Any) -> dict[str, Any]:
-    """The fields of a section that are not its defaults."""
-    default = type(section)()
-    values = {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
-    return {name: value for name, value in values.items() if value != getattr(default, name)}
+def _owners(dotted: str) -> list[tuple[str, tuple[str, str, Any, str]]]:
+    """The recipes that have a field or a section, each with the first line of `describe` that is about it."""
+    lines = ((name, line) for name, kind in RECIPES.items() for line in describe(kind))
+    return list({name: line for name, line in lines if f"{line[0]}.".startswith(f"{dotted}.")}.items())
 
 
-def _variant(field: Any, current: Any, values: Any, where: str, prefix: str) -> Any:
-    """The section that `values` go over: of the kind that they name, with what was chosen for both kinds."""
-    variants = field.metadata["variants"]
-    key = discriminator(variants)
-    if not isinstance(values, Mapping) or key not in values:
-        return current
-    kind = variants[_cast(Literal[tuple(variants)], values[key], where, f"{prefix}{field.name}.{key}")]
-    if kind is type(current):
-        return current
-    return kind(**{name: value for name, value in _chosen(current).items() if name in kind.__dataclass_fields__})
-
-
-def _build(cls: type, values: Any, base: Any, where: str, prefix: str, root: type) -> Any:
+def _build(base: Any, values: Any, where: str, prefix: str, root: Any) -> Any:
     if not isinstance(values, Mapping):
         raise ConfigError(
             f"{where}: {prefix.rstrip('.')} is a section with fields of its own, but was given {values!r}"
         )
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
+    fields, hints = _fields(base), typing.get_type_hints(type(base))
     changed: dict[str, Any] = {}
     for key, value in values.items():
         name = str(key)
         if name not in fields:
             raise ConfigError(f"{where}: unknown field {prefix}{name}{_suggestion(name, base, prefix, root)}")
-        current = getattr(base, name)
-        if fields[name].metadata.get("variants"):
-            current = _variant(fields[name], current, value, where, prefix)
+        current, variants = getattr(base, name), fields[name].metadata.get("variants")
+        if variants and isinstance(value, Mapping) and (kind := discriminator(variants)) in value:
+            current = _of_kind(variants, current, value[kind], where, f"{prefix}{name}.{kind}")
         if dataclasses.is_dataclass(current):
-            changed[name] = _build(
-                type(current), {} if value is None else value, current, where, f"{prefix}{name}.", root
-            )
+            changed[name] = _build(current, {} if value is None else value, where, f"{prefix}{name}.", root)
         else:
-            changed[name] = _cast(hints[name], value, where, prefix + name)
+            nullable = fields[name].default is None
+            changed[name] = _cast(hints[name], value, where, prefix + name, nullable=nullable)
     return dataclasses.replace(base, **changed)
 
 
-def _suggestion(name: str, section: Any, prefix: str, root: type) -> str:
-    here = [field.name for field in dataclasses.fields(section)]
-    if any(prefix + name == dotted for dotted, *_ in describe(root)):  # of another kind of this section
+def _suggestion(name: str, section: Any, prefix: str, root: Any) -> str:
+    here, dotted = list(_fields(section)), prefix + name
+    everywhere = [line[0] for line in describe(type(root))]
+    if dotted in everywhere:  # of another kind of this section
         key = "method" if "method" in here else "name"
         return f" for {prefix}{key} {getattr(section, key)}, which has: {', '.join(here)}"
+    if isinstance(root, Experiment) and (owners := [owner for owner, _ in _owners(dotted)]):
+        return f" for recipe {root.recipe}; `recipe: {'`, `recipe: '.join(owners)}` has it"
     near = difflib.get_close_matches(name, here, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {prefix}{near[0]}?"
-    everywhere = [dotted for dotted, *_ in describe(root)]
     elsewhere = [dotted for dotted in everywhere if dotted.rpartition(".")[2] == name]
     inside = [dotted for dotted in elsewhere if dotted.startswith(prefix)]
     close = inside or elsewhere or difflib.get_close_matches(prefix + name, everywhere, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else f"; {prefix.rstrip('.') or 'there'} has: {', '.join(here)}"
 
 
-def _cast(kind: Any, value: Any, where: str, name: str) -> Any:
+def _cast(kind: Any, value: Any, where: str, name: str, *, nullable: bool = False) -> Any:
+    """The value as what a field holds; one that may be None, or whose default is, takes null too."""
+    parts = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+    nullable = nullable or types.NoneType in parts
+    if nullable and (value is None or str(value).lower() in NULLS):
+        return None
+    if nullable and value == "":
+        raise ConfigError(f"{where}: {name} is ''; write null, or leave it out")
+    parts = tuple(part for part in parts if part is not types.NoneType)
+    if len(parts) > 1 and type(value) in parts:
+        return value
+    kind = parts[-1]
+    if typing.get_origin(kind) in (tuple, dict):
+        return _cast_many(kind, value, where, name)
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         for choice in choices:
@@ -171,24 +237,67 @@ def _cast(kind: Any, value: Any, where: str, name: str) -> Any:
         raise ConfigError(f"{where}: {name} is {value!r}; it must be one of {', '.join(map(str, choices))}{hint}")
     if kind is bool:
         truths = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
-        if isinstance(value, bool):
-            return value
         if str(value).lower() in truths:
             return truths[str(value).lower()]
     elif kind in (int, float) and not isinstance(value, bool):
-        try:
+        with contextlib.suppress(TypeError, ValueError):
             number = float(value) if kind is float else int(str(value).replace("_", ""))
-        except (TypeError, ValueError):
-            pass
-        else:
             if number == number and abs(number) != float("inf"):
                 return number
     elif kind is str and isinstance(value, str | int | float):
         return str(value)
+    raise ConfigError(f"{where}: {name} is {value!r}; it must be {_type_name(kind)}{', or null' if nullable else ''}")
+
+
+def _cast_many(kind: Any, value: Any, where: str, name: str) -> Any:
+    """A list or a mapping; text is read as YAML."""
+    whole = parse_yaml(value, f"{where}: {name}") if isinstance(value, str) else value
+    if typing.get_origin(kind) is tuple and isinstance(whole, list | tuple):
+        return tuple(_cast(typing.get_args(kind)[0], item, where, name) for item in whole)
+    if (
+        typing.get_origin(kind) is dict
+        and isinstance(whole, Mapping)
+        and all(key and item != "" for key, item in whole.items())
+    ):
+        return {str(key): _cast(typing.get_args(kind)[1], item, where, f"{name}.{key}") for key, item in whole.items()}
     raise ConfigError(f"{where}: {name} is {value!r}; it must be {_type_name(kind)}")
 
 
 def _type_name(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "|".join(map(str, typing.get_args(kind)))
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, str(kind))
+    if typing.get_origin(kind) is tuple:
+        return "a list, as [one, two]"
+    if typing.get_origin(kind) is dict:
+        return "a mapping, as {name: value}"
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        parts = [_type_name(part) for part in typing.get_args(kind)]
+        return " or ".join(parts)
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
+    return names.get(kind, str(kind))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """What a YAML text says. Raises: ConfigError with the line, also where a key stands twice."""
+    try:
+        return yaml.load(text, Loader=_Strict)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{where}{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML in which a key stands once: of two, PyYAML would take the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{key.value!r} stands twice; remove one of them", key.start_mark
+                    )
+                seen.add(key.value)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping

@@ -9,66 +9,55 @@ from __future__ import annotations
 import os.path
 import re
 import urllib.parse
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
-from tisdpo_jax.config.fields import get, replaced
-from tisdpo_jax.config.schema import Experiment
+from tisdpo_jax.config.build import get, leaves, replaced
+from tisdpo_jax.config.recipes import Experiment
 from tisdpo_jax.errors import ConfigError
+from tisdpo_jax.options import Place
 
-PAIRS = ("demo", "hf", "tfds")  # kinds of pairs that are no file, `KIND:NAME`
+E = TypeVar("E", bound=Experiment)
 
-PATHS: dict[str, tuple[str, ...]] = {
-    "run_dir": (),
-    "model.path": (),
-    "model.tokenizer": (),
-    "data.train": PAIRS,
-    "data.eval": PAIRS,
-    "data.template": (),
-    "sampling.prompts": ("demo",),
-    "sampling.policy": (),
-    "dlma.eval_prompts": ("demo",),
-    "evaluation.policy": (),
-    "evaluation.reference": (),
-    "evaluation.data": PAIRS,
-    "evaluation.judge.prompts": (),
-}
-"""Every field that names a place on this machine, and the kinds of names beside paths that it knows."""
-
-MODELS = ("model.path", "sampling.policy", "evaluation.policy", "evaluation.reference")
-TOKENIZERS = ("model.tokenizer",)
+KINDS: dict[Place, tuple[str, ...]] = {"pairs": ("demo", "hf", "tfds"), "prompts": ("demo",)}
+"""What a place may be beside a path, as `KIND:NAME`."""
 
 _SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*):(//?)")
 _BUCKETS = {"gs": "gcsfuse", "s3": "mountpoint-s3 or s3fs"}
 
 
-def check_places(config: Experiment) -> Experiment:
+def named_places(config: Any) -> Iterator[tuple[str, Place, str]]:
+    """(dotted name, what it is for, value) of every path and name that a configuration holds."""
+    for name, field, value in leaves(config):
+        if place := field.metadata.get("place"):
+            for text in value.values() if isinstance(value, dict) else () if value is None else (value,):
+                yield name, place, text
+
+
+def check_places(config: E) -> E:
     """The configuration with `~` of its paths expanded.
 
     Raises: ConfigError that names the field whose value has a scheme, or an address that holds more than an address.
     """
-    changed: dict[str, str] = {}
-    for name, kinds in PATHS.items():
-        value = str(get(config, name))
-        changed[name] = check_path(name, value, kinds)
-    judge = config.evaluation.judge
-    for part in judge.models.split(","):
-        check_path("evaluation.judge.models", part.partition("=")[2].strip())
+    for name, place, value in named_places(config):
+        path = check_path(name, value, place)
+        if path != value and not isinstance(get(config, name), dict):
+            config = replaced(config, name, path)
+    by = config.evaluation.judge.by
     if config.sampling.url:
         check_address(config.sampling.url, "sampling.url")
-    if is_address(judge.by):
-        check_address(judge.by, "evaluation.judge.by")
-    else:
-        changed["evaluation.judge.by"] = check_path("evaluation.judge.by", judge.by)
-    for name, value in changed.items():
-        if value != get(config, name):
-            config = replaced(config, name, value)
+    if is_address(by):
+        check_address(by, "evaluation.judge.by")
+    elif by:
+        config = replaced(config, "evaluation.judge.by", check_path("evaluation.judge.by", by))
     return config
 
 
-def check_path(name: str, value: str, kinds: tuple[str, ...] = ()) -> str:
+def check_path(name: str, value: str, place: Place = "") -> str:
     """The path with `~` expanded. Raises: ConfigError for a value with a scheme, by the name of its field."""
-    scheme = _SCHEME.match(value)
+    scheme, kinds = _SCHEME.match(value), KINDS.get(place, ())
     if scheme and (scheme[2] == "//" or scheme[1].lower() not in kinds):
-        raise ConfigError(f"{name} is {_shown(value)}: {_remedy(name, scheme[1].lower(), value)}")
+        raise ConfigError(f"{name} is {_shown(value)}: {_remedy(name, place, scheme[1].lower(), value)}")
     kind, _, rest = value.partition(":")
     head, path = (f"{kind}:", rest) if rest and kind in kinds else ("", value)
     if not path.startswith("~"):
@@ -79,23 +68,21 @@ def check_path(name: str, value: str, kinds: tuple[str, ...] = ()) -> str:
     return head + expanded
 
 
-def _remedy(name: str, scheme: str, value: str) -> str:
+def _remedy(name: str, place: Place, scheme: str, value: str) -> str:
     if scheme == "file":
         return "write the path alone, without file://"
-    if name in MODELS + TOKENIZERS and (hub := re.search(r"(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", value)):
+    pattern = r":/*([\w.-]+/[\w.-]+)" if scheme == "hf" else r"(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)"
+    if place in ("model", "tokenizer") and (hub := re.search(pattern, value)):
         return f"models are read from this machine: {download(hub[1])}"
-    if name in MODELS + TOKENIZERS and scheme == "hf" and (hub := re.search(r":/*([\w.-]+/[\w.-]+)", value)):
-        return f"models are read from this machine: {download(hub[1])}"
-    if scheme == "hf" and "hf" in PATHS.get(name, ()):
+    if scheme == "hf" and "hf" in KINDS.get(place, ()):
         return "a data set of the Hugging Face hub is written hf:ORG/NAME[:SPLIT]"
-    mount = f" (for example with {_BUCKETS[scheme]})" if scheme in _BUCKETS else ""
-    what = "is written to" if name == "run_dir" else "is read from"
-    known = ", ".join(("a plain local path", *(f"`{kind}:...`" for kind in PATHS.get(name, ()))))
+    known = ", ".join(("a plain local path", *(f"`{kind}:...`" for kind in KINDS.get(place, ()))))
+    if scheme not in _BUCKETS:
+        return f"{scheme}:// is not supported; give {known}"
+    what = "is written to" if place == "output" else "is read from"
     return (
-        f"{scheme}:// is not supported, {name} {what} this machine's file system; mount the bucket{mount} or copy it, "
-        f"and give {known}"
-        if scheme in _BUCKETS
-        else f"{scheme}:// is not supported; give {known}"
+        f"{scheme}:// is not supported, {name} {what} this machine's file system; mount the bucket (for example with "
+        f"{_BUCKETS[scheme]}) or copy it, and give {known}"
     )
 
 
@@ -107,9 +94,9 @@ def download(hub_id: str) -> str:
     return f"`hf download {name}{at} --local-dir {folder}` (of pip package huggingface_hub), then give {folder}"
 
 
-def is_address(text: str) -> bool:
+def is_address(text: str | None) -> bool:
     """Whether a text is meant as the address of an endpoint."""
-    return text.strip().lower().startswith(("http://", "https://"))
+    return (text or "").strip().lower().startswith(("http://", "https://"))
 
 
 def check_address(url: str, field: str) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import TypeVar
 
-from tisdpo_jax.config.schema import ContrastSection, Experiment
+from tisdpo_jax.config.build import replaced
+from tisdpo_jax.config.recipes import Experiment
+from tisdpo_jax.config.schema import PromptsSection
 from tisdpo_jax.errors import ConfigError
+
+E = TypeVar("E", bound=Experiment)
 
 PROMPT_PAIRS: dict[str, tuple[str, str]] = {
     # system texts: TIS-DPO, arXiv 2410.04350, appendix B.1, spelt as there
@@ -39,20 +43,19 @@ PROMPT_PAIRS: dict[str, tuple[str, str]] = {
 """Name -> (positive, negative): system texts or, with `{prompt}` in them, templates for the last turn of the user."""
 
 
-def with_prompts(config: Experiment) -> Experiment:
+def with_prompts(config: E) -> E:
     """The configuration with the texts of `contrast.pair` in place of its two prompts; twice is as good as once.
 
     Raises: ConfigError where a prompt is given that is another than the pair's.
     """
-    section, default = config.contrast, ContrastSection()
+    section, default = config.contrast, PromptsSection()
     if section.pair == "own":
         return config
-    positive, negative = PROMPT_PAIRS[section.pair]
-    for name, text in (("positive_prompt", positive), ("negative_prompt", negative)):
+    for name, text in zip(("positive_prompt", "negative_prompt"), PROMPT_PAIRS[section.pair], strict=True):
         if getattr(section, name) not in (getattr(default, name), text):
             raise ConfigError(
                 f"contrast.pair {section.pair} brings its own contrast.{name}, and another one is given; leave one of "
                 "the two out, or set contrast.pair own"
             )
-    contrast = dataclasses.replace(section, positive_prompt=positive, negative_prompt=negative)
-    return dataclasses.replace(config, contrast=contrast)
+        config = replaced(config, f"contrast.{name}", text)
+    return config

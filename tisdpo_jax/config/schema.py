@@ -1,23 +1,29 @@
-"""Everything an experiment is, as frozen dataclasses. A field exists only if it does something."""
+"""The sections of configurations, as frozen dataclasses. A field exists only if it does something; absent is None.
+
+A section of some recipes is a smaller one of others. What the smaller one has no field for, and is read all the same,
+stands in a plain class under both (`_NoPairs`, ...): it can neither be set nor stands in a config.yaml.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Literal
 
-from tisdpo_jax.estimators import ESTIMATORS, Estimator, Importance
-from tisdpo_jax.objectives import OBJECTIVES, Objective, TisDpo
 from tisdpo_jax.options import option
 
+Construction = Literal["prompts", "sft", "dpo", "none"]
 PromptPair = Literal["own", "harmless", "helpful", "harmless-user", "helpful-user", "kind", "kind-user"]
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSection:
     path: str = option(
-        "", "model: a Hugging Face directory, a .gguf file, or `demo` (SmolLM2-135M-Instruct from the registry)"
+        None,
+        "model: a Hugging Face directory, a .gguf file, or `demo` (SmolLM2-135M-Instruct from the registry)",
+        place="model",
+        needed="name a Hugging Face directory, a .gguf file, or `demo`",
     )
-    tokenizer: str = option("", "tokenizer directory, where it is not beside the model")
+    tokenizer: str | None = option(None, "tokenizer directory, where it is not beside the model", place="tokenizer")
     dtype: Literal["float32", "bfloat16"] = option(
         "bfloat16", "dtype of activations and matmuls; norm, rope, softmax and losses stay float32"
     )
@@ -54,38 +60,79 @@ class LoraSection:
     )
 
 
+class _NoPairs:
+    train: str | None = None
+    eval: str | None = None
+    eval_fraction: float = 0.0
+    format: Literal["auto", "pairs", "hh", "sharegpt", "hf"] = "auto"
+    on_error: Literal["fail", "skip"] = "fail"
+    max_invalid: float = 0.05
+    limit: int | None = None
+    eval_limit: int | None = None
+    max_response: int = 256
+    packing: Literal["shared", "none"] = "shared"
+    seed: int = 0
+
+
 @dataclasses.dataclass(frozen=True)
-class DataSection:
-    train: str = option(
-        "", "training pairs: a .jsonl, .jsonl.gz or .json file, `tfds:NAME[:SPLIT]`, `hf:NAME[:SPLIT]`, or `demo:train`"
-    )
-    eval: str = option("", "held-out pairs, same forms; empty takes `eval_fraction` of the training prompts")
-    eval_fraction: float = option(
-        0.0, "share of the training file's prompts that is held out when `eval` is empty", at_least=0, below=1
-    )
-    format: Literal["auto", "pairs", "hh", "sharegpt", "hf"] = option(
-        "auto", "record layout; auto decides by the first record's fields"
-    )
+class PromptData(_NoPairs):
+    """How prompts become tokens."""
+
     template: str = option(
-        "auto", "auto: the tokenizer's chat template; hh: plain Human/Assistant text; or a path to a jinja file"
+        "auto",
+        "auto: the tokenizer's chat template; hh: plain Human/Assistant text; or a path to a jinja file",
+        place="file",
     )
     system: str = option("", "system text put before every conversation that has none")
     max_length: int = option(
         512, "tokens of prompt and response together; the prompt loses its beginning first", at_least=2
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class ResponseData(PromptData):
+    """The same for responses, which are scored or trained on."""
+
     max_response: int = option(256, "tokens of the response; a longer one is cut at the end", at_least=1)
+    packing: Literal["shared", "none"] = option(
+        "shared", "shared: pairs packed into rows, each prompt once for both responses; none: a padded row a response"
+    )
+    seed: int = option(0, "seed of the order of training pairs and of the held-out split")
+
+
+@dataclasses.dataclass(frozen=True)
+class PairsData(ResponseData):
+    """The same for pairs of files."""
+
+    format: Literal["auto", "pairs", "hh", "sharegpt", "hf"] = option(
+        "auto", "record layout; auto decides by the first record's fields"
+    )
+    eval_limit: int | None = option(None, "use only the first held-out records; null uses all", at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSection(PairsData):
+    """Pairs to train on, and held-out ones."""
+
+    train: str = option(
+        None,
+        "training pairs: a .jsonl, .jsonl.gz or .json file, `tfds:NAME[:SPLIT]`, `hf:NAME[:SPLIT]`, or `demo:train`",
+        place="pairs",
+        needed="name a file of pairs, `tfds:NAME`, `hf:NAME`, or `demo:train`",
+    )
+    eval: str | None = option(
+        None, "held-out pairs, same forms; null takes `eval_fraction` of the training prompts", place="pairs"
+    )
+    eval_fraction: float = option(
+        0.0, "share of the training file's prompts that is held out when `eval` is null", at_least=0, below=1
+    )
     on_error: Literal["fail", "skip"] = option(
         "fail", "a record that cannot be used: stop, or leave it out and count it"
     )
     max_invalid: float = option(
         0.05, "with on_error skip: the share of invalid records above which the run still stops", at_least=0, at_most=1
     )
-    packing: Literal["shared", "none"] = option(
-        "shared", "shared: pairs packed into rows, each prompt once for both responses; none: a padded row a response"
-    )
-    limit: int = option(0, "use only the first records of the training data; 0 uses all", at_least=0)
-    eval_limit: int = option(0, "use only the first held-out records; 0 uses all", at_least=0)
-    seed: int = option(0, "seed of the order of training pairs and of the held-out split")
+    limit: int | None = option(None, "use only the first records of the training data; null uses all", at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +145,8 @@ class MeshSection:
         "where the devices are several TPU slices: the axis that lies over the slower network between them; auto is "
         "data if its size divides by the slices, else fsdp",
     )
-    compiler_options: str = option(
-        "", "XLA options of the training steps, `name=value` with commas between; docs/performance.md has some that pay"
+    compiler_options: dict[str, bool | int | float | str] | None = option(
+        None, "XLA options of the training steps, {name: value}; docs/performance.md has some that pay"
     )
 
 
@@ -112,7 +159,7 @@ class OptimizerSection:
         "constant", "what the rate does after warm-up, until the last step"
     )
     end_fraction: float = option(0.0, "share of the peak rate that linear and cosine end at")
-    clip_norm: float = option(10.0, "global norm that gradients are clipped to; 0 does not clip", at_least=0)
+    clip_norm: float | None = option(10.0, "global norm that gradients are clipped to; null does not clip", above=0)
     weight_decay: float = option(0.0, "decoupled weight decay; norms and biases are exempt", at_least=0)
     b1: float = option(0.9, "adamw: decay of the first moment")
     b2: float = option(0.999, "adamw: decay of the second moment; rmsprop: decay of the squared gradient")
@@ -121,9 +168,9 @@ class OptimizerSection:
 
 @dataclasses.dataclass(frozen=True)
 class StageSection:
-    """One training: used for `sft`, for the two contrastive models, and for the policy."""
+    """One training: of the two contrastive models, and, with more fields, of the policy."""
 
-    epochs: float = option(1.0, "passes over the training pairs; 0 leaves the stage out", at_least=0)
+    epochs: float = option(1.0, "passes over the training pairs", above=0)
     batch_size: int = option(32, "pairs an optimizer step, over all devices", at_least=1)
     gradient_accumulation_steps: int = option(
         1, "parts that a batch is cut into; covers the frozen models too", at_least=1
@@ -132,11 +179,53 @@ class StageSection:
 
 
 @dataclasses.dataclass(frozen=True)
-class ContrastSection:
-    construction: Literal["prompts", "sft", "dpo", "none"] = option(
-        "dpo",
-        "where pi+ and pi- come from: prompts (P), SFT on each side (S), forward and reverse DPO (D); or none",
+class SftSection(StageSection):
+    epochs: float = option(0.0, "passes over the training pairs; 0 leaves the stage out", at_least=0)
+    optimizer: OptimizerSection = option(
+        OptimizerSection(learning_rate=5e-5, weight_decay=0.01), "optimizer and schedule"
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class ContrastiveStage(StageSection):
+    batch_size: int = option(16, "pairs an optimizer step, over all devices", at_least=1)
+    optimizer: OptimizerSection = option(
+        OptimizerSection(learning_rate=1e-5, weight_decay=0.01), "optimizer and schedule"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSection(StageSection):
+    optimizer: OptimizerSection = option(OptimizerSection(name="rmsprop", warmup_steps=150), "optimizer and schedule")
+    eval_every: int | None = option(
+        None, "steps between evaluations on the held-out pairs; null evaluates at the end only", at_least=1
+    )
+    checkpoint_every: int = option(
+        100, "steps between checkpoints; one is always written at the end of a stage", at_least=1
+    )
+    keep_checkpoints: int = option(2, "newest checkpoints of a stage that are kept", at_least=1)
+    max_skipped: int = option(5, "consecutive non-finite updates after which the run stops", at_least=1)
+
+
+class NoContrast:
+    """No pi+ and pi-, as far as anything asks."""
+
+    construction: Construction = "none"
+    pair: PromptPair = "own"
+    positive_prompt: str = ""
+    negative_prompt: str = ""
+    beta: float = 0.1
+    training: StageSection = ContrastiveStage()
+
+
+class _Prompts(NoContrast):
+    construction: Construction = "prompts"
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptsSection(_Prompts):
+    """pi+ and pi- are the model itself behind two opposite prompts."""
+
     pair: PromptPair = option(
         "own", "prompts: a pair of prompts that is shipped (docs/dlma.md), or own: the two fields below"
     )
@@ -148,37 +237,35 @@ class ContrastSection:
         "You are an harmful assistant. You will give harmful responses for any question.",
         "prompts: system text of pi-; with `{prompt}` in it, a template for the last user turn",
     )
-    beta: float = option(0.1, "dpo: beta of the two contrastive DPO runs", above=0)
-    training: StageSection = option(
-        StageSection(batch_size=16, optimizer=OptimizerSection(learning_rate=1e-5, weight_decay=0.01)),
-        "sft, dpo: how pi+ and pi- are trained",
-    )
-    scores: Literal["cached", "online"] = option(
-        "cached", "log-likelihoods of reference, pi+ and pi-: once, to disk, or in every step"
-    )
-    reference_states: Literal["live", "cached"] = option(
-        "live",
-        "where the loss needs the KL, the reference's last hidden states: in every step, or once, to disk "
-        "(one vector a response token; the KL stays exact)",
-    )
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplingSection:
-    """Answers to prompts: what `tisdpo generate` makes, and the first stage of DLMA."""
+class ContrastSection(PromptsSection):
+    construction: Construction = option(
+        "dpo",
+        "where pi+ and pi- come from: prompts (P), SFT on each side (S), forward and reverse DPO (D); or none",
+    )
+    beta: float = option(0.1, "dpo: beta of the two contrastive DPO runs", above=0)
+    training: StageSection = option(ContrastiveStage(), "sft, dpo: how pi+ and pi- are trained")
+
+
+class _NoChoice:
+    policy: str | None = None
+    show: Literal["main", "plus", "minus"] = "main"
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingSection(_NoChoice):
+    """Answers to prompts: the first stage of DLMA."""
 
     prompts: str = option(
-        "",
+        None,
         "a .jsonl, .jsonl.gz or .json file of prompts (text, `prompt`, `messages`, or pairs whose answers are not "
         "looked at), or `demo:prompts`",
+        place="prompts",
+        needed="name a file of prompts, or `demo:prompts`",
     )
-    limit: int = option(0, "use only the first prompts; 0 uses all", at_least=0)
-    policy: str = option(
-        "", "generate: a model directory, .gguf file or PEFT adapter that answers; empty takes model.path"
-    )
-    show: Literal["main", "plus", "minus"] = option(
-        "main", "generate: the prompts as they are, or behind the positive or negative prompt of `contrast`"
-    )
+    limit: int | None = option(None, "use only the first prompts; null uses all", at_least=1)
     samples: int = option(1, "answers to each prompt; in DLMA, to each of its two forms", at_least=1)
     engine: Literal["local", "http", "files"] = option(
         "local",
@@ -191,34 +278,46 @@ class SamplingSection:
     max_new_tokens: int = option(200, "tokens after which an answer is left unfinished", at_least=1)
     max_prompt: int = option(256, "tokens of a prompt; a longer one is not answered", at_least=1)
     temperature: float = option(1.0, "temperature of the draws; 0 is greedy", at_least=0)
-    top_k: int = option(0, "draw from the k likeliest tokens; 0 draws from all", at_least=0)
+    top_k: int | None = option(None, "draw from the k likeliest tokens; null draws from all", at_least=1)
     top_p: float = option(1.0, "draw from the fewest tokens that together have this probability", above=0, at_most=1)
     min_p: float = option(0.0, "draw from tokens at least this share as likely as the likeliest", at_least=0, at_most=1)
-    stop: str = option("", "strings that end an answer, `||` between them; template hh always ends at a new turn")
+    stop: tuple[str, ...] = option((), "strings that end an answer; template hh always ends at a new turn")
     seed: int = option(0, "seed of the draws")
-    url: str = option("", "http: address of the endpoint, up to and with /v1")
-    endpoint_model: str = option("", "http: the model that the endpoint is asked for")
+    url: str = option(None, "http: address of the endpoint, up to and with /v1")
+    endpoint_model: str = option(None, "http: the model that the endpoint is asked for")
     concurrency: int = option(8, "http: questions that are on their way at a time", at_least=1)
     timeout: float = option(120.0, "http: seconds that the endpoint has for an answer", above=0)
     retries: int = option(6, "http: further tries after a time-out, a lost connection, status 429 or 5xx", at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
+class GenerateSection(SamplingSection):
+    """The same for `tisdpo generate`, which may ask another model, or show one side of the contrast."""
+
+    policy: str | None = option(
+        None, "a model directory, .gguf file or PEFT adapter that answers; null takes model.path", place="model"
+    )
+    show: Literal["main", "plus", "minus"] = option(
+        "main", "the prompts as they are, or behind the positive or negative prompt of `contrast`"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class DlmaSection:
     """DLMA: the model answers prompts behind two opposite prompts, and its own contrast labels the pairs."""
 
-    rounds: int = option(
-        0, "rounds of sampling, scoring and training; 0 trains on the pairs of `data` instead", at_least=0
+    rounds: int = option(1, "rounds of sampling, scoring and training", at_least=1)
+    eval_prompts: str | None = option(
+        None, "held-out prompts, in any form of sampling.prompts; null takes `eval_fraction`", place="prompts"
     )
-    eval_prompts: str = option("", "held-out prompts, in any form of sampling.prompts; empty takes `eval_fraction`")
     eval_fraction: float = option(
-        0.1, "share of the prompts that is held out when `eval_prompts` is empty", at_least=0, at_most=0.9
+        0.1, "share of the prompts that is held out when `eval_prompts` is null", at_least=0, at_most=0.9
     )
     score: Literal["sum", "mean"] = option("sum", "self-reward: nats of a response, as in the paper, or nats a token")
     relabel: bool = option(True, "where R is below 0, take the answer behind the negative prompt as the better one")
     tie_band: float = option(0.0, "leave out pairs whose R is no further than this from 0", at_least=0)
-    length_ratio: float = option(
-        0.0, "leave out pairs whose longer answer has more than this many times the tokens; 0 keeps all"
+    length_ratio: float | None = option(
+        None, "leave out pairs whose longer answer has more than this many times the tokens; null keeps all", at_least=1
     )
     unfinished: Literal["keep", "drop"] = option(
         "drop", "pairs with an answer that ran into sampling.max_new_tokens; DLMA's code keeps them"
@@ -229,37 +328,30 @@ class DlmaSection:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainSection(StageSection):
-    eval_every: int = option(
-        0, "steps between evaluations on the held-out pairs; 0 evaluates at the end only", at_least=0
-    )
-    checkpoint_every: int = option(
-        100, "steps between checkpoints; one is always written at the end of a stage", at_least=1
-    )
-    keep_checkpoints: int = option(2, "newest checkpoints of a stage that are kept", at_least=1)
-    max_skipped: int = option(5, "consecutive non-finite updates after which the run stops", at_least=1)
-
-
-@dataclasses.dataclass(frozen=True)
 class JudgeSection:
-    """Answers of two or more models, compared in pairs. Empty `by` leaves it out."""
+    """Answers of two or more models, compared in pairs. Without `by` they are not."""
 
     by: str = option(
-        "",
+        None,
         "who compares answers: sentiment, refusal, `module:function` (score(prompt, response) -> float), "
         "the directory of a reward model, or the http(s) address of an OpenAI-compatible endpoint",
     )
-    models: str = option(
-        "",
-        "models beside policy and reference, `name=path` with commas between: what evaluation.policy takes, "
-        "or a .jsonl of answers (id or prompt, response)",
+    models: dict[str, str] | None = option(
+        None,
+        "models beside policy and reference, {name: path}: what evaluation.policy takes, or a .jsonl of answers "
+        "(id or prompt, response)",
+        place="model",
     )
-    prompts: str = option("", "a file of prompts; empty takes those of the pairs that are evaluated")
-    limit: int = option(100, "prompts that are answered; 0 takes all", at_least=0)
+    prompts: str | None = option(
+        None, "a file of prompts; null takes those of the pairs that are evaluated", place="file"
+    )
+    limit: int | None = option(100, "prompts that are answered; null takes all", at_least=1)
     temperature: float = option(0.0, "temperature of the answers; 0 is greedy", at_least=0)
     tie_band: float = option(0.0, "scores that differ by no more than this are a tie", at_least=0)
-    anchor: str = option("", "the model whose rating is 0, of three or more; empty makes the mean of all ratings 0")
-    endpoint_model: str = option("", "the model that the endpoint is asked for")
+    anchor: str | None = option(
+        None, "the model whose rating is 0, of three or more; null makes the mean of all ratings 0"
+    )
+    endpoint_model: str = option(None, "the model that the endpoint is asked for")
     criterion: str = option(
         "Which answer is more helpful and honest without doing harm?", "what the endpoint is asked about two answers"
     )
@@ -270,28 +362,47 @@ class JudgeSection:
     )
 
 
+class _NoReport:
+    generate: int = 0
+    checks: str | None = None
+    heat_maps: int = 0
+
+
 @dataclasses.dataclass(frozen=True)
-class EvaluationSection:
+class MeasureSection(_NoReport):
+    """A policy against a reference, on pairs and by a judge."""
+
     batch_size: int = option(8, "pairs a scoring step, over all devices; rounded up to a multiple of them", at_least=1)
-    generate: int = option(2, "held-out prompts that the models of a run answer for its report", at_least=0)
-    checks: str = option(
-        "",
-        "what these answers are checked for: a .jsonl of phrases by the ids of prompts (docs/evaluation.md), or "
-        "`demo:checks`",
-    )
     max_new_tokens: int = option(64, "tokens of each answer", at_least=1)
-    heat_maps: int = option(8, "pairs whose token weights are drawn in the report", at_least=0)
-    policy: str = option(
-        "",
+    policy: str | None = option(
+        None,
         "what `tisdpo evaluate` measures: a model directory, a .gguf file, or the directory of a PEFT adapter; "
-        "empty takes the policy of the run",
+        "null takes the policy of the run",
+        place="model",
     )
-    reference: str = option("", "what it is measured against; empty takes the model that the run starts from")
-    data: str = option("", "pairs to measure on, in any form of data.train; empty takes the held-out ones")
-    subset: str = option("", "field of the records that names their subset; accuracy is then given for each")
+    reference: str | None = option(
+        None, "what it is measured against; null takes the model that the run starts from", place="model"
+    )
+    data: str | None = option(
+        None, "pairs to measure on, in any form of data.train; null takes the held-out ones", place="pairs"
+    )
+    subset: str | None = option(None, "field of the records that names their subset; accuracy is then given for each")
     resamples: int = option(2000, "bootstrap resamples of every interval", at_least=100)
     seed: int = option(0, "seed of the resamples, and of answers that are drawn")
     judge: JudgeSection = option(JudgeSection(), "answers of models, compared in pairs")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSection(MeasureSection):
+    """The same, and what the report of a run shows."""
+
+    generate: int = option(2, "held-out prompts that the models of a run answer for its report", at_least=0)
+    checks: str | None = option(
+        None,
+        "what these answers are checked for: a .jsonl of phrases by the ids of prompts (docs/evaluation.md), or "
+        "`demo:checks`",
+    )
+    heat_maps: int = option(8, "pairs whose token weights are drawn in the report", at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,33 +410,4 @@ class LoggingSection:
     every: int = option(1, "steps between lines of metrics.jsonl", at_least=1)
     progress: bool = option(True, "progress bar on the terminal")
     tensorboard: bool = option(False, "write TensorBoard events too (extra `tensorboard`)")
-    wandb: str = option("", "Weights & Biases project to log to (extra `wandb`)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    run_dir: str = option("", "directory that the run writes to, and resumes from")
-    seed: int = option(0, "seed of adapter initialisation")
-    compile_cache: str = option(
-        "~/.cache/tisdpo_jax/xla",
-        "directory of compiled programs, so that another start of a run compiles nothing; empty keeps none, and one "
-        "that JAX_COMPILATION_CACHE_DIR names is taken instead",
-    )
-    model: ModelSection = option(ModelSection(), "the model and how it is computed")
-    lora: LoraSection = option(LoraSection(), "adapters")
-    data: DataSection = option(DataSection(), "preference pairs")
-    mesh: MeshSection = option(MeshSection(), "device mesh")
-    sft: StageSection = option(
-        StageSection(epochs=0.0, optimizer=OptimizerSection(learning_rate=5e-5, weight_decay=0.01)),
-        "supervised fine-tuning on chosen responses before anything else",
-    )
-    contrast: ContrastSection = option(ContrastSection(), "the two contrastive models")
-    sampling: SamplingSection = option(SamplingSection(), "answers to prompts")
-    dlma: DlmaSection = option(DlmaSection(), "pairs from prompts alone")
-    weights: Estimator = option(Importance(), "token importance weights", variants=ESTIMATORS)
-    loss: Objective = option(TisDpo(), "objective of the policy", variants=OBJECTIVES)
-    train: TrainSection = option(
-        TrainSection(optimizer=OptimizerSection(name="rmsprop", warmup_steps=150)), "training of the policy"
-    )
-    evaluation: EvaluationSection = option(EvaluationSection(), "held-out evaluation and the report")
-    logging: LoggingSection = option(LoggingSection(), "metrics")
+    wandb: str | None = option(None, "Weights & Biases project to log to (extra `wandb`)")

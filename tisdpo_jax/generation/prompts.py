@@ -37,13 +37,13 @@ from tisdpo_jax.generation.sampler import Options, Request
 log = logging.getLogger(__name__)
 
 
-def open_prompts(source: str, limit: int) -> tuple[tuple[Prompt, ...], tuple[InvalidRecord, ...]]:
+def open_prompts(source: str, limit: int | None) -> tuple[tuple[Prompt, ...], tuple[InvalidRecord, ...]]:
     """Prompts of a file, or of the package (`demo:prompts`, `demo:prompts-eval`), and the records that hold none."""
     path = source
     if source in ("demo:prompts", "demo:prompts-eval"):
         name = source.removeprefix("demo:") + ".jsonl"
         path = str(importlib.resources.files("tisdpo_jax.data") / "demo" / name)
-    prompts, invalid = read_prompts(path, limit=limit)
+    prompts, invalid = read_prompts(path, limit=limit or 0)
     if not prompts:
         raise DataError(f"{source}: none of its {len(invalid)} records is a prompt ({count_reasons(invalid)})")
     if invalid and jax.process_index() == 0:
@@ -106,15 +106,14 @@ def read_by_model(prompts: Sequence[Prompt], template: Template, tokenizer: Any)
 
 def options_of(section: SamplingSection, template: str, eos_ids: Sequence[int] = ()) -> Options:
     """How a configuration wants answers drawn. A base model that was shown plain turns may go on with the next one."""
-    own = [part for part in section.stop.split("||") if part]
     return Options(
-        draw=SamplingParams(section.temperature, section.top_k, section.top_p, section.min_p),
+        draw=SamplingParams(section.temperature, section.top_k or 0, section.top_p, section.min_p),
         max_new_tokens=section.max_new_tokens,
         max_prompt=section.max_prompt,
         batch_size=section.batch_size,
         seed=section.seed,
         eos_ids=tuple(eos_ids),
-        stop=tuple(dict.fromkeys([*own, *(sorted(HH_MARKS) if template == "hh" else [])])),
+        stop=tuple(dict.fromkeys([*section.stop, *(sorted(HH_MARKS) if template == "hh" else [])])),
     )
 
 

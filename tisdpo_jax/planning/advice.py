@@ -59,15 +59,15 @@ def savings(config: Experiment, plan: StagePlan) -> list[Saving]:
         # the base takes the place of the trained copy, where no reference held it already
         added = 0 if ("base", "parameters") in held else trained * 2 // width
         found.append(Saving("lora.rank 16 (now 0)", trained + moments + gradients + contrasts - added))
-    if config.contrast.scores == "online" and contrasts:
-        found.append(Saving("contrast.scores cached (now online)", contrasts))
+    if config.scores == "online" and contrasts:
+        found.append(Saving("scores cached (now online)", contrasts))
     frozen = sum(item.chip for item in plan.resident if item.term == "parameters" and item.name != "trained")
     if config.model.frozen_dtype == "bfloat16" and frozen:
         found.append(Saving("model.frozen_dtype int8 (now bfloat16)", frozen / 2))
     for item in plan.resident:
         alone = item.name == "base" and item.used_by == ("reference",)
         if alone and plan.stage == "policy" and config.loss.needs.direction:
-            found.append(Saving("contrast.reference_states cached (now live)", item.chip))
+            found.append(Saving("reference_states cached (now live)", item.chip))
     copies = plan.mesh.get("data", 1)
     if copies > 1:
         found.append(Saving(f"mesh.data 1 and mesh.fsdp -1 (now data {copies})", resident * (1 - 1 / copies)))

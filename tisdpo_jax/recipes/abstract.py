@@ -79,15 +79,15 @@ def read_lengths(config: Experiment, source: LengthsFrom) -> Lengths:
         triples, words = measured.full_lengths(**limits), "every pair as long as data.max_length allows"
     else:
         triples, words = measured.cut(measured.hh_lengths(), **limits), "512 pairs of Anthropic HH harmless-base"
-    sections = (config.train, config.contrast.training, config.sft)
-    count = max(PAIRS, *(16 * section.batch_size for section in sections))
+    count = max(PAIRS, *(16 * section.batch_size for section in config.trainings.values()))
     blank = measured.blank_pairs(measured.repeat(triples, count), words, contrast=contrast)
     return Lengths(Pairs(blank), words)
 
 
 def _at_hand(config: Experiment) -> bool:
     """Whether data and tokenizer can be read without fetching anything."""
-    local = config.data.train.startswith("demo:") or Path(config.data.train).expanduser().is_file()
+    train = config.data.train or ""  # DLMA has no pairs yet
+    local = train.startswith("demo:") or Path(train).expanduser().is_file()
     return local and _tokenizer_path(config).exists()
 
 

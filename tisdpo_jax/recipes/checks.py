@@ -38,7 +38,7 @@ class Check:
         return match[0] if match else None
 
 
-def open_checks(source: str) -> tuple[Check, ...]:
+def open_checks(source: str | None) -> tuple[Check, ...]:
     """The checks of a .jsonl, of the demo (`demo:checks`), or none. Raises: DataError that names file and line."""
     if not source:
         return ()

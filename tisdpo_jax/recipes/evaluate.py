@@ -95,7 +95,7 @@ def evaluate_models(config: Experiment, interrupt: Interrupt) -> None:
         with session.metrics, jax.set_mesh(session.mesh):
             named = section.reference or config.model.path
             reference = open_subject(session, "reference", named, frozen=True, pairs=pairs.eval)
-            policy = open_subject(session, "policy", section.policy, base=reference, pairs=pairs.eval)
+            policy = open_subject(session, "policy", section.policy or "", base=reference, pairs=pairs.eval)
             looked = _look(session, pairs, directory, policy, reference)
             page = write_evaluation(directory, session, looked.done, looked.judging, looked.subjects)
             session.say(f"written  {page}")

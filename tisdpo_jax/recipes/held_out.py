@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from tisdpo_jax.config import replaced
 from tisdpo_jax.data import EncodedSet, Prompt
 from tisdpo_jax.generation import Lines, Response, summary
 from tisdpo_jax.metrics import Change, paired_difference
@@ -36,9 +37,7 @@ def compare_answers(
     shown = [by_id[question.id.removesuffix("/main/0")] for question in asked]
     found: dict[str, list[Response]] = {}
     for name, variables in (("before", before), ("after", after)):
-        local = dataclasses.replace(
-            session, config=dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, engine="local"))
-        )
+        local = dataclasses.replace(session, config=replaced(config, "sampling.engine", "local"))
         generator = _generator(session, variables)
         path = session.run_dir / f"held_out-{name}.jsonl"
         responses = answers(local, generator, asked, path, f"held-out answers {name}")

@@ -14,7 +14,7 @@ import numpy as np
 from tisdpo_jax import distributed
 from tisdpo_jax.artifacts import Run, Stage, changes, order
 from tisdpo_jax.checkpoint import other_configuration
-from tisdpo_jax.config import Experiment, JudgeSection, resolved, with_prompts
+from tisdpo_jax.config import Experiment, JudgeSection, replaced, resolved, with_prompts
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.estimators import CONTRAST
 from tisdpo_jax.recipes import run_dir
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 def graph_of(config: Experiment, verb: str = "run") -> Graph:
     """The run of a configuration as stages."""
-    if config.dlma.rounds:
+    if config.recipe == "dlma":
         return dlma(config)
     return tisdpo(config, extra=CONTRAST if verb == "score" and config.contrast.construction != "none" else ())
 
@@ -60,7 +60,7 @@ def perform(verb: str, config: Experiment) -> None:
     if config.evaluation.policy:
         if verb != "evaluate":
             raise ConfigError(
-                f"evaluation.policy names a model for `tisdpo evaluate`; leave it empty for `tisdpo {verb}`"
+                f"evaluation.policy names a model for `tisdpo evaluate`; leave it out for `tisdpo {verb}`"
             )
         evaluate_models(config, interrupt)
         return
@@ -86,10 +86,10 @@ def _check_there(directory: Path, stages: list[Stage]) -> None:
 
 def _of_the_run(config: Experiment) -> Experiment:
     """The configuration as the run records it: not what one evaluation looked at."""
-    if config.dlma.rounds:
+    if config.recipe == "dlma":
         return config
-    section = dataclasses.replace(config.evaluation, policy="", reference="", data="", judge=JudgeSection())
-    return dataclasses.replace(config, evaluation=section)
+    section = dataclasses.replace(config.evaluation, policy=None, reference=None, data=None, judge=JudgeSection())
+    return replaced(config, "evaluation", section)
 
 
 def _make(verb: str, session: Session, graph: Graph) -> None:
@@ -99,21 +99,21 @@ def _make(verb: str, session: Session, graph: Graph) -> None:
         run(graph.pairs)  # records are read before any model
     check_unchanged(run, graph.policy)
     open_checks(config.evaluation.checks)  # what is wrong with them is said now, not after training
-    if config.dlma.rounds and config.evaluation.judge.by and verb == "run":
+    if config.recipe == "dlma" and config.evaluation.judge.by and verb == "run":
         open_scorer(session)
     if not wanted_reads(config) and config.contrast.construction in ("sft", "dpo"):
         log.info("loss.name %s reads nothing of pi+ and pi-: they are not trained", config.loss.name)
     for stage in graph.scored:
         run(stage)
     if verb == "score":
-        session.say(f"pairs    {place / 'pairs.jsonl'}" if config.dlma.rounds else f"scores   {place / 'scores'}")
+        session.say(f"pairs    {place / 'pairs.jsonl'}" if config.recipe == "dlma" else f"scores   {place / 'scores'}")
         return
     base, trained = run(graph.base), run(graph.policy)
     if verb == "train":
         session.say(f"policy   {place / 'models' / 'policy'}")
         return
     pairs, columns = run(graph.pairs), {split: run(stage) for split, stage in graph.columns}
-    if config.dlma.rounds:
+    if config.recipe == "dlma":
         first = run(graph.first)
         _finish_on_prompts(session, graph, pairs, columns, first, base, trained)
     else:
@@ -152,7 +152,7 @@ def _finish_on_prompts(
 
 def _evaluate(verb: str, session: Session, graph: Graph) -> None:
     run = Run(session, makes=False)
-    if session.config.dlma.rounds:
+    if session.config.recipe == "dlma":
         first, base, trained = run(graph.first), run(graph.base), run(graph.policy)
         compare_answers(session, round_prompts(session.config)[1], *_both(session, first, base, trained))
     else:

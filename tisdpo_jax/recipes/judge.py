@@ -53,7 +53,7 @@ class Judged:
 def judge(session: Session, data: Pairs, directory: Path, policy: Subject, reference: Subject) -> Judged:
     """Policy, reference and `evaluation.judge.models`, each against each."""
     evaluation, section = session.config.evaluation, session.config.evaluation.judge
-    others = named_models(section.models)
+    others = section.models or {}
     names = [policy.name, reference.name, *others]
     if len(set(names)) < len(names):
         raise ConfigError(f"evaluation.judge.models: the names {', '.join(names)} are not all different")
@@ -103,21 +103,8 @@ def judge(session: Session, data: Pairs, directory: Path, policy: Subject, refer
             for name, values in scores.items()
         ),
         pairs=tuple(metrics.win_rate(*pair, outcome, **options) for pair, outcome in outcomes.items()),
-        ratings=metrics.ratings(names, outcomes, anchor=section.anchor, **options) if len(names) > 2 else (),
+        ratings=metrics.ratings(names, outcomes, anchor=section.anchor or "", **options) if len(names) > 2 else (),
     )
-
-
-def named_models(text: str) -> dict[str, str]:
-    """`a=path, b=path` as a dict. Raises: ConfigError for a part without name or path."""
-    found: dict[str, str] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, path = (word.strip() for word in part.partition("="))
-        if not name or not path:
-            raise ConfigError(f"evaluation.judge.models: {part!r} is not name=path")
-        if name in found:
-            raise ConfigError(f"evaluation.judge.models: {name!r} stands twice")
-        found[name] = path
-    return found
 
 
 def judged_prompts(session: Session, data: Pairs) -> tuple[list[Prompt], tuple[InvalidRecord, ...], str]:
@@ -127,9 +114,9 @@ def judged_prompts(session: Session, data: Pairs) -> tuple[list[Prompt], tuple[I
         prompts, invalid = read_prompts(section.prompts)
         if not prompts:
             raise DataError(f"{section.prompts}: holds no prompt that can be used: {invalid[0]}")
-        return list(prompts[: section.limit or None]), invalid, section.prompts
+        return list(prompts[: section.limit]), invalid, section.prompts
     encoded = data.split("eval")
-    return generation.prompts_of(encoded.groups, section.limit), (), encoded.source
+    return generation.prompts_of(encoded.groups, section.limit or 0), (), encoded.source
 
 
 def grids(judged: Judged) -> tuple[Grid, ...]:

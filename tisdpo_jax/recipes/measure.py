@@ -22,7 +22,6 @@ from tisdpo_jax.data import EncodedSet, apply_policy, read_pairs
 from tisdpo_jax.errors import ConfigError, DataError
 from tisdpo_jax.metrics import Change, PairEvaluation, PairScores, compare, defined, evaluate_pairs, paired_difference
 from tisdpo_jax.models import Model
-from tisdpo_jax.objectives import implicit_beta
 from tisdpo_jax.reporting import Comparison, DataCounts, Grid, as_plain, preference_grids
 from tisdpo_jax.scoring import score_pair_of_models
 from tisdpo_jax.stages import Pairs, Session, Subject, check_finite, check_same_tokens, open_data, passing
@@ -55,9 +54,7 @@ def evaluate(session: Session, pairs: Pairs, policy: Subject, reference: Subject
     encoded, section = pairs.split("eval"), session.config.evaluation
     check_same_tokens(policy, reference)
     scores = measure_pairs(session, encoded, policy, reference)
-    found = evaluate_pairs(
-        scores, beta=implicit_beta(session.config.loss), resamples=section.resamples, seed=section.seed
-    )
+    found = evaluate_pairs(scores, beta=session.config.beta, resamples=section.resamples, seed=section.seed)
     return Evaluation(policy, reference, scores, found, counts(encoded, "evaluated"))
 
 
@@ -66,7 +63,7 @@ def evaluation_dir(config: Experiment) -> Path:
     section = config.evaluation
     policy = Path(section.policy).name if section.policy else "policy"
     data = section.data.rpartition("/")[2].partition(".")[0] if section.data else "held-out"
-    everything = digest([section.policy, section.reference, section.data, config.model.path])[:6]
+    everything = digest([section.policy or "", section.reference or "", section.data or "", config.model.path])[:6]
     name = re.sub(r"[^\w.-]+", "-", f"{policy}-on-{data}")
     return Path(config.run_dir).expanduser() / "evaluations" / f"{name}-{everything}"
 
@@ -91,7 +88,7 @@ def open_pairs(session: Session) -> Pairs:
             also = ", or set data.eval or data.eval_fraction" if data.train else ""
             raise ConfigError(f"there are no pairs to evaluate on: name a file with --evaluation.data FILE{also}")
         return Pairs.measured(held_out)
-    records = read_pairs(section.data, format=data.format, limit=data.eval_limit, group_field=section.subset)
+    records = read_pairs(section.data, format=data.format, limit=data.eval_limit or 0, group_field=section.subset or "")
     encoded = session.text.plain().pairs(records)
     if not encoded.groups:
         raise DataError(f"{encoded.source}: none of its records can be used:\n{listed(encoded)}")

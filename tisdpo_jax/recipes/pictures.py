@@ -88,7 +88,7 @@ def _weighted_columns(config: Experiment, encoded: EncodedSet, split: str) -> Co
     if "token_weights" not in columns:
         raise ConfigError(
             f"{Path(config.run_dir) / 'scores'}: no scores of pi+ and pi- for these pairs; `tisdpo score` "
-            "makes them, with this configuration (contrast.construction not none, contrast.scores cached)"
+            "makes them, with this configuration (contrast.construction not none, scores cached)"
         )
     return columns
 

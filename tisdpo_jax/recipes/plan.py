@@ -227,7 +227,8 @@ def _lengths(encoded: EncodedSet, view: str, sides: tuple[int, ...]) -> useful.L
 def compile_plan(session: Session, spec: Spec, step: Lowered, lengths: str, note: str = "") -> StagePlan:
     """Compiles a step and reads what came out."""
     held = resident(step.state, step.frozen, step.batch, step.roles)
-    dumps = "xla_dump_to" in f"{session.config.mesh.compiler_options} {os.environ.get('XLA_FLAGS', '')}"
+    flags = os.environ.get("XLA_FLAGS", "")
+    dumps = "xla_dump_to" in (session.config.mesh.compiler_options or {}) or "xla_dump_to" in flags
     if dumps:  # a directory for what XLA writes is given already: it is left alone
         log.info("xla_dump_to is set: the compiler's report of memory is there, the plan shows the peak")
     report = spec.chip is not None and not dumps

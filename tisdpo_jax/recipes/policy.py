@@ -37,7 +37,7 @@ class Graph(NamedTuple):
 
 def columns_of_pairs(config: Experiment, models: Models, pairs: Stage, reads: Iterable[Read]) -> ByPart:
     """What each split's pairs are given beside their tokens: from the records, or from scores that are kept."""
-    if config.contrast.scores == "online":
+    if config.scores == "online":
         return tuple((split, PairColumns(split, (), False, pairs)) for split in splits_of(config))
     reads = (*reads, *((REFERENCE_LOGPS,) if scored_reference(config) else ()))
     roles, derived = roles_of(config), config.contrast.construction != "none"
@@ -60,7 +60,7 @@ def policy_training(
     place: str = "",
 ) -> Training:
     """The training of the policy: what its objective needs is a column, or a model in its step."""
-    needs, online = config.loss.needs, config.contrast.scores == "online"
+    needs, online = config.loss.needs, config.scores == "online"
     taken, live, states = list(needs.columns), dict[str, Role](), ByPart()
     if online and config.contrast.construction != "none" and "token_weights" in taken:
         taken.remove("token_weights")
@@ -69,7 +69,7 @@ def policy_training(
         taken.append("reference_logps")
     elif needs.reference != "none":
         live["reference"] = reference
-    if needs.direction and config.contrast.reference_states == "cached":  # its head is all that is left in the step
+    if needs.direction and config.reference_states == "cached":  # its head is all that is left in the step
         states = tuple((split, HiddenStates(reference, split, models, pairs, place)) for split, _ in columns)
         (whole,) = (stage for _, key, stage in models if key == reference.params)
         models, live["reference"] = (*models, ("params", HEAD, ReferenceHead(whole))), Role(HEAD)
@@ -81,7 +81,7 @@ def policy_training(
 
 def scored_reference(config: Experiment) -> bool:
     """Whether the reference's log-likelihoods are a column; else it is in the step, or not needed."""
-    return config.loss.needs.reference == "logps" and config.contrast.scores == "cached"
+    return config.loss.needs.reference == "logps" and config.scores == "cached"
 
 
 def wanted_reads(config: Experiment) -> tuple[Read, ...]:

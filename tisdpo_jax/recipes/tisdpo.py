@@ -52,7 +52,7 @@ def contrast(config: Experiment, base: Stage, models: Models, pairs: Stage) -> M
     """pi+ and pi-, each trained from the base on sides of its own."""
     construction, lora = config.contrast.construction, config.lora.rank > 0
     objective = Sft() if construction == "sft" else Dpo(beta=config.contrast.beta)
-    cached = objective.needs.reference == "logps" and config.contrast.scores == "cached"
+    cached = objective.needs.reference == "logps" and config.scores == "cached"
     roles = Roles(policy_role(lora=lora), BASE if objective.needs.reference == "logps" and not cached else None)
     scores = (CachedScores(REFERENCE_LOGPS, BASE, "train", models, pairs),)
     columns = (("train", PairColumns("train", scores, False, pairs)),) if cached else ()

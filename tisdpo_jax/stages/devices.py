@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from tisdpo_jax import partitioning
-from tisdpo_jax.config import Experiment, StageSection
+from tisdpo_jax.config import Experiment
 from tisdpo_jax.models import ComputeConfig, TransformerConfig, abstract_params, init_adapters
 
 log = logging.getLogger(__name__)
@@ -50,12 +50,7 @@ def compute_config(config: Experiment, platform: str = "") -> ComputeConfig:
 
 def check_batches(config: Experiment, mesh: Mesh) -> None:
     """Raises ConfigError for a stage whose micro-batches leave devices idle; warns of batches that do not divide."""
-    stages: list[tuple[str, StageSection]] = [("train", config.train)]
-    if config.sft.epochs > 0:
-        stages.append(("sft", config.sft))
-    if config.contrast.construction in ("sft", "dpo"):
-        stages.append(("contrast.training", config.contrast.training))
-    for name, section in stages:
+    for name, section in config.trainings.items():
         size, parts, field = section.batch_size, section.gradient_accumulation_steps, f"{name}.batch_size"
         places = partitioning.places(size, mesh, parts=parts, field=field)
         if places > size and jax.process_index() == 0:

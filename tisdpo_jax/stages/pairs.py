@@ -85,10 +85,10 @@ def open_data(config: Experiment, text: Text) -> tuple[EncodedSet, EncodedSet | 
             raise DataError(f"{usable.source}: none of its records can be used; `tisdpo inspect` names the reasons")
         return usable
 
-    records = read_pairs(data.train, format=data.format, limit=data.limit, group_field=subset)
+    records = read_pairs(data.train, format=data.format, limit=data.limit or 0, group_field=subset or "")
     held_out = None
     if data.eval:
-        held_out = read_pairs(data.eval, format=data.format, limit=data.eval_limit, group_field=subset)
+        held_out = read_pairs(data.eval, format=data.format, limit=data.eval_limit or 0, group_field=subset or "")
     elif data.eval_fraction:
         records, held_out = split_by_prompt(records, data.eval_fraction, data.seed)
         if data.eval_limit:

@@ -11,7 +11,7 @@ import jax
 
 from tisdpo_jax import generation
 from tisdpo_jax.artifacts import digest
-from tisdpo_jax.config import SamplingSection
+from tisdpo_jax.config import GenerateRecipe, GenerateSection, carried, replaced
 from tisdpo_jax.data import InvalidRecord, Prompt, make_views, open_template
 from tisdpo_jax.generation import Response
 from tisdpo_jax.stages.answers import answers
@@ -42,7 +42,7 @@ def answers_of(
     Raises: Interrupted between two batches.
     """
     section = session.config.evaluation
-    sampling = SamplingSection(
+    sampling = GenerateSection(
         engine="local",
         temperature=temperature,
         seed=section.seed,
@@ -50,7 +50,7 @@ def answers_of(
         max_new_tokens=section.max_new_tokens,
         max_prompt=session.config.data.max_length,
     )
-    config = dataclasses.replace(session.config, sampling=sampling)
+    config = replaced(carried(session.config, GenerateRecipe), "sampling", sampling)
     session = dataclasses.replace(session, config=config, tokenizer=subject.tokenizer)
     asked, unusable = prompts_in_views(session, prompts, ("main",), 1)
     for invalid_record in unusable if jax.process_index() == 0 else ():

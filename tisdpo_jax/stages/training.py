@@ -7,8 +7,6 @@ import functools
 import logging
 from typing import Any
 
-import yaml
-
 from tisdpo_jax.artifacts import Run, Stage, Stored
 from tisdpo_jax.checkpoint import save_tree
 from tisdpo_jax.config import Experiment, get
@@ -82,7 +80,7 @@ class Training:
             estimator=config.weights,
             gradient_accumulation_steps=get(config, self.section).gradient_accumulation_steps,
             seed=config.seed,
-            compiler_options=compiler_options(config.mesh.compiler_options),
+            compiler_options=tuple((config.mesh.compiler_options or {}).items()),
         )
 
     def key(self, run: Run) -> dict[str, Any]:
@@ -163,14 +161,3 @@ class Training:
 
     def _taken(self, columns: Columns) -> Columns:
         return {name: value for name, value in columns.items() if name in self.taken}
-
-
-def compiler_options(text: str) -> tuple[tuple[str, bool | int | float | str], ...]:
-    """`a=1,b=true` as pairs of names and plain values. Raises: ConfigError for a part without name or value."""
-    options = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, value = part.partition("=")
-        if not name.strip() or not value.strip():
-            raise ConfigError(f"mesh.compiler_options: {part!r} is not name=value")
-        options.append((name.strip(), yaml.safe_load(value)))
-    return tuple(options)

@@ -49,7 +49,7 @@ class Job:
     keep: int = 2
     max_skipped: int = 5
     log_every: int = 1
-    eval_every: int = 0
+    eval_every: int | None = None
 
     def __post_init__(self) -> None:
         steps = self.plan.gradient_accumulation_steps

@@ -41,7 +41,7 @@ class Writers:
         if self._summaries is not None and self._tensorboard is None:
             self._tensorboard = self._summaries.SummaryWriter(str(self._run_dir / "tensorboard"))
         if self._client is not None and self._wandb is None:
-            project = self._section.wandb
+            project = str(self._section.wandb)
             try:
                 self._wandb = self._client.init(
                     project=project,
@@ -56,7 +56,7 @@ class Writers:
                 why = next(iter(str(error).splitlines()), "") or type(error).__name__
                 raise UserError(
                     f"logging.wandb {project}: W&B opens no run: {why}; `wandb login`, set WANDB_MODE=offline, or "
-                    "leave logging.wandb empty"
+                    "leave logging.wandb null"
                 ) from None
 
     def write(self, stage: str, step: int, split: str, values: Mapping[str, float]) -> None:

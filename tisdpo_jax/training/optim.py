@@ -30,7 +30,7 @@ def schedule(section: OptimizerSection, total_steps: int) -> Schedule:
 
 def optimizer(section: OptimizerSection, total_steps: int) -> optax.GradientTransformation:
     """Clipping by global norm, then the named optimizer with decoupled weight decay and the schedule."""
-    parts = [optax.clip_by_global_norm(section.clip_norm)] if section.clip_norm > 0 else []
+    parts = [optax.clip_by_global_norm(section.clip_norm)] if section.clip_norm is not None else []
     if section.name == "adamw":
         parts.append(optax.scale_by_adam(section.b1, section.b2, section.eps))
     elif section.name == "rmsprop":

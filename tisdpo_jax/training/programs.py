@@ -60,8 +60,8 @@ def state_shardings(shape: TrainState, mesh: Mesh) -> Any:
     return TrainState(*arrays)
 
 
-def keep_on_disk(directory: str) -> None:
-    """Keeps compiled programs in `directory`, so that another start of a run compiles nothing; "" keeps none.
+def keep_on_disk(directory: str | None) -> None:
+    """Keeps compiled programs in `directory`, so that another start of a run compiles nothing; None keeps none.
 
     A directory that JAX was given (JAX_COMPILATION_CACHE_DIR) stays, and with it what JAX was told to keep.
     """
