@@ -25,7 +25,7 @@ from tisdpo_jax.recipes.export import export
 from tisdpo_jax.recipes.report import write_evaluation, write_report
 from tisdpo_jax.recipes.samples import model_names, take_samples
 from tisdpo_jax.recipes.tisdpo import Graph, tisdpo, wanted_reads
-from tisdpo_jax.reporting import Comparison, Grid, grid_text, table_text
+from tisdpo_jax.reporting import Comparison, Grid, grid_text
 from tisdpo_jax.roles import Frozen, bind, policy_role
 from tisdpo_jax.stages import Base, Session, Subject, open_session, open_subject
 from tisdpo_jax.training import Interrupt, keep_on_disk, listening
@@ -197,9 +197,9 @@ def _look(session: Session, directory: Path, policy: Subject, reference: Subject
         models = ("reference", "policy") if section.policy or section.reference else (before, after)
         tables, measures = evaluate.comparisons(done.scores, done.found.beta, models), done.grids()
         # "before" and "after" are words for a run, not for any two models
-        shown = tables if not session.config.evaluation.policy else ()
-        for text in [*map(table_text, shown), *map(grid_text, measures)]:
-            _say(text + "\n")
+        shown = [table.grid() for table in tables] if not session.config.evaluation.policy else []
+        for grid in (*shown, *measures):
+            _say(grid_text(grid) + "\n")
     judged = None
     if session.config.evaluation.judge.by:
         evaluate.save(directory, session, done, tables, None)  # judging may be stopped, and may take long
