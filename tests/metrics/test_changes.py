@@ -55,7 +55,7 @@ def test_a_margin_that_is_not_a_number_is_not_taken_for_a_wrong_one() -> None:
 
 
 def test_measurements_of_other_pairs_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 values before but 2 after"):
+    with pytest.raises(ValueError, match=r"before \(3,\) and after \(2,\) .* of the same pairs"):
         paired_difference([1, 2, 3], [1, 2])
     with pytest.raises(ValueError, match="one number a pair"):
         compare([[1, 2]], [[1, 2]], [1, 2], [1, 2])
@@ -70,7 +70,7 @@ def test_area_under_the_curve_is_the_share_of_pairs_in_order() -> None:
     assert auc(scores) == pytest.approx((pairs.mean(), placements.std(ddof=1) / math.sqrt(30)))
     assert auc(np.array([[2.0, 0.0], [3.0, 1.0]])) == (1.0, 0.0) and auc(np.zeros((4, 2))) == (0.5, 0.0)
     assert math.isnan(auc(np.zeros((0, 2)))[0]) and math.isnan(area_under_curve(scores[:0, 0], scores[:, 1]))
-    draws = [auc(random.normal([1.0, 0.0], 1.0, (60, 2))) for _ in range(200)]
+    draws = [auc(random.normal([1.0, 0.0], 1.0, (60, 2))) for _ in range(150)]
     values, errors = np.array(draws).T
     assert abs(values.mean() - 0.7602) < 0.01  # normal, one standard deviation apart: Phi(1 / sqrt 2)
     assert abs(errors.mean() / values.std() - 1) < 0.15

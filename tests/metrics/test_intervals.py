@@ -8,23 +8,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tisdpo_jax.metrics import (
-    bootstrap,
-    bootstrap_each,
-    intervals,
-    mean_interval,
-    share_interval,
-    weighted_mean,
-    wilson,
-)
+from tisdpo_jax.metrics import intervals, mean_interval, wilson
+from tisdpo_jax.metrics.intervals import bootstrap, share_interval
 
 
-def covered(draw, truth: float, trials: int = 300) -> float:
+def covered(draw, truth: float, trials: int = 150) -> float:
     """How often the interval of `draw(random) -> (values, clusters)` holds the truth."""
     hits = 0
     for seed in range(trials):
         values, clusters = draw(np.random.default_rng(seed))
-        found = mean_interval(values, clusters, resamples=300, seed=seed)
+        found = mean_interval(values, clusters, resamples=200, seed=seed)
         hits += found.low <= truth <= found.high
     return hits / trials
 
@@ -33,8 +26,8 @@ def test_it_covers_the_truth_at_about_its_level() -> None:
     def pairs(random):
         return random.gamma(2.0, 1.0, 60), np.arange(60)
 
-    # three standard errors of 300 trials are 0.04; percentile intervals of 60 skewed values fall a little short
-    assert 0.90 <= covered(pairs, 2.0) <= 0.985
+    # three standard errors of 150 trials are 0.05; percentile intervals of 60 skewed values fall a little short
+    assert 0.88 <= covered(pairs, 2.0) <= 0.985
 
 
 def test_pairs_that_share_a_prompt_are_drawn_together() -> None:
@@ -42,7 +35,7 @@ def test_pairs_that_share_a_prompt_are_drawn_together() -> None:
         prompts = np.repeat(np.arange(40), 5)
         return random.normal(size=40)[prompts] + 0.2 * random.normal(size=200), prompts
 
-    assert 0.90 <= covered(shared, 0.0) <= 0.985
+    assert 0.88 <= covered(shared, 0.0) <= 0.985
     # taken for 200 independent pairs, the intervals would be far too narrow: this is why
     assert covered(lambda random: (shared(random)[0], np.arange(200)), 0.0) < 0.7
 
@@ -95,14 +88,14 @@ def test_what_is_not_defined_is_nan() -> None:
     assert part.value == 2.0 and part.low >= 1.0
     assert math.isnan(mean_interval([1.0, 2.0], [0, 1], kept=[False, False]).value)
     with pytest.raises(ValueError, match="one value a pair"):
-        bootstrap_each(weighted_mean(np.ones(4)), np.ones((2, 2)))
+        mean_interval(np.ones(4), np.ones((2, 2)))
 
 
 def test_several_statistics_share_their_resamples() -> None:
     values = np.random.default_rng(3).normal(size=(25, 2))
 
     def both(weights):
-        return np.stack([weighted_mean(values[:, k])(weights) for k in (0, 1)], axis=-1)
+        return np.stack([weights @ values[:, k] / weights.sum(-1) for k in (0, 1)], axis=-1)
 
-    found = bootstrap_each(both, np.arange(25), seed=9)
-    assert found == [bootstrap(weighted_mean(values[:, k]), np.arange(25), seed=9) for k in (0, 1)]
+    for k, interval in enumerate(bootstrap(both, np.arange(25), seed=9)):
+        assert interval == pytest.approx(mean_interval(values[:, k], np.arange(25), seed=9))

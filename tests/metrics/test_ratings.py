@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tisdpo_jax.metrics import ELO, Outcomes, bradley_terry, ratings, win_rate
+from tisdpo_jax.metrics import Outcomes, bradley_terry, ratings, win_rate
+from tisdpo_jax.metrics.ratings import ELO
 
 outcomes = st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=2, max_size=40).map(np.array)
 
@@ -38,9 +39,9 @@ def test_swapping_the_models_flips_the_rate(values: np.ndarray) -> None:
 
 
 def test_two_models_have_the_closed_form() -> None:
-    for wins, losses, prior in ((30.0, 10.0, 0.0), (7.5, 2.5, 1.0), (12.0, 0.0, 1.0), (0.0, 0.0, 1.0)):
-        strengths = bradley_terry([[0, wins], [losses, 0]], prior=prior)
-        expected = np.log((wins + prior / 2) / (losses + prior / 2))
+    for wins, losses in ((30.0, 10.0), (7.5, 2.5), (12.0, 0.0), (0.0, 0.0)):
+        strengths = bradley_terry([[0, wins], [losses, 0]])
+        expected = np.log((wins + 0.5) / (losses + 0.5))
         assert strengths[0] - strengths[1] == pytest.approx(expected, abs=1e-9)
         assert strengths.sum() == pytest.approx(0.0, abs=1e-12)
 
@@ -65,27 +66,24 @@ def test_intervals_of_ratings_cover_the_truth() -> None:
 
 
 def test_expected_wins_are_the_wins() -> None:
-    """Without a prior the likelihood's maximum expects of every model just the wins that it had."""
+    """The likelihood's maximum expects of every model just the wins that it had, the added half ones among them."""
     wins = np.random.default_rng(0).integers(3, 30, (5, 5)).astype(float)
     np.fill_diagonal(wins, 0)
-    strengths = bradley_terry(wins, prior=0.0)
+    strengths = bradley_terry(wins)
     chance = 1 / (1 + np.exp(strengths[None] - strengths[:, None]))
-    np.testing.assert_allclose(((wins + wins.T) * chance).sum(-1), wins.sum(-1), rtol=1e-9)
+    games = wins + wins.T + 1 - np.eye(5)
+    np.testing.assert_allclose((games * chance).sum(-1), wins.sum(-1) + 2, rtol=1e-9)
     permuted = [3, 1, 4, 0, 2]
-    np.testing.assert_allclose(bradley_terry(wins[permuted][:, permuted], prior=0.0), strengths[permuted], atol=1e-9)
+    np.testing.assert_allclose(bradley_terry(wins[permuted][:, permuted]), strengths[permuted], atol=1e-9)
     np.testing.assert_allclose(bradley_terry(wins.T), -bradley_terry(wins), atol=1e-9)
-    np.testing.assert_allclose(bradley_terry(np.stack([wins, wins.T]), prior=0.0), [strengths, -strengths], atol=1e-9)
+    np.testing.assert_allclose(bradley_terry(np.stack([wins, wins.T])), [strengths, -strengths], atol=1e-9)
 
 
-def test_a_model_that_wins_or_loses_everything_is_finite_with_a_prior_and_refused_without() -> None:
+def test_a_model_that_wins_or_loses_everything_is_finite() -> None:
     wins = np.array([[0, 500, 500], [0, 0, 250], [0, 250, 0]], float)
     strengths = bradley_terry(wins)
     assert np.isfinite(strengths).all() and strengths[0] > strengths[1] == pytest.approx(strengths[2])
-    with pytest.raises(ValueError, match="won or lost everything"):
-        bradley_terry(wins, prior=0.0)
     never_met = np.array([[0, 5, 0, 0], [5, 0, 0, 0], [0, 0, 0, 5], [0, 0, 5, 0]], float)
-    with pytest.raises(ValueError, match="without a prior"):
-        bradley_terry(never_met, prior=0.0)
     np.testing.assert_allclose(bradley_terry(never_met), 0.0, atol=1e-9)
 
 

@@ -12,6 +12,9 @@ import pytest
 from runs import arguments, command
 from safetensors.numpy import load_file
 
+from tisdpo_jax.interchange import load_tokenizer
+from tisdpo_jax.recipes.pictures import decode_pieces
+
 OPTIONS = {"contrast__construction": "prompts", "mesh__fsdp": 1, "data__limit": 12, "logging__progress": "false"}
 
 
@@ -106,6 +109,14 @@ def test_without_scores_it_says_what_to_do(scored, tmp_path, capsys) -> None:
     # other pairs than those that were scored have no weights either
     code, output = inspect(capsys, {**options, "data__limit": 11}, f"--pictures={tmp_path / 'p'}")
     assert code == 2 and "no scores" in output
+
+
+def test_pieces_of_a_real_tokenizer_join_to_the_text(tiny) -> None:
+    tokenizer = load_tokenizer(tiny["model__path"])
+    text = "Once upon a time — 早上好 👩‍👧 done.\n\n  صباح café"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    pieces = decode_pieces(tokenizer, ids)
+    assert len(pieces) == len(ids) > len(text) / 2 and "".join(pieces) == tokenizer.decode(ids)
 
 
 def test_pairs_that_are_drawn_may_be_named(scored, tmp_path, capsys) -> None:

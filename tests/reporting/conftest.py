@@ -70,6 +70,7 @@ class _Reader(HTMLParser):
 
 def _read(html: str) -> Element:
     """Parse, and check what holds of everything we write: balanced, no script, nothing from outside, no raw control."""
+    html = str(html)  # Markup would escape what is read from it
     html.encode("utf-8")  # lone surrogates would not
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200b\ufeff]", html)
     reader = _Reader()

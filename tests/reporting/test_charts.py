@@ -1,18 +1,21 @@
-"""Charts as geometry: where points land, what is a gap, what the page sees of a drawing."""
+"""Charts as geometry: where points land, what is a gap, what the page sees of a drawing; and those of metrics.jsonl."""
 
 from __future__ import annotations
 
+import json
+import math
 import re
-import subprocess
-import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib.image
 import numpy as np
 import pytest
 
-from tisdpo_jax.reporting import distribution_png, histogram, line_chart
-from tisdpo_jax.reporting.charts import COLOURS
+from tisdpo_jax.errors import DataError
+from tisdpo_jax.reporting import Distribution, distribution_png, histogram, read_metrics
+from tisdpo_jax.reporting.charts import COLOURS, line_chart
+from tisdpo_jax.reporting.history import series, stage_charts
 
 
 def plot(figure: str) -> ElementTree.Element:
@@ -106,7 +109,7 @@ def test_series_differ_in_colour_and_dash_and_are_named(read, contrast) -> None:
 
 def test_a_histogram_has_common_bins_of_shares_that_sum_to_one() -> None:
     values = np.random.default_rng(0).normal(size=200)
-    figure = histogram("t", "x", {"a": [*values, np.nan], "b": [0.0, *values[:50]], "none": []}, bins=20)
+    figure = histogram("t", "x", {"a": [*values, np.nan], "b": [0.0, *values[:50]], "none": []})
     assert "a: 200 values, 1 not finite; b: 51 values; none: 0 values" in figure
     pixels, labels = np.array(ticks(figure)["end"]).T
     slope, _ = np.polyfit(labels, pixels, 1)
@@ -114,7 +117,7 @@ def test_a_histogram_has_common_bins_of_shares_that_sum_to_one() -> None:
     for points in steps[:2]:
         bottom = points[0, 1]  # a drawing of stairs begins and ends at 0
         heights = (points[1:-1:2, 1] - bottom) / slope / 100
-        assert heights.size == 20 and heights.sum() == pytest.approx(1, abs=0.03) and heights.min() > -0.002
+        assert heights.size == 40 and heights.sum() == pytest.approx(1, abs=0.03) and heights.min() > -0.002
     np.testing.assert_array_equal(steps[0][:, 0], steps[1][:, 0])
     assert "no data" in histogram("t", "x", {"a": []})
 
@@ -130,22 +133,53 @@ def test_a_drawing_fits_into_the_page(read, hostile) -> None:
     assert line_chart("t", "x", {"a": ([0, 1], [0, 1])}) == line_chart("t", "x", {"a": ([0, 1], [0, 1])})
 
 
-def test_drawing_leaves_the_settings_of_matplotlib_and_pyplot_alone() -> None:
-    program = """
-import sys, matplotlib
-from tisdpo_jax.reporting import histogram
-matplotlib.rcParams["svg.fonttype"] = "path"
-names = "svg.fonttype", "svg.hashsalt", "font.family", "font.size", "text.parse_math", "lines.scale_dashes"
-before = [matplotlib.rcParams[name] for name in names]
-histogram("t", "x", {"a": [1.0, 2.0]})
-assert [matplotlib.rcParams[name] for name in names] == before
-assert "matplotlib.pyplot" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", program], check=True)
-
-
 def test_a_png_has_its_words_and_the_same_bytes_each_time(tmp_path) -> None:
     for name in ("a", "b"):
-        distribution_png("$t_", "x", {"chosen": [1.0, 2.0, np.nan], "rejected": []}, tmp_path / f"{name}.png")
+        distribution_png(Distribution("", "$x_", {"chosen": [1.0, np.nan], "rejected": []}), tmp_path / f"{name}.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert matplotlib.image.imread(tmp_path / "a.png").shape[:2] == (560, 840)
+
+
+ROWS = [
+    {"stage": stage, "step": step, "split": split, "loss": 0.7 - 0.01 * step, "note": "text", "kl": None, "zeta": 1}
+    for stage in ("plus", "policy")
+    for step in range(5)
+    for split in ("train", "eval")
+]
+
+
+def test_metrics_are_read_back_and_a_line_cut_off_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    assert read_metrics(path) == ROWS
+    whole = path.read_text(encoding="utf-8")
+    path.write_text(whole + '{"stage": "policy", "st', encoding="utf-8")
+    assert read_metrics(path) == ROWS
+    for bad in ('{"stage": \n', "3\n"):
+        path.write_text(bad + whole, encoding="utf-8")
+        with pytest.raises(DataError, match=r"metrics\.jsonl:1: not a JSON object"):
+            read_metrics(path)
+
+
+def test_a_step_written_twice_counts_once_and_the_later_row_wins() -> None:
+    rows = [
+        {"stage": "a", "step": step, "split": "train", "loss": loss} for step, loss in ((2, 5.0), (1, 1.0), (2, 3.0))
+    ]
+    assert series(rows, "loss") == {"train": ([1.0, 2.0], [1.0, 3.0])}
+    steps, values = series([*rows, {"stage": "a", "step": 4, "split": "train", "loss": None}], "loss")["train"]
+    assert steps == [1.0, 2.0, 4.0] and math.isnan(values[-1])
+
+
+def test_charts_go_by_stage_and_metric(read) -> None:
+    def titles(drawn) -> list[str]:
+        return [read(chart).all("b")[0].text for chart in drawn]
+
+    one = [{"stage": "a", "zeta": 1, "alpha": 2.0, "objective": 3, "step": 1, "note": "x", "flag": True}]
+    assert titles(stage_charts(one)[0][1]) == ["objective", "alpha", "zeta"]
+    stages = stage_charts(ROWS)
+    assert [(name, titles(drawn)) for name, drawn in stages] == [(n, ["loss", "zeta"]) for n in ("plus", "policy")]
+    assert [key.text.strip() for key in read(stages[0][1][0]).all("span", "key")] == ["train", "eval"]
+    named = [{"stage": stage, "step": 1, "objective": 1.0, "rewards/margins": 2.0} for stage in ("plus", "policy")]
+    drawn = dict(stage_charts(named, weighted=("policy",)))
+    assert titles(drawn["plus"]) == ["margin", "objective"]
+    assert titles(drawn["policy"]) == ["margin", "objective (weighted)"]

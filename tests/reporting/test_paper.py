@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tisdpo_jax.reporting import SidePicture, TokenPicture, pair_png, palette
+from tisdpo_jax.reporting import SidePicture, TokenPicture, pair_png
+from tisdpo_jax.reporting.heatmap import LEVELS, background
 from tisdpo_jax.reporting.paper import wrap
 
 LONG = ["", "the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog\n", "and\tthe", "dog", "sleeps"]
@@ -63,7 +64,7 @@ def shows(pixels: np.ndarray, colour: str) -> int:
 
 def test_colours_are_those_of_the_palette(draw) -> None:
     """Each side's background comes from its weights; both ends of the scale are in the legend anyhow."""
-    ends = [palette.background(step) for step in (-palette.LEVELS, palette.LEVELS)]
+    ends = [background(step) for step in (-LEVELS, LEVELS)]
     plain = picture(["one"] * 3)
     none = draw(TokenPicture("i", "p", tuple(SidePicture(side.tokens, [1.0] * 3) for side in plain.sides)))
     high, low = (
@@ -78,9 +79,9 @@ def test_colours_are_those_of_the_palette(draw) -> None:
 
 
 def test_more_text_makes_a_taller_picture_of_the_same_width(draw) -> None:
-    short, tall = draw(picture(["word"] * 3)), draw(picture([" word"] * 300))
-    assert short.shape[1] == tall.shape[1] == 1400 and tall.shape[0] > short.shape[0] + 300
-    assert draw(picture(["word"] * 3), width=3.5, dpi=100).shape[1] == 350
+    short, tall = draw(picture(["word"] * 3)), draw(picture([" word"] * 100))
+    assert short.shape[1] == tall.shape[1] == 1400 and tall.shape[0] > short.shape[0] + 100
+    assert draw(picture(["word"] * 3), width=3.5).shape[1] == 700
 
 
 def test_hostile_and_foreign_text_is_drawn_without_a_warning(draw, hostile, caplog) -> None:
@@ -106,8 +107,3 @@ def test_the_same_picture_gives_the_same_bytes(tmp_path) -> None:
         pair_png(picture(TOKENS), tmp_path / f"{name}.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
-
-
-def test_a_notebook_shows_a_picture_as_it_is(read) -> None:
-    page = read(picture(["<b>", "x"])._repr_html_())
-    assert len(page.all("span", "tw-t")) == 5 and not page.all("script")  # two sides, and the sample in the legend

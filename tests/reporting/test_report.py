@@ -17,32 +17,32 @@ from tisdpo_jax.metrics import compare, weight_limits, weight_statistics
 from tisdpo_jax.reporting import (
     Comparison,
     DataCounts,
+    Distribution,
     Report,
     Sample,
     Score,
     ShownAnswer,
     SidePicture,
     TokenPicture,
-    WeightSection,
     headlines,
-    palette,
-    render_report,
-    style_sheet,
+    weight_grid,
     write,
 )
 from tisdpo_jax.reporting.charts import COLOURS
+from tisdpo_jax.reporting.heatmap import ink, style_sheet
+from tisdpo_jax.reporting.report import render_report
 
 Rejected = namedtuple("Rejected", "origin reason detail")
 
 ROWS = [{"stage": stage, "step": n, "loss": 1 / (1 + n)} for stage in ("plus", "policy") for n in range(3)]
 
+LOG_WEIGHTS = np.random.default_rng(1).normal(size=(2, 100))
+STATISTICS = weight_statistics(np.exp(LOG_WEIGHTS), np.ones((2, 100)), limits=weight_limits())
+
 
 def report(text: str = "plain") -> Report:
     random = np.random.default_rng(0)
-    log_weights = random.normal(size=(2, 100))
-    weights = np.exp(log_weights)
     side = SidePicture((text, " b"), (0.5, 2.0), (-1.0, -2.0), (-2.0, -1.0))
-    statistics = weight_statistics(weights, np.ones_like(weights), limits=weight_limits())
     return Report(
         title=text,
         facts=((text, text), ("pairs", "12")),
@@ -54,7 +54,8 @@ def report(text: str = "plain") -> Report:
         * 7,
         scores=(Score(text, text, (text, "last"), (0, 3), 4, True), Score(text, "b", (text, "last"), (1, 1), 4, None)),
         history=[*ROWS, {"stage": text, "step": 1, "split": text, text or "x": 1.0}],
-        weights=WeightSection(*statistics, *log_weights),
+        weights=(weight_grid(*STATISTICS),),
+        distributions=(Distribution(text, text, {text: LOG_WEIGHTS[0]}),),
         pictures=(TokenPicture(text, text, (side, side)),),
         data=(
             DataCounts(text, text, 10, 8, (Rejected("pairs.jsonl:3", text, text), Rejected("pairs.jsonl:7", "b", ""))),
@@ -66,7 +67,7 @@ def report(text: str = "plain") -> Report:
 
 def test_hostile_text_anywhere_stays_text(read, hostile) -> None:
     for text in hostile:
-        root = read(render_report(dataclasses.replace(report(text), history=(), weights=None)))
+        root = read(render_report(dataclasses.replace(report(text), history=(), distributions=())))
         assert len(root.all("html")) == 1 and len(root.all("body")) == 1
     everything = "\n".join(hostile)
     assert "<script>alert(1)</script>" in read(render_report(report(everything))).all("pre")[0].text
@@ -99,7 +100,7 @@ def test_the_page_is_accessible(read) -> None:
 def test_text_and_lines_of_the_page_have_contrast(read, contrast, dark: bool) -> None:
     css = read(render_report(report())).all("style")[0].text
     light_rules, *dark_rules = css.split("@media screen and (prefers-color-scheme:dark)")
-    colours = {f"c{i}": colour for i, colour in enumerate(COLOURS)} | {"tw-ink": palette.ink()}
+    colours = {f"c{i}": colour for i, colour in enumerate(COLOURS)} | {"tw-ink": ink()}
     for rules in (light_rules, *dark_rules) if dark else (light_rules,):
         colours |= dict(re.findall(r"--([\w-]+):(#[0-9a-f]{3,6})\b", rules.split("@media")[0]))
     colours = {name: c if len(c) == 7 else "#" + "".join(2 * x for x in c[1:]) for name, c in colours.items()}
@@ -123,7 +124,7 @@ def test_values_shown_are_the_values_given(read) -> None:
     shown = [float(cell.attributes["value"]) for cell in weights.all("data")]
     expected = [
         x
-        for side in (given.weights.chosen, given.weights.rejected)
+        for side in STATISTICS
         for x in (side.count, side.mean, side.std, *side.quantiles, side.share_at_lowest, side.share_at_highest)
     ]
     assert shown == expected
@@ -162,22 +163,18 @@ def test_a_reader_sees_first_what_came_of_the_run(read) -> None:
 
 def test_sections_without_content_are_left_out(read) -> None:
     assert read(render_report(Report("empty"))).all("section") == []
-    for name in ("comparisons", "samples", "scores", "history", "weights", "pictures", "data", "config", "files"):
+    for name in ("comparisons", "samples", "scores", "history", "weights", "distributions", "pictures", "data"):
         only = Report("t", **{name: getattr(report(), name)})
         page = read(render_report(only))
         sections = [section for section in page.all("section") if "id" in section.attributes]
         assert len(sections) == len(page.all("nav")[0].all("a")) == 1
 
 
-def test_equal_reports_give_equal_pages() -> None:
-    assert render_report(report()) == render_report(report())
-
-
 def test_writing_replaces_the_whole_file_or_leaves_it(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
-    write(path, report("first"))
+    write(path, report("first"))  # equal reports give equal pages
     assert path.read_text(encoding="utf-8") == render_report(report("first")) and path.stat().st_mode & 0o777 == 0o644
-    broken = dataclasses.replace(report("second"), data=(None,))
+    broken = dataclasses.replace(report("second"), data=(None,), history=(), distributions=())
     with pytest.raises(AttributeError):
         write(path, broken)
     assert path.read_text(encoding="utf-8") == render_report(report("first"))
@@ -186,7 +183,18 @@ def test_writing_replaces_the_whole_file_or_leaves_it(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_importing_draws_nothing_yet() -> None:
-    code = "import sys, tisdpo_jax.reporting; print(*{name.split('.')[0] for name in sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not set(done.stdout.split()) & {"jax", "flax", "transformers", "matplotlib", "pandas", "grain", "orbax"}
+def test_importing_draws_nothing_yet_and_drawing_leaves_matplotlib_as_it_is() -> None:
+    program = """
+import sys
+from tisdpo_jax.reporting import histogram
+heavy = {"jax", "flax", "transformers", "matplotlib", "pandas", "grain", "orbax"} & {*sys.modules}
+assert not heavy, heavy
+import matplotlib
+matplotlib.rcParams["svg.fonttype"] = "path"
+names = "svg.fonttype", "svg.hashsalt", "font.family", "font.size", "text.parse_math", "lines.scale_dashes"
+before = [matplotlib.rcParams[name] for name in names]
+histogram("t", "x", {"a": [1.0, 2.0]})
+assert [matplotlib.rcParams[name] for name in names] == before
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -13,15 +13,12 @@ from tisdpo_jax.metrics import Change, Interval, PairScores, TokenMean, compare,
 from tisdpo_jax.reporting import (
     Comparison,
     Grid,
-    Report,
     as_plain,
     extreme_grid,
-    grid_html,
     grid_text,
     preference_grids,
-    render_report,
-    table_text,
 )
+from tisdpo_jax.reporting.tables import grid_html
 
 
 def pair_scores(groups: list[str]) -> PairScores:
@@ -73,10 +70,10 @@ def test_intervals_show_two_digits_of_their_width() -> None:
 def test_what_holds_by_definition_is_compared_with_nothing(read) -> None:
     rows = tuple(defined(row) for row in compare(np.zeros(9), np.full(9, math.log(2)), *np.random.rand(2, 9)))
     comparison = Comparison("t", 9, rows, ("after SFT", "after DPO"))
-    text = table_text(comparison)
+    text = grid_text(comparison.grid())
     assert "SE" not in text and text.count("not compared") == text.count("by definition") == 3
     assert "after SFT" in text and "0.6931 by definition" in text
-    page = read(render_report(Report("t", comparisons=(comparison,))))
+    page = read(grid_html(comparison.grid()))
     assert not page.all("span", "better") and page.text.count("by definition") == 3
     assert [cell.text for cell in page.all("thead")[0].all("th")][1:3] == ["after SFT", "after DPO"]
     assert all(row.by_definition and math.isnan(row.difference) and math.isnan(row.before_se) for row in rows)
@@ -84,12 +81,12 @@ def test_what_holds_by_definition_is_compared_with_nothing(read) -> None:
 
 def test_the_table_for_the_terminal_is_aligned_and_says_what_the_page_says(read) -> None:
     comparison = Comparison("Held-out pairs", 40, compare(*np.random.default_rng(3).normal(size=(4, 40))))
-    caption, header, *rows = table_text(comparison).split("\n")
+    caption, header, *rows = grid_text(comparison.grid()).split("\n")
     assert caption == "Held-out pairs (40 pairs, mean ± standard error)" and len(rows) == 3
     ends = [header.index(word) + len(word) for word in ("before", "after", "change")]
     for row in rows:
         assert all(row[end - 1].isdigit() and row[end : end + 1] in ("", " ") for end in ends)
-    page = read(render_report(Report("t", comparisons=(comparison,))))
+    page = read(grid_html(comparison.grid()))
     for row, cells in zip(rows, page.all("tbody")[0].all("tr"), strict=True):
         shown = [cell.text.replace("−", "-").replace("\u00a0", " ") for cell in cells.all("td")]
         assert re.split(r"\s{2,}", row)[1:] == shown
@@ -109,7 +106,7 @@ def test_the_table_for_the_terminal_is_aligned_and_says_what_the_page_says(read)
 )
 def test_the_verdict(difference: float, error: float, higher: bool, words: str) -> None:
     change = Change("x", 0.5, 0.0, 0.5 + difference, error, difference, error, higher)
-    last = table_text(Comparison("t", 1, (change,))).split("\n")[-1]
+    last = grid_text(Comparison("t", 1, (change,)).grid()).split("\n")[-1]
     assert (
         last.endswith(words) and ("better" in last) == ("better" in words) and ("worse" in last) == ("worse" in words)
     )
@@ -129,11 +126,11 @@ def test_the_verdict(difference: float, error: float, higher: bool, words: str) 
 )
 def test_numbers_have_the_digits_that_their_error_allows(value: float, error: float, text: str) -> None:
     change = Change("x", value, error, 0.0, 0.0, 0.0, 0.0, True)
-    assert f" {text}  " in table_text(Comparison("t", 1, (change,)))
+    assert f" {text}  " in grid_text(Comparison("t", 1, (change,)).grid())
 
 
 def test_the_table_of_tokens_shows_both_ends() -> None:
     means = [TokenMean(n, 9, 3, 1.0 - n / 10, 0.1) for n in range(40)]
-    grid = extreme_grid("t", means, [f"w{n}" for n in range(40)], shown=3)
-    assert [row[0] for row in grid.rows] == ["w0", "w1", "w2", "w37", "w38", "w39"]
+    grid = extreme_grid("t", means, [f"w{n}" for n in range(40)])
+    assert [row[0] for row in grid.rows] == [f"w{n}" for n in (*range(15), *range(25, 40))]
     assert grid.rows[0][5] == pytest.approx(math.e)

@@ -1,4 +1,7 @@
-"""Before and after: what a set of scored pairs says about two models, with paired standard errors."""
+"""Before and after: what a set of scored pairs says about two models, with standard errors of paired differences.
+
+A quantity that is not defined (a mean over no pair, a standard error over one) is nan.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import stats
 
-from tisdpo_jax.metrics.intervals import Floats, as_vector, mean_and_error, paired_difference
+from tisdpo_jax.metrics.intervals import Floats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,31 @@ class Change:
         return towards_better / self.difference_se if self.difference_se > 0 else math.nan
 
 
+def mean_and_error(values: ArrayLike) -> tuple[float, float]:
+    """Mean of values `[n]` and its standard error (standard deviation with n - 1, over sqrt n)."""
+    array = np.asarray(values, np.float64)
+    if not array.size:
+        return math.nan, math.nan
+    with np.errstate(invalid="ignore"):  # inf - inf: a mean that is not finite has no standard error
+        return float(array.mean()), float(stats.sem(array)) if array.size > 1 else math.nan
+
+
+def paired_difference(before: ArrayLike, after: ArrayLike) -> tuple[float, float]:
+    """Mean and standard error of `after - before`, two measurements `[n]` of the same pairs."""
+    first, second = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    if first.ndim != 1 or first.shape != second.shape:
+        raise ValueError(
+            f"values before {first.shape} and after {second.shape} must be one number a pair, of the same pairs"
+        )
+    return mean_and_error(second - first)
+
+
+def change_of(name: str, before: ArrayLike, after: ArrayLike, *, higher_is_better: bool | None) -> Change:
+    """The line of a before/after table for two measurements `[n]` of the same pairs."""
+    difference = paired_difference(before, after)
+    return Change(name, *mean_and_error(before), *mean_and_error(after), *difference, higher_is_better)
+
+
 def defined(change: Change) -> Change:
     """The same line where `before` is what it is by definition: compared with nothing."""
     nothing = math.nan
@@ -48,20 +77,37 @@ def compare(
     before_margins: ArrayLike, before_losses: ArrayLike, after_margins: ArrayLike, after_losses: ArrayLike
 ) -> tuple[Change, ...]:
     """The before/after table of the same pairs, all arrays [B]: reward accuracy, margin, loss."""
-
-    def change(name: str, before: Floats, after: Floats, higher_is_better: bool) -> Change:
-        values = (*mean_and_error(before), *mean_and_error(after), *paired_difference(before, after))
-        return Change(name, *values, higher_is_better)
-
-    margins = [as_vector(values, "margins") for values in (before_margins, after_margins)]
-    losses = [as_vector(values, "losses") for values in (before_losses, after_losses)]
+    before, after = np.asarray(before_margins, np.float64), np.asarray(after_margins, np.float64)
     return (
-        change("reward accuracy", ranked_right(margins[0]), ranked_right(margins[1]), True),
-        change("margin", margins[0], margins[1], True),
-        change("DPO loss", losses[0], losses[1], False),
+        change_of("reward accuracy", ranked_right(before), ranked_right(after), higher_is_better=True),
+        change_of("margin", before, after, higher_is_better=True),
+        change_of("DPO loss", before_losses, after_losses, higher_is_better=False),
     )
 
 
 def ranked_right(margins: Floats) -> Floats:
     """1 for a pair ranked right, 1/2 for a tie, 0 for one ranked wrong, nan for a margin that is nan."""
     return 0.5 * (np.sign(margins) + 1.0)
+
+
+def area_under_curve(positive: Floats, negative: Floats) -> float:
+    """Probability that a positive scores above a negative, ties one half; nan where there are none of either."""
+    return float(_placements(positive, negative).mean()) if positive.size and negative.size else math.nan
+
+
+def auc(scores: Floats) -> tuple[float, float]:
+    """Area under the curve of two scores of each prompt `[n, 2]`, first above second, and its standard error.
+
+    Over all pairs of a first and a second one, of whatever prompts. Source of the error: DeLong and others, 1988, with
+    the two scores of a prompt taken together.
+    """
+    if not len(scores):
+        return math.nan, math.nan
+    above, below = _placements(scores[:, 0], scores[:, 1]), _placements(-scores[:, 1], -scores[:, 0])
+    return float(above.mean()), mean_and_error(above + below)[1]
+
+
+def _placements(scores: Floats, others: Floats) -> Floats:
+    """Share of the others that each score lies above, ties one half: its rank among all less that among its own."""
+    among_all = stats.rankdata(np.concatenate([scores, others]))[: scores.size]
+    return (among_all - stats.rankdata(scores)) / others.size

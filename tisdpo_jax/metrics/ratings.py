@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from tisdpo_jax.metrics.intervals import Floats, Interval, bootstrap_each, share_interval
+from tisdpo_jax.metrics.intervals import Floats, Interval, bootstrap, share_interval
 
 ELO = 400.0 / math.log(10.0)
 """Elo points of one nat: 400 points are odds of ten to one."""
 
-PRIOR = 1.0
-_STEPS = 100
+_STEPS = 100  # of Newton, at most
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,36 +54,28 @@ def win_rate(first: str, second: str, outcomes: Outcomes, *, resamples: int = 20
     decided = np.isfinite(values)
     rate = share_interval(values, np.arange(values.size), kept=decided, resamples=resamples, seed=seed)
     wins, ties, losses = (int((values == value).sum()) for value in (1.0, 0.5, 0.0))
-    return WinRate(
-        first, second, rate, wins, ties, losses, int(outcomes.inconsistent.sum()), int(values.size - decided.sum())
-    )
+    inconsistent, undecided = int(outcomes.inconsistent.sum()), int(values.size - decided.sum())
+    return WinRate(first, second, rate, wins, ties, losses, inconsistent, undecided)
 
 
-def bradley_terry(wins: ArrayLike, *, prior: float = PRIOR) -> Floats:
+def bradley_terry(wins: ArrayLike) -> Floats:
     """Strengths `[..., M]` in nats, of mean 0: the maximum of the likelihood of Bradley and Terry (1952).
 
-    `P(i beats j) = sigmoid(strength_i - strength_j)`; a tie is half a win for each. Strengths matter by their
-    differences alone, hence the mean of 0.
+    `P(i beats j) = sigmoid(strength_i - strength_j)`; a tie is half a win for each. One game is added between any two
+    models, half of it won by each: a model that won or lost everything has a finite rating then, and models that never
+    met can be compared; with n games a pair the pull to 0 is of order 1 / n. Two models: the difference is
+    `log((wins + 1 / 2) / (losses + 1 / 2))`.
 
     Args:
       wins: `[..., M, M]`, how often i beat j, ties counted one half; the diagonal is not read.
-      prior: games added between any two models, half of them won by each. A model that won or lost everything then
-        has a finite rating, and models that never met can be compared; with n games a pair the pull to 0 is of order
-        prior / n. With 0 this is the plain maximum, which may not exist.
-
-    Two models: `log((wins + prior / 2) / (losses + prior / 2))` is the difference.
-
-    Raises: ValueError when prior is 0 and the maximum does not exist.
     """
     won = np.asarray(wins, np.float64)
     models = won.shape[-1]
     off = 1.0 - np.eye(models)
-    won = (won + 0.5 * prior) * off
-    if prior == 0:
-        _check_connected(won)
+    won = (won + 0.5) * off
     games = won + np.swapaxes(won, -1, -2)
     strengths = np.zeros(won.shape[:-1])
-    for _ in range(_STEPS):  # Newton; the likelihood is concave
+    for _ in range(_STEPS):  # the likelihood is concave
         chance = expit(strengths[..., :, None] - strengths[..., None, :])
         gradient = (won - games * chance).sum(-1)
         curvature = games * chance * (1.0 - chance) * off
@@ -103,7 +94,6 @@ def ratings(
     outcomes: Mapping[tuple[str, str], Outcomes],
     *,
     anchor: str = "",
-    prior: float = PRIOR,
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[Rating, ...]:
@@ -125,18 +115,9 @@ def ratings(
             value = np.where(decided, outcome.values, 0.0)
             wins[:, place[one], place[other]] += weights @ value
             wins[:, place[other], place[one]] += weights @ (decided - value)
-        strengths = ELO * bradley_terry(wins, prior=prior)
+        strengths = ELO * bradley_terry(wins)
         return strengths - strengths[:, [place[anchor]]] if anchor else strengths
 
-    intervals = bootstrap_each(statistics, np.arange(prompts), resamples=resamples, seed=seed)
+    intervals = bootstrap(statistics, np.arange(prompts), resamples=resamples, seed=seed)
     rated = [Rating(name, interval) for name, interval in zip(names, intervals, strict=True)]
     return tuple(sorted(rated, key=lambda rating: -rating.elo.value))
-
-
-def _check_connected(won: Floats) -> None:
-    """Ford (1957): the maximum exists when each model can be reached from each over chains of wins."""
-    reached = (won > 0).astype(float) + np.eye(won.shape[-1])
-    for _ in range(max(1, math.ceil(math.log2(won.shape[-1])))):
-        reached = np.minimum(reached @ reached, 1.0)
-    if not (reached > 0).all():
-        raise ValueError("a model (or a group of models) won or lost everything: without a prior it has no rating")

@@ -57,8 +57,11 @@ def weight_statistics(
     values, kept = np.asarray(weights, np.float64), np.asarray(mask) != 0
     if values.ndim < 2 or values.shape[-2] != 2 or values.shape != kept.shape:
         raise ValueError(f"weights {values.shape} and mask {kept.shape} must both be [..., 2, N]")
-    chosen, rejected = (values[..., side, :][kept[..., side, :]] for side in (0, 1))
-    return _side(chosen, limits and limits[0]), _side(rejected, limits and limits[1])
+    chosen, rejected = (
+        _side(values[..., side, :][kept[..., side, :]], (math.nan, math.nan) if limits is None else limits[side])
+        for side in (0, 1)
+    )
+    return chosen, rejected
 
 
 def token_means(tokens: ArrayLike, values: ArrayLike, pairs: ArrayLike, *, minimum: int = MINIMUM) -> list[TokenMean]:
@@ -88,13 +91,12 @@ def token_means(tokens: ArrayLike, values: ArrayLike, pairs: ArrayLike, *, minim
     return sorted(means, key=lambda one: (-one.mean, one.token))
 
 
-def _side(values: Floats, limits: tuple[float, float] | None) -> SideWeights:
+def _side(values: Floats, limits: tuple[float, float]) -> SideWeights:
     if values.size == 0:
         return SideWeights(0, math.nan, math.nan, math.nan, math.nan, (math.nan,) * len(WEIGHT_QUANTILES))
-    lowest, highest = (
-        (math.nan, math.nan)
-        if limits is None
-        else (float(np.mean(np.isclose(values, limit, rtol=1e-5, atol=0.0))) for limit in limits)
+    at_lowest, at_highest = (
+        math.nan if math.isnan(limit) else float(np.mean(np.isclose(values, limit, rtol=1e-5, atol=0.0)))
+        for limit in limits
     )
     quantiles = tuple(float(q) for q in np.quantile(values, WEIGHT_QUANTILES))
-    return SideWeights(values.size, float(values.mean()), float(values.std()), lowest, highest, quantiles)
+    return SideWeights(values.size, float(values.mean()), float(values.std()), at_lowest, at_highest, quantiles)

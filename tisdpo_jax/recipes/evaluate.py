@@ -13,7 +13,7 @@ from tisdpo_jax.recipes import judge, measure, run_dir
 from tisdpo_jax.recipes.measure import Evaluation, evaluation_dir
 from tisdpo_jax.recipes.report import write_evaluation
 from tisdpo_jax.recipes.samples import model_names
-from tisdpo_jax.reporting import Comparison, Grid, grid_text, table_text
+from tisdpo_jax.reporting import Comparison, Grid, grid_text
 from tisdpo_jax.roles import Frozen, bind, policy_role
 from tisdpo_jax.stages import (
     Base,
@@ -116,8 +116,8 @@ def _look(session: Session, pairs: Pairs, directory: Path, policy: Subject, refe
         models = ("reference", "policy") if section.policy or section.reference else (before, after)
         tables, measures = measure.comparisons(done.scores, done.found.beta, models), done.grids()
         # "before" and "after" are words for a run, not for any two models
-        for text in [*map(table_text, () if section.policy else tables), *map(grid_text, measures)]:
-            session.say(text + "\n")
+        for grid in (*(table.grid() for table in tables if not section.policy), *measures):
+            session.say(grid_text(grid) + "\n")
     judged = None
     if section.judge.by:
         measure.save(directory, pairs, done, tables, None)  # judging may be stopped, and may take long

@@ -5,22 +5,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from tisdpo_jax.artifacts import write_text
 from tisdpo_jax.config import replaced
 from tisdpo_jax.data import EncodedSet, Prompt
 from tisdpo_jax.generation import Lines, Response, summary
-from tisdpo_jax.metrics import Change, paired_difference
+from tisdpo_jax.metrics import change_of
 from tisdpo_jax.recipes.checks import open_checks
 from tisdpo_jax.recipes.judges import JUDGEMENTS, open_scorer
 from tisdpo_jax.recipes.samples import Samples, side_by_side
-from tisdpo_jax.reporting import Comparison, as_plain, table_text
+from tisdpo_jax.reporting import Comparison, as_plain, grid_text
 from tisdpo_jax.scoring import contrast_scores
 from tisdpo_jax.stages import Generator, Session, answers, models, passing, prompts_in_views, scorer
 from tisdpo_jax.training import collect, one_pass
@@ -35,10 +34,11 @@ def compare_answers(
     asked, _ = prompts_in_views(session, prompts, ("main",), 1)
     by_id = {prompt.id: prompt for prompt in prompts}
     shown = [by_id[question.id.removesuffix("/main/0")] for question in asked]
+    local = dataclasses.replace(session, config=replaced(config, "sampling.engine", "local"))
     found: dict[str, list[Response]] = {}
     for name, variables in (("before", before), ("after", after)):
-        local = dataclasses.replace(session, config=replaced(config, "sampling.engine", "local"))
-        generator = _generator(session, variables)
+        identity = {part: models.identify(tree) for part, tree in variables.items()}
+        generator = Generator(session.model, functools.partial(dict, variables), identity)
         path = session.run_dir / f"held_out-{name}.jsonl"
         responses = answers(local, generator, asked, path, f"held-out answers {name}")
         found[name] = [responses[question.id] for question in asked]
@@ -46,7 +46,7 @@ def compare_answers(
     texts = {name: [response.response for response in responses] for name, responses in found.items()}
     tables = _tables(session, shown, texts, before, after)
     for table in tables:
-        session.say(table_text(table) + "\n")
+        session.say(grid_text(table.grid()) + "\n")
     _save(session, tables)
     rows = [(prompt, [found[name][number] for name in found]) for number, prompt in enumerate(shown)]
     samples = side_by_side(tuple(found), rows[: config.evaluation.generate], open_checks(config.evaluation.checks))
@@ -55,34 +55,33 @@ def compare_answers(
     return tables, samples
 
 
-def _generator(session: Session, variables: Variables) -> Generator:
-    identity = {name: models.identify(tree) for name, tree in variables.items()}
-    return Generator(session.model, lambda: variables, identity)
-
-
 def _tables(
     session: Session, prompts: Sequence[Prompt], texts: dict[str, list[str]], before: Variables, after: Variables
 ) -> tuple[Comparison, ...]:
-    fixed = {name: answer_contrasts(session, prompts, texts[name], before) for name in texts}
-    own = {"before": fixed["before"], "after": answer_contrasts(session, prompts, texts["after"], after)}
-    both = np.isfinite(fixed["before"][0]) & np.isfinite(fixed["after"][0])
+    first = answer_contrasts(session, prompts, texts["before"], before)
+    last = answer_contrasts(session, prompts, texts["after"], before)
+    own = answer_contrasts(session, prompts, texts["after"], after)
+    both = np.isfinite(first[0]) & np.isfinite(last[0])
     rows = [
-        _change("contrast by the model before, nats", fixed["before"][0][both], fixed["after"][0][both]),
-        _change("contrast by the model before, nats a token", fixed["before"][1][both], fixed["after"][1][both]),
-        _change("contrast by the model itself, nats", own["before"][0][both], own["after"][0][both]),
-        _change("tokens of an answer", fixed["before"][2][both], fixed["after"][2][both], better=None),
+        change_of(name, one[both], other[both], higher_is_better=better)
+        for name, one, other, better in (
+            ("contrast by the model before, nats", first[0], last[0], True),
+            ("contrast by the model before, nats a token", first[1], last[1], True),
+            ("contrast by the model itself, nats", first[0], own[0], True),
+            ("tokens of an answer", first[2], last[2], None),
+        )
     ]
     tables = [Comparison("Answers to held-out prompts, contrast of the two prompts", int(both.sum()), tuple(rows))]
     by = session.config.evaluation.judge.by
     if by:
         judge, kept = open_scorer(session), Lines(session.run_dir / JUDGEMENTS, "key")
         poll = functools.partial(session.interrupt.poll, "scoring answers")
-        scores = {
-            name: np.asarray(judge(kept, name, prompts, [text or None for text in found], poll))
-            for name, found in texts.items()
-        }
-        both = np.isfinite(scores["before"]) & np.isfinite(scores["after"])
-        row = _change(f"score by {by}", scores["before"][both], scores["after"][both])
+        one, other = (
+            np.asarray(judge(kept, name, prompts, [text or None for text in texts[name]], poll))
+            for name in ("before", "after")
+        )
+        both = np.isfinite(one) & np.isfinite(other)
+        row = change_of(f"score by {by}", one[both], other[both], higher_is_better=True)
         tables.append(Comparison(f"Answers to held-out prompts, judge {by}", int(both.sum()), (row,)))
     return tuple(tables)
 
@@ -115,22 +114,7 @@ def _logps(session: Session, encoded: EncodedSet, variables: Variables, view: st
     return logps[:, 0].astype(np.float64)
 
 
-def _change(name: str, before: np.ndarray, after: np.ndarray, *, better: bool | None = True) -> Change:
-    def mean_se(x: np.ndarray) -> tuple[float, float]:
-        mean = float(x.mean()) if len(x) else math.nan
-        return mean, float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
-
-    return Change(name, *mean_se(before), *mean_se(after), *paired_difference(before, after), better)
-
-
 def _save(session: Session, tables: Sequence[Comparison]) -> None:
-    if jax.process_index() != 0:
-        return
-    content: list[dict[str, Any]] = [
-        {"title": table.title, "prompts": table.pairs, "rows": [as_plain(row) for row in table.rows]}
-        for table in tables
-    ]
-    path = session.run_dir / "evaluation.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    content = [{"title": table.title, "prompts": table.pairs, "rows": as_plain(table.rows)} for table in tables]
+    if jax.process_index() == 0:
+        write_text(session.run_dir / "evaluation.json", json.dumps(content, indent=2) + "\n")

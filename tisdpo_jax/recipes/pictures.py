@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ from tisdpo_jax.config import Experiment
 from tisdpo_jax.data import EncodedSet, recorded_columns
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.estimators import Estimator, Formula
-from tisdpo_jax.metrics import TokenMean, token_means
-from tisdpo_jax.reporting import Grid, Report, SidePicture, TokenPicture, WeightSection, extreme_grid
-from tisdpo_jax.stages import Text, open_data, open_tokenizer, score_path, weights_of_pairs
+from tisdpo_jax.reporting import Distribution, SidePicture, TokenPicture
+from tisdpo_jax.stages import Columns, Text, open_data, open_tokenizer, score_path, weights_of_pairs
 
-Columns = dict[str, np.ndarray]
 SIDES = ("chosen", "rejected")
+_INCOMPLETE = "\ufffd"
 
 
 def write_pictures(
@@ -32,37 +31,34 @@ def write_pictures(
     Raises: ConfigError when the run has no weights for these pairs.
     """
     columns = _weighted_columns(config, encoded, split)
-    section = weight_section(config.weights, encoded, columns)
-    assert section is not None
-    drawn = pictures(tokenizer, encoded, columns, indices)
-    directory.mkdir(parents=True, exist_ok=True)
-    written = [directory / "index.html", directory / "tokens.json"]
-    report = Report(
+    options = {name: value for name, value in dataclasses.asdict(config.weights).items() if name != "method"}
+    report = reporting.Report(
         title=f"Token weights: {encoded.source}",
         facts=(
             ("run", config.run_dir),
             ("construction", config.contrast.construction),
-            ("weights", _in_words(config.weights)),
+            ("weights", ", ".join([config.weights.method, *(f"{name} {value:g}" for name, value in options.items())])),
             ("pairs", f"{len(encoded):,}"),
         ),
-        pictures=drawn,
-        weights=section,
+        pictures=pictures(tokenizer, encoded, columns, indices),
         weighted={"train": "training", "eval": "held-out"}[split],
-        tokens=token_grids(tokenizer, encoded, columns),
+        **weight_parts(config.weights, tokenizer, encoded, columns),
     )
+    directory.mkdir(parents=True, exist_ok=True)
+    written = [directory / "index.html", directory / "tokens.json"]
     reporting.write(written[0], report)
-    written[1].write_text(_tokens_json(tokenizer, encoded, columns), encoding="utf-8")
-    for index, picture in zip(indices, drawn, strict=True):
+    tokens = {
+        side: [{"text": token_text(tokenizer, one.token), **dataclasses.asdict(one)} for one in means]
+        for side, means in _means(encoded, columns).items()
+    }
+    text = json.dumps(reporting.as_plain(tokens), indent=1, ensure_ascii=False, allow_nan=False)
+    written[1].write_text(text + "\n", encoding="utf-8")
+    for index, picture in zip(indices, report.pictures, strict=True):
         written.append(directory / f"pair-{index}.png")
         reporting.pair_png(picture, written[-1])
-    for name, label, kinds in (
-        ("weights", "log-weight", ("chosen_log_weights", "rejected_log_weights")),
-        ("log-ratios", "log π⁺/π⁻", ("chosen_log_ratios", "rejected_log_ratios")),
-    ):
-        values = [getattr(section, kind) for kind in kinds]
-        if values[0] is not None:
-            written.append(directory / f"{name}.png")
-            reporting.distribution_png("", label, dict(zip(SIDES, values, strict=True)), written[-1])
+    for name, distribution in zip(("weights", "log-ratios"), report.distributions, strict=False):
+        written.append(directory / f"{name}.png")
+        reporting.distribution_png(distribution, written[-1])
     return written
 
 
@@ -98,73 +94,86 @@ def cached_columns(config: Experiment, encoded: EncodedSet, split: str) -> Colum
 
     Weights that the records bring themselves are taken where there are no scores.
     """
-    folder = Path(config.run_dir).expanduser()
-    found = {name: peek(score_path(folder, split, name), encoded.fingerprint()) for name in ("plus", "minus")}
-    plus, minus = found["plus"], found["minus"]
+    folder, data = Path(config.run_dir).expanduser(), encoded.fingerprint()
+    plus, minus = (peek(score_path(folder, split, name), data) for name in ("plus", "minus"))
     if plus is None or minus is None:
         return dict(recorded_columns(encoded, encoded.elements()))
-    mask = encoded.mask(plus.shape[-1])
     columns = {"plus_logps": plus, "minus_logps": minus}
-    if not {read.column for read in config.weights.reads} <= set(columns):
-        return columns
-    return columns | {"token_weights": weights_of_pairs(config.weights, columns, mask)}
+    if {read.column for read in config.weights.reads} <= set(columns):
+        columns["token_weights"] = weights_of_pairs(config.weights, columns, encoded.mask(plus.shape[-1]))
+    return columns
 
 
-def _in_words(estimator: Any) -> str:
-    options = {name: value for name, value in dataclasses.asdict(estimator).items() if name != "method"}
-    return ", ".join([estimator.method, *(f"{name} {value:g}" for name, value in options.items())])
-
-
-def weight_section(estimator: Estimator, encoded: EncodedSet, columns: Columns) -> WeightSection | None:
-    """Statistics and distributions; None where there are no weights."""
+def weight_parts(estimator: Estimator, tokenizer: Any, encoded: EncodedSet, columns: Columns) -> dict[str, Any]:
+    """What a report says of all weights, by its fields: statistics, distributions, and for each side the tokens with
+    the most extreme mean log-weights; nothing where there are no weights."""
     if "token_weights" not in columns:
-        return None
-    limits = None
-    if isinstance(estimator, Formula):
-        limits = metrics.weight_limits(**estimator.formula)
+        return {}
     weights = columns["token_weights"]
     mask = encoded.mask(weights.shape[-1]) > 0
-    statistics = metrics.weight_statistics(weights, mask, limits=limits)
-    logs = [_logs(weights[:, side][mask[:, side]]) for side in (0, 1)]
-    ratios: list[np.ndarray | None] = [None, None]
+    limits = metrics.weight_limits(**estimator.formula) if isinstance(estimator, Formula) else None
+    real = _by_side(weights, mask)
+    logs = {side: np.log(values[values > 0]) for side, values in real.items()}
+    distributions = [Distribution("Distribution", "natural logarithm of the weight", logs)]
     if "plus_logps" in columns:
-        contrast = columns["plus_logps"] - columns["minus_logps"]
-        ratios = [contrast[:, side][mask[:, side]] for side in (0, 1)]
-    return WeightSection(*statistics, *logs, *ratios)
-
-
-def token_grids(tokenizer: Any, encoded: EncodedSet, columns: Columns) -> tuple[Grid, ...]:
-    """For each side the tokens with the most extreme mean log-weights; none where there are no weights."""
-    if "token_weights" not in columns:
-        return ()
-    found = []
-    for side, means in _means(encoded, columns).items():
-        if means:
-            names = [token_text(tokenizer, one.token) for one in means]
-            found.append(extreme_grid(f"Tokens of {side} responses by mean log-weight", means, names))
-    return tuple(found)
+        ratios = _by_side(columns["plus_logps"] - columns["minus_logps"], mask)
+        distributions.append(Distribution("Before clamping", "log π⁺/π⁻ of a token", ratios))
+    tokens = [
+        reporting.extreme_grid(
+            f"Tokens of {side} responses by mean log-weight", means, [token_text(tokenizer, one.token) for one in means]
+        )
+        for side, means in _means(encoded, columns).items()
+        if means
+    ]
+    statistics = reporting.weight_grid(*metrics.weight_statistics(weights, mask, limits=limits))
+    return {"weights": (statistics,), "distributions": tuple(distributions), "tokens": tuple(tokens)}
 
 
 def pictures(tokenizer: Any, encoded: EncodedSet, columns: Columns, indices: Iterable[int]) -> tuple[TokenPicture, ...]:
     """Heat maps of the pairs with these numbers, of those that there are; none where there are no weights."""
     if "token_weights" not in columns:
         return ()
-    return tuple(picture(tokenizer, encoded, columns, index) for index in indices if index < len(encoded))
+    return tuple(_picture(tokenizer, encoded, columns, index) for index in indices if index < len(encoded))
 
 
-def picture(tokenizer: Any, encoded: EncodedSet, columns: Columns, index: int) -> TokenPicture:
+def _picture(tokenizer: Any, encoded: EncodedSet, columns: Columns, index: int) -> TokenPicture:
     """One pair with the weights, and the log-likelihoods under pi+ and pi-, that stand in the columns."""
-    pair = encoded.groups[index]
-
-    def side(number: int, ids: np.ndarray) -> SidePicture:
-        def row(name: str) -> list[float] | None:
-            return columns[name][index, number, : len(ids)].tolist() if name in columns else None
-
-        pieces = reporting.decode_pieces(tokenizer, ids.tolist())
-        return SidePicture(pieces, row("token_weights") or [], row("plus_logps"), row("minus_logps"))
-
+    pair, sides = encoded.groups[index], []
+    for number, ids in enumerate((pair.chosen, pair.rejected)):
+        kept = [columns.get(name) for name in ("token_weights", "plus_logps", "minus_logps")]
+        rows: Any = (None if column is None else column[index, number, : len(ids)].tolist() for column in kept)
+        sides.append(SidePicture(decode_pieces(tokenizer, ids.tolist()), *rows))
     prompt = str(tokenizer.decode(pair.prompt, skip_special_tokens=False))
-    return TokenPicture(pair.id, prompt, (side(0, pair.chosen), side(1, pair.rejected)))
+    return TokenPicture(pair.id, prompt, (sides[0], sides[1]))
+
+
+def decode_pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """One piece of text a token, special tokens included: `"".join(pieces)` is the decoded text of whole characters.
+
+    A token that ends inside a character gets an empty piece, and the one that completes the character gets it
+    whole; a character that is never completed shows as replacement signs on the last token. Decoding a token
+    alone would not do: byte-level tokens are no text, and SentencePiece drops a leading space.
+    """
+
+    def decode(part: Sequence[int]) -> str:
+        options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        return str(tokenizer.decode([int(i) for i in part], **options))
+
+    pieces: list[str] = []
+    done = 0  # characters that stand in the pieces
+    waiting = 0  # the first token after the last one that gave some
+    text = ""
+    for end in range(1, len(ids) + 1):
+        text = decode(ids[:end])
+        settled = len(text.rstrip(_INCOMPLETE))
+        pieces.append(text[done:settled])
+        if settled > done:
+            done, waiting = settled, end
+    if pieces:
+        # A byte-fallback decoder turns whole characters before an incomplete one into replacement signs too:
+        # then the rest is what the tokens that wait say without them.
+        pieces[-1] += text[done:] if text.startswith("".join(pieces)) else decode(ids[waiting:])
+    return pieces
 
 
 def token_text(tokenizer: Any, token: int) -> str:
@@ -173,30 +182,24 @@ def token_text(tokenizer: Any, token: int) -> str:
     if raw.startswith("▁"):  # SentencePiece loses the space when it decodes a token alone
         return f"“{raw.replace('▁', ' ')}”"
     text = str(tokenizer.decode([token], skip_special_tokens=False))
-    shown = raw if "\ufffd" in text or not text else text
+    shown = raw if _INCOMPLETE in text or not text else text
     return "“" + shown.replace("\n", "↵").replace("\t", "⇥") + "”"
 
 
-def _means(encoded: EncodedSet, columns: Columns, minimum: int = 5) -> dict[str, list[TokenMean]]:
-    weights = columns["token_weights"]
-    found = {}
-    for number, side in enumerate(SIDES):
-        responses = [getattr(pair, side) for pair in encoded.groups]
-        tokens = np.concatenate([*responses, np.zeros(0, np.int32)])
-        pairs = np.repeat(np.arange(len(responses)), [len(ids) for ids in responses])
-        values = np.concatenate([*(weights[i, number, : len(ids)] for i, ids in enumerate(responses)), np.zeros(0)])
-        with np.errstate(divide="ignore", invalid="ignore"):  # what has no logarithm is left out
-            found[side] = token_means(tokens, np.log(values), pairs, minimum=minimum)
-    return found
+def _means(encoded: EncodedSet, columns: Columns) -> dict[str, list[metrics.TokenMean]]:
+    """For each side the mean log-weight of every token."""
+    weights = columns["token_weights"].astype(np.float64)
+    mask = encoded.mask(weights.shape[-1]) > 0
+    with np.errstate(divide="ignore", invalid="ignore"):  # what has no logarithm is left out
+        logs = _by_side(np.log(weights), mask)
+    pairs = _by_side(np.broadcast_to(np.arange(len(encoded))[:, None, None], mask.shape), mask)
+    means = {}
+    for side in SIDES:
+        tokens = np.concatenate([*(getattr(pair, side) for pair in encoded.groups), np.zeros(0, np.int32)])
+        means[side] = metrics.token_means(tokens, logs[side], pairs[side])
+    return means
 
 
-def _tokens_json(tokenizer: Any, encoded: EncodedSet, columns: Columns) -> str:
-    content = {
-        side: [{"text": token_text(tokenizer, one.token), **dataclasses.asdict(one)} for one in means]
-        for side, means in _means(encoded, columns).items()
-    }
-    return json.dumps(reporting.as_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _logs(weights: np.ndarray) -> np.ndarray:
-    return np.log(weights[weights > 0])
+def _by_side(values: np.ndarray, mask: np.ndarray) -> Mapping[str, np.ndarray]:
+    """`[n, 2, N]` values of the real tokens of each side."""
+    return {side: values[:, number][mask[:, number]] for number, side in enumerate(SIDES)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -9,30 +10,35 @@ import yaml
 
 from tisdpo_jax import reporting
 from tisdpo_jax._version import __version__
-from tisdpo_jax.config import resolved
-from tisdpo_jax.recipes import pictures
+from tisdpo_jax.config import Experiment, resolved
 from tisdpo_jax.recipes.measure import Evaluation, counts
+from tisdpo_jax.recipes.pictures import pictures, weight_parts
 from tisdpo_jax.recipes.samples import Samples
-from tisdpo_jax.reporting import Comparison, DataCounts, Grid, Report
+from tisdpo_jax.reporting import Comparison, Grid, Report
 from tisdpo_jax.stages import Columns, Pairs, Session, Subject
 
-FILES = (
-    ("config.yaml", "the configuration, defaults included"),
-    ("metrics.jsonl", "metrics of every step"),
-    ("evaluation.json", "the tables above as data"),
-    ("evaluation_pairs.jsonl", "log-likelihoods, KL and margin of every held-out pair"),
-    ("answers.jsonl", "what models answered to be judged"),
-    ("judgements.jsonl", "what the judge said"),
-    ("samples.json", "answers of the models to held-out prompts, and what was checked in them"),
-    ("samples", "the same answers as they were made, with the log-likelihoods of their tokens"),
-    ("held_out-before.jsonl", "answers to held-out prompts before training"),
-    ("held_out-after.jsonl", "the same after it"),
-    ("round-1", "answers, scores, pairs and policy of the first round of DLMA"),
-    ("scores", "log-likelihoods under the frozen models"),
-    ("models", "what each stage trained"),
-    ("export", "the policy, for transformers"),
-    ("adapter", "the policy's adapter, for peft"),
-)
+FILES = {
+    "config.yaml": "the configuration, defaults included",
+    "metrics.jsonl": "metrics of every step",
+    "evaluation.json": "the tables above as data",
+    "evaluation_pairs.jsonl": "log-likelihoods, KL and margin of every held-out pair",
+    "answers.jsonl": "what models answered to be judged",
+    "judgements.jsonl": "what the judge said",
+    "samples.json": "answers of the models to held-out prompts, and what was checked in them",
+    "samples": "the same answers as they were made, with the log-likelihoods of their tokens",
+    "held_out-before.jsonl": "answers to held-out prompts before training",
+    "held_out-after.jsonl": "the same after it",
+    "round-1": "answers, scores, pairs and policy of the first round of DLMA",
+    "scores": "log-likelihoods under the frozen models",
+    "models": "what each stage trained",
+    "export": "the policy, for transformers",
+    "adapter": "the policy's adapter, for peft",
+}
+HEADLINES = {
+    "reward accuracy": "the policy's implicit reward is higher for the chosen response in {} (chance: 50 %)",
+    "likelihood accuracy": "the chosen response is the likelier one, a token, in {}",
+}
+SOFTWARE = ("software", f"tisdpo_jax {__version__}, jax {jax.__version__}")
 
 
 def write_report(
@@ -48,12 +54,21 @@ def write_report(
     metrics: Path | None = None,
 ) -> Path:
     """Writes report.html and returns its path. `metrics`: metrics.jsonl, where it is not that of the run directory."""
-    config = session.config
+    config, tokenizer = session.config, session.tokenizer
     split = "eval" if pairs.eval is not None else "train"
-    encoded, found = pairs.split(split), columns[split]
+    model = session.model_path.stem if session.model_path.is_file() else session.model_path.name
+    mesh = ", ".join(f"{name} {size}" for name, size in session.mesh.shape.items())
+    devices = f"{jax.device_count()} {jax.devices()[0].device_kind} ({mesh}), {jax.process_count()} process(es)"
     report = Report(
-        title=f"{config.loss.title} of {_model(session)}: {session.run_dir.name}",
-        facts=_facts(session, pairs),
+        title=f"{config.loss.title} of {model}: {session.run_dir.name}",
+        facts=(
+            ("model", model),
+            ("trained", f"LoRA rank {config.lora.rank}" if session.lora else "all parameters"),
+            ("token weights", f"construction {config.contrast.construction}, {config.weights.method}"),
+            ("training pairs", f"{len(pairs.train)} from {config.data.train}"),
+            ("devices", devices),
+            SOFTWARE,
+        ),
         comparisons=tables,
         measures=measures,
         judging=judging,
@@ -64,23 +79,31 @@ def write_report(
         weighted_stages=("policy",) if "token_weights" in config.loss.needs.columns else (),
         history=reporting.read_metrics(metrics or session.run_dir / "metrics.jsonl"),
         rewards=rewards,
-        weights=pictures.weight_section(config.weights, pairs.train, columns["train"]),
-        tokens=pictures.token_grids(session.tokenizer, pairs.train, columns["train"]),
-        pictures=pictures.pictures(session.tokenizer, encoded, found, range(config.evaluation.heat_maps)),
-        data=tuple(_counts(pairs, name) for name in pairs.splits()),
-        config=yaml.safe_dump(resolved(config), sort_keys=False, allow_unicode=True),
-        files=tuple((name, what) for name, what in FILES if (session.run_dir / name).exists()),
+        pictures=pictures(tokenizer, pairs.split(split), columns[split], range(config.evaluation.heat_maps)),
+        data=tuple(
+            counts(pairs.split(name), {"train": "training", "eval": "held out"}[name]) for name in pairs.splits()
+        ),
+        **weight_parts(config.weights, tokenizer, pairs.train, columns["train"]),
     )
-    path = session.run_dir / "report.html"
-    if jax.process_index() == 0:
-        reporting.write(path, report)
-    return path
+    return _write(session.run_dir / "report.html", report, config)
 
 
-HEADLINES = {
-    "reward accuracy": "the policy's implicit reward is higher for the chosen response in {} (chance: 50 %)",
-    "likelihood accuracy": "the chosen response is the likelier one, a token, in {}",
-}
+def write_evaluation(
+    directory: Path,
+    session: Session,
+    done: Evaluation | None,
+    judging: tuple[Grid, ...],
+    subjects: tuple[Subject, ...],
+) -> Path:
+    """evaluation.html of models that are not those of the run; returns its path."""
+    report = Report(
+        title=directory.name,
+        facts=(*((one.name, one.source) for one in subjects), SOFTWARE),
+        measures=done.grids() if done is not None else (),
+        judging=judging,
+        data=(done.data,) if done is not None else (),
+    )
+    return _write(directory / "evaluation.html", report, session.config)
 
 
 def _headline(tables: tuple[Comparison, ...]) -> tuple[str, ...]:
@@ -92,51 +115,10 @@ def _headline(tables: tuple[Comparison, ...]) -> tuple[str, ...]:
     return (f"Of {tables[0].pairs} held-out pairs: {'; '.join(parts)}.",) if parts else ()
 
 
-def write_evaluation(
-    directory: Path,
-    session: Session,
-    done: Evaluation | None,
-    judging: tuple[Grid, ...],
-    subjects: tuple[Subject, ...],
-) -> Path:
-    """evaluation.html of models that are not those of the run; returns its path."""
-    config = session.config
-    facts = [
-        *((one.name, one.source) for one in subjects),
-        ("software", f"tisdpo_jax {__version__}, jax {jax.__version__}"),
-    ]
-    report = Report(
-        title=directory.name,
-        facts=tuple(facts),
-        measures=done.grids() if done is not None else (),
-        judging=judging,
-        data=(done.data,) if done is not None else (),
-        config=yaml.safe_dump(resolved(config), sort_keys=False, allow_unicode=True),
-        files=tuple((name, what) for name, what in FILES if (directory / name).is_file()),
-    )
-    path = directory / "evaluation.html"
+def _write(path: Path, report: Report, config: Experiment) -> Path:
+    """The page, with the configuration and what lies beside it; by one process."""
+    files = tuple((name, what) for name, what in FILES.items() if (path.parent / name).exists())
+    text = yaml.safe_dump(resolved(config), sort_keys=False, allow_unicode=True)
     if jax.process_index() == 0:
-        reporting.write(path, report)
+        reporting.write(path, dataclasses.replace(report, config=text, files=files))
     return path
-
-
-def _facts(session: Session, pairs: Pairs) -> tuple[tuple[str, str], ...]:
-    mesh = ", ".join(f"{name} {size}" for name, size in session.mesh.shape.items())
-    lora = f"LoRA rank {session.config.lora.rank}" if session.lora else "all parameters"
-    return (
-        ("model", _model(session)),
-        ("trained", lora),
-        ("token weights", f"construction {session.config.contrast.construction}, {session.config.weights.method}"),
-        ("training pairs", f"{len(pairs.train)} from {session.config.data.train}"),
-        ("devices", f"{jax.device_count()} {jax.devices()[0].device_kind} ({mesh}), {jax.process_count()} process(es)"),
-        ("software", f"tisdpo_jax {__version__}, jax {jax.__version__}"),
-    )
-
-
-def _model(session: Session) -> str:
-    """The name of the model's directory, or of its file."""
-    return session.model_path.stem if session.model_path.is_file() else session.model_path.name
-
-
-def _counts(pairs: Pairs, split: str) -> DataCounts:
-    return counts(pairs.split(split), {"train": "training", "eval": "held out"}[split])

@@ -7,18 +7,18 @@ page (`--c0`, `--c1`, ..., `--grid`) and has its own where the page sets none; s
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import ArrayLike, NDArray
 
-from tisdpo_jax.reporting.html import macro, readable
+from tisdpo_jax.artifacts import replacing
+from tisdpo_jax.reporting.html import readable, render_template
 
 _Floats = NDArray[np.float64]
 
@@ -29,6 +29,7 @@ _GRID, _TEXT = "#dcdfe5", "#5b6271"  # what a page replaces by its own; not blac
 _DASHES = ((), (6, 3), (2, 3), (9, 3, 2, 3), (12, 4), (4, 2))
 _WIDTH, _HEIGHT = 400, 215
 _FEW = 40  # points that are drawn as dots too
+_BINS = 40
 _SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "",
@@ -42,36 +43,43 @@ _SETTINGS: Any = {
 }
 
 
-def line_chart(title: str, x_label: str, series: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> str:
+class Distribution(NamedTuple):
+    """What a histogram shows."""
+
+    title: str
+    x_label: str
+    series: Mapping[str, ArrayLike]
+
+
+def line_chart(title: str, x_label: str, series: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Markup:
     """A `<figure>` with a line for each named (xs, ys). A y that is not finite is a gap, a lone point a dot."""
     lines = {name: (np.asarray(xs, np.float64), np.asarray(ys, np.float64)) for name, (xs, ys) in series.items()}
-    words = "; ".join(_in_words(name, ys) for name, (_, ys) in lines.items())
-    return _figure(title, x_label, tuple(lines), words, lambda axes: _draw_lines(axes, lines))
+    words = []
+    for name, (_, ys) in lines.items():
+        good = ys[np.isfinite(ys)]
+        ends = f"{readable(good[0])} at first, {readable(good[-1])} at last{_missing(ys)}" if good.size else "no values"
+        words.append(f"{name}: {ends}")
+    return _figure(title, x_label, words, list(lines), lambda axes: _draw_lines(axes, list(lines.values())))
 
 
-def histogram(title: str, x_label: str, series: Mapping[str, ArrayLike], *, bins: int = 40) -> str:
+def histogram(title: str, x_label: str, series: Mapping[str, ArrayLike]) -> Markup:
     """A `<figure>` with the distribution of each named array, as shares of it, over common bins.
 
     Values that are not finite are left out, and counted in the description.
     """
-    values = {name: np.asarray(array, np.float64).ravel() for name, array in series.items()}
-    words = "; ".join(
-        f"{name}: {int(np.isfinite(array).sum()):,} values{_missing(array)}" for name, array in values.items()
-    )
-    return _figure(title, x_label, tuple(values), words, lambda axes: _draw_shares(axes, values, bins))
+    values = _vectors(series)
+    words = [f"{name}: {np.isfinite(array).sum():,} values{_missing(array)}" for name, array in values.items()]
+    return _figure(title, x_label, words, list(values), lambda axes: _draw_shares(axes, values))
 
 
-def distribution_png(
-    title: str, x_label: str, series: Mapping[str, ArrayLike], path: str | Path, *, bins: int = 40, dpi: int = 200
-) -> None:
-    """The same as a PNG, with its words in it."""
-    values = {name: np.asarray(array, np.float64).ravel() for name, array in series.items()}
+def distribution_png(distribution: Distribution, path: str | Path) -> None:
+    """A histogram as PNG, with the words of its axes in it."""
     with canvas(4.2, 2.8, layout="constrained") as figure:
         axes = _axes(figure.add_subplot())
-        _draw_shares(axes, values, bins)
-        axes.set(xlabel=x_label, ylabel="share", title=title)
+        _draw_shares(axes, _vectors(distribution.series))
+        axes.set(xlabel=distribution.x_label, ylabel="share")
         axes.legend(frameon=False)
-        write_png(figure, path, dpi)
+        write_png(figure, path)
 
 
 @contextlib.contextmanager
@@ -84,12 +92,14 @@ def canvas(width: float, height: float, *, layout: Any = None, **settings: Any) 
         yield Figure(figsize=(width, height), layout=layout)
 
 
-def write_png(figure: Any, path: str | Path, dpi: int) -> None:
+def write_png(figure: Any, path: str | Path, dpi: int = 200) -> None:
     """The same figure gives the same bytes."""
-    from tisdpo_jax.artifacts import replacing
-
     with replacing(Path(path)) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+
+
+def _vectors(series: Mapping[str, ArrayLike]) -> dict[str, _Floats]:
+    return {name: np.asarray(array, np.float64).ravel() for name, array in series.items()}
 
 
 def _axes(axes: Any) -> Any:
@@ -106,9 +116,9 @@ def _style(index: int) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": (0, dash) if dash else "-"}
 
 
-def _draw_lines(axes: Any, lines: Mapping[str, tuple[_Floats, _Floats]]) -> None:
-    for index, (xs, ys) in enumerate(lines.values()):
-        good = np.isfinite(xs) & np.isfinite(ys)
+def _draw_lines(axes: Any, lines: list[tuple[_Floats, _Floats]]) -> None:
+    finite = [np.isfinite(xs) & np.isfinite(ys) for xs, ys in lines]
+    for index, ((xs, ys), good) in enumerate(zip(lines, finite, strict=True)):
         few = xs.size <= _FEW
         axes.plot(xs, np.where(good, ys, np.nan), linewidth=2 if few else 1.3, **_style(index))
         beside = np.concatenate([[False], good, [False]])
@@ -117,18 +127,18 @@ def _draw_lines(axes: Any, lines: Mapping[str, tuple[_Floats, _Floats]]) -> None
         gaps = np.full(dots.sum(), np.nan)
         ends = [np.stack([values[dots], values[dots], gaps], -1).ravel() for values in (xs, ys)]
         axes.plot(*ends, linewidth=5 if few else 3, color=_style(index)["color"], solid_capstyle="round")
-    if not any((np.isfinite(xs) & np.isfinite(ys)).any() for xs, ys in lines.values()):
+    if not any(good.any() for good in finite):
         _say_nothing(axes)
 
 
-def _draw_shares(axes: Any, values: Mapping[str, _Floats], bins: int) -> None:
+def _draw_shares(axes: Any, values: Mapping[str, _Floats]) -> None:
     from matplotlib.ticker import PercentFormatter
 
     finite = {name: array[np.isfinite(array)] for name, array in values.items()}
     everything = np.concatenate([*finite.values(), np.zeros(0)])
     if not everything.size:
         return _say_nothing(axes)
-    edges = np.histogram_bin_edges(everything, bins=bins)
+    edges = np.histogram_bin_edges(everything, bins=_BINS)
     shares = [np.histogram(array, edges)[0] / max(array.size, 1) for array in finite.values()]
     for index, ((name, array), share) in enumerate(zip(finite.items(), shares, strict=True)):
         axes.stairs(share, edges, linewidth=1.5, label=f"{name} ({array.size:,})", **_style(index))
@@ -142,7 +152,7 @@ def _say_nothing(axes: Any) -> None:
     axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", color=_TEXT)
 
 
-def _figure(title: str, x_label: str, names: tuple[str, ...], words: str, draw: Callable[[Any], None]) -> str:
+def _figure(title: str, x_label: str, words: list[str], names: list[str], draw: Callable[[Any], None]) -> Markup:
     """The drawing as SVG of the page: short, without names, with the page's font and colours."""
     file = io.StringIO()
     with canvas(_WIDTH / 72, _HEIGHT / 72) as figure:
@@ -153,33 +163,31 @@ def _figure(title: str, x_label: str, names: tuple[str, ...], words: str, draw: 
             paper.set_visible(False)
         for artist in axes.findobj():
             artist.set_clip_on(False)  # nothing lies outside
-        nothing = dict.fromkeys(("Date", "Format", "Type", "Creator"))
-        figure.savefig(file, format="svg", metadata=nothing)
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Format", "Type", "Creator")))
     svg = re.sub(r"<defs>\s*<style.*?</defs>", "", file.getvalue(), flags=re.DOTALL)
     svg = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
     svg = re.sub(r' (id|transform)="[^"]*"|<g ?/>', "", svg)  # nothing is turned
-    short = functools.partial(re.sub, r"\d+\.\d+", lambda match: f"{float(match[0]):.1f}")
-    svg = re.sub(r' (d|x|y)="[^"]*"', lambda match: short(match[0]), svg)
+    svg = re.sub(r' (d|x|y)="[^"]*"', lambda place: re.sub(r"\d+\.\d+", _rounded, place[0]), svg)
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", re.sub(r"\s+", " ", svg))
-    for index, colour in enumerate(COLOURS):
-        svg = svg.replace(colour, _colour(index))
-    svg = svg.replace(_GRID, f"var(--grid,{_GRID})").replace(_TEXT, "currentColor")
-    keys = [
-        (name, _colour(index % len(COLOURS)), " ".join(map(str, _DASHES[index % len(_DASHES)])) or "none")
-        for index, name in enumerate(names)
-    ]
-    return str(macro("figure", title, x_label, keys, f"0 0 {_WIDTH} {_HEIGHT}", Markup(svg), words))
+    own = [f"var(--c{index},{colour})" for index, colour in enumerate(COLOURS)]
+    for colour, variable in zip((*COLOURS, _GRID, _TEXT), (*own, f"var(--grid,{_GRID})", "currentColor"), strict=True):
+        svg = svg.replace(colour, variable)
+    dashes = [" ".join(map(str, dash)) or "none" for dash in _DASHES]
+    keys = [(name, own[index % len(own)], dashes[index % len(dashes)]) for index, name in enumerate(names)]
+    return render_template(
+        "figure.html",
+        title=title,
+        x_label=x_label,
+        words="; ".join(words),
+        keys=keys,
+        drawing=Markup(svg),
+        width=_WIDTH,
+        height=_HEIGHT,
+    )
 
 
-def _colour(index: int) -> str:
-    return f"var(--c{index},{COLOURS[index]})"
-
-
-def _in_words(name: str, ys: _Floats) -> str:
-    good = ys[np.isfinite(ys)]
-    if not good.size:
-        return f"{name}: no values"
-    return f"{name}: {readable(good[0])} at first, {readable(good[-1])} at last{_missing(ys)}"
+def _rounded(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.1f}"
 
 
 def _missing(values: _Floats) -> str:

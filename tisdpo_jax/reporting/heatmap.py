@@ -1,7 +1,10 @@
 """Token weights of a pair as a picture for people: HTML that needs no script and nothing from outside.
 
-The background of a token is its log-weight (`palette`); its `title` says the numbers on hover, and a table
-below says them to touch screens, keyboards, screen readers and paper.
+The background of a token is its log-weight: blue below weight 1, neutral at 1, orange above; the same for every kind of
+colour vision. The two ends have equal lightness and chroma in OKLCH (B. Ottosson, "A perceptual color space for image
+processing", 2020; hues 250 and 60 degrees) and differ in hue alone, along the blue-yellow axis that red-green colour
+blindness leaves intact; between them and the middle colours are mixed. Numbers of a token stand in its `title`, on
+hover, and in a table below, for touch screens, keyboards, screen readers and paper.
 """
 
 from __future__ import annotations
@@ -15,16 +18,23 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from tisdpo_jax.reporting import palette
-from tisdpo_jax.reporting.html import macro, printable, readable, render_template
-from tisdpo_jax.reporting.tables import Shown
+from tisdpo_jax.reporting.html import marked, readable, render_template, with_sign
+from tisdpo_jax.reporting.tables import Grid, Shown, grid_html
 
 LIMIT = 1.5
 """Log-weight at the ends of the scale; the paper's weights lie in [exp(-1.5), exp(1.5)]."""
 
+LEVELS = 20
+"""A weight is drawn as one of 2 * LEVELS + 1 levels, so that a style sheet can hold them all."""
+
+# at the smallest weight, at weight 1, at the largest weight, and the ink on top
+_LIGHT = ("#5daaf5", "#fafafa", "#e18e43", "#16181d")
+_DARK = ("#20609b", "#242424", "#8b4b00", "#f4f5f7")
+
 SIDE_NAMES = ("Chosen", "Rejected")
 _SHORT_PROMPT = 600  # characters; a longer one is folded
 _PROMPT_END = 150  # characters of a folded prompt that stay in sight
+_STEPS = range(-LEVELS, LEVELS + 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,7 +60,7 @@ class SidePicture:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenPicture:
-    """A pair as `pair_html` draws it: chosen first, rejected second. A notebook shows it as it is."""
+    """A pair, chosen first, rejected second. A notebook shows it as it is."""
 
     pair_id: str
     prompt: str
@@ -58,90 +68,85 @@ class TokenPicture:
 
     def _repr_html_(self) -> str:
         """What notebooks ask an object for."""
-        return pair_html(self)
+        return f"<style>{style_sheet()}</style>\n{legend_html()}\n{pair_html(self)}"
 
 
-def pair_html(picture: TokenPicture, *, limit: float = LIMIT, alone: bool = True) -> str:
-    """An `<article>` with both responses, side by side where there is room, under each other where not.
-
-    `alone` puts the style sheet and the legend before it, as a notebook or a page with one picture needs;
-    a page with several holds `style_sheet` and `legend_html` once.
-    """
+def pair_html(picture: TokenPicture) -> Markup:
+    """An `<article>` with both responses, side by side where there is room; it wants `style_sheet` and `legend_html`,
+    once a page."""
     prompt = picture.prompt
     end = " ".join(prompt[-_PROMPT_END:].split()) if len(prompt) > _SHORT_PROMPT else ""
-    sides = [_side(name, side, limit) for name, side in zip(SIDE_NAMES, picture.sides, strict=True)]
-    article = macro("pair", picture.pair_id, prompt, end, sides)
-    if not alone:
-        return str(article)
-    return f"<style>{style_sheet()}</style>\n{legend_html(limit=limit)}\n{article}"
+    sides = [_side(name, side) for name, side in zip(SIDE_NAMES, picture.sides, strict=True)]
+    return render_template("pair.html", picture=picture, end=end, sides=sides)
 
 
-def legend_html(*, limit: float = LIMIT) -> str:
+def legend_html() -> Markup:
     """The scale: swatches of every level, and under it weights and their natural logarithms."""
-    marks = [limit * part / 3 for part in range(-3, 4)]
+    marks = [LIMIT * part / 3 for part in range(-3, 4)]
     ticks = [(readable(math.exp(mark), 3), with_sign(mark, 2)) for mark in marks]
-    return str(macro("legend", [_css(step) for step in _STEPS], ticks))
+    return render_template("legend.html", levels=map(_css, _STEPS), ticks=ticks)
 
 
-def style_sheet() -> str:
-    """CSS of everything above; every class begins with `tw`, so that it can stand in any page."""
-    themes = [
-        (palette.ink(dark=dark), [(_css(step), palette.background(step, dark=dark)) for step in _STEPS])
-        for dark in (False, True)
-    ]
-    return render_template("heatmap.css", light=themes[0], dark=themes[1])
+def style_sheet() -> Markup:
+    """CSS of pairs and legend; every class begins with `tw`, so that it can stand in any page."""
+    light, dark = ([(_css(step), background(step, dark=dark)) for step in _STEPS] for dark in (False, True))
+    return render_template("heatmap.css", light=(ink(), light), dark=(ink(dark=True), dark))
 
 
-def _side(name: str, side: SidePicture, limit: float) -> dict[str, Any]:
-    """What the template shows of a response; `rows` are the numbers of every token."""
-    spoken, rows = [], []
-    for n, (token, weight) in enumerate(zip(side.tokens, side.weights, strict=True)):
-        quoted = "“" + token.replace("\n", "↵").replace("\t", "⇥") + "”"
-        spoken.append([f"token {quoted}", f"position {n}", f"weight {exact(weight)} (log {_log(weight)})"])
-        rows.append([Shown(str(n)), Shown(quoted), Shown(exact(weight), repr(float(weight)))])
-    facts, columns = [f"{len(side.tokens):,} tokens"], ["n", "token", "weight"]
-    if len(side.tokens):
-        facts.append(f"mean weight {readable(float(np.mean(side.weights)), 3)}")
+def level(weight: float) -> int | None:
+    """Level of a weight, -LEVELS to LEVELS: its logarithm over LIMIT, rounded and clipped; None below 0."""
+    if not weight >= 0:
+        return None
+    return round(LEVELS * max(-1.0, min(1.0, math.log(weight) / LIMIT))) if weight else -LEVELS
+
+
+def background(step: int, *, dark: bool = False) -> str:
+    """`#rrggbb` of a level: from the neutral middle towards one of the ends."""
+    low, middle, high, _ = _DARK if dark else _LIGHT
+    end, share = high if step > 0 else low, abs(step) / LEVELS
+    both = zip(bytes.fromhex(middle[1:]), bytes.fromhex(end[1:]), strict=True)
+    return "#" + bytes(round((1 - share) * one + share * other) for one, other in both).hex()
+
+
+def ink(*, dark: bool = False) -> str:
+    """`#rrggbb` of text on any level."""
+    return (_DARK if dark else _LIGHT)[-1]
+
+
+def heading(side: SidePicture) -> list[str]:
+    """What a response is introduced by."""
+    mean = [f"mean weight {readable(float(np.mean(side.weights)), 3)}"] if len(side.tokens) else []
+    return [f"{len(side.tokens):,} tokens", *mean]
+
+
+def _side(name: str, side: SidePicture) -> dict[str, Any]:
+    """What the template shows of a response."""
+    facts, words, columns = heading(side), list[str](), list[Sequence[float]]()
     if side.logps_plus is not None and side.logps_minus is not None:
         ratios = [float(plus) - float(minus) for plus, minus in zip(side.logps_plus, side.logps_minus, strict=True)]
         facts.append(f"log π⁺/π⁻ {with_sign(sum(ratios), 2)} in all")
-        columns += ["log π⁺", "log π⁻", "ratio", "sum"]
-        words = ("log π⁺", "log π⁻", "log-ratio", "sum of log-ratios so far")
-        values = zip(side.logps_plus, side.logps_minus, ratios, itertools.accumulate(ratios), strict=True)
-        for title, row, four in zip(spoken, rows, values, strict=True):
-            title += [f"{word} {with_sign(value)}" for word, value in zip(words, four, strict=True)]
-            row += [Shown(with_sign(value), repr(float(value))) for value in four]
-    tokens = [
-        (_css(palette.level(float(weight), limit)) if weight >= 0 else "odd", "\n".join(title), _marked(token))
-        for token, weight, title in zip(side.tokens, side.weights, spoken, strict=True)
-    ]
-    return {"name": name, "facts": facts, "tokens": tokens, "columns": columns, "rows": rows}
+        words = ["log π⁺", "log π⁻", "log-ratio", "sum of log-ratios so far"]
+        columns = [side.logps_plus, side.logps_minus, ratios, list(itertools.accumulate(ratios))]
+    tokens, rows = [], []
+    for n, (token, weight, *numbers) in enumerate(zip(side.tokens, side.weights, *columns, strict=True)):
+        quoted = "“" + token.replace("\n", "↵").replace("\t", "⇥") + "”"
+        said = [f"token {quoted}", f"position {n}", f"weight {_exact(weight)} (log {_log(weight)})"]
+        said += [f"{word} {with_sign(value)}" for word, value in zip(words, numbers, strict=True)]
+        tokens.append((_css(level(weight)), "\n".join(said), marked(token, _MARK, escape)))
+        exact = [Shown(with_sign(value), repr(float(value))) for value in numbers]
+        rows.append((Shown(str(n)), Shown(quoted), Shown(_exact(weight), repr(float(weight))), *exact))
+    heads = ("n", "token", "weight", *("log π⁺", "log π⁻", "ratio", "sum")[: len(columns)])
+    return {"name": name, "facts": facts, "tokens": tokens, "numbers": grid_html(Grid(name, heads, rows, "tw-table"))}
 
 
-def with_sign(value: float, decimals: int = 4) -> str:
-    """With a sign and a real minus; a zero has neither."""
-    if not math.isfinite(value):
-        return "undefined" if math.isnan(value) else ("+∞" if value > 0 else "−∞")
-    text = f"{value:+.{decimals}f}".replace("-", "−")
-    return text if float(f"{value:.{decimals}f}") else text[1:]
+_MARK = Markup('<span class="tw-mark">{}</span>').format
 
 
-def exact(weight: float) -> str:
+def _exact(weight: float) -> str:
     """With the digits that give back the same float32."""
     if not math.isfinite(weight):
         return with_sign(weight)
     return np.format_float_positional(np.float32(weight), unique=True, trim="0").replace("-", "−")
-
-
-def _marked(token: str) -> Markup:
-    """The token with the white space that would not be seen marked: by elements, as the marks may stand in a token."""
-    mark = Markup('<span class="tw-mark">{}</span>').format
-    if not token:
-        return mark("◦")
-    text = escape(printable(token))
-    if not token.strip(" "):
-        text = text.replace(" ", mark("·"))
-    return text.replace("\t", mark("⇥") + "\t").replace("\n", mark("↵") + "\n")
 
 
 def _log(weight: float) -> str:
@@ -150,8 +155,7 @@ def _log(weight: float) -> str:
     return "−∞" if weight == 0 else "undefined"
 
 
-def _css(step: int) -> str:
+def _css(step: int | None) -> str:
+    if step is None:
+        return "odd"
     return f"p{step}" if step >= 0 else f"n{-step}"
-
-
-_STEPS = range(-palette.LEVELS, palette.LEVELS + 1)

@@ -12,10 +12,6 @@ from markupsafe import Markup
 
 from tisdpo_jax.errors import DataError
 from tisdpo_jax.reporting.charts import line_chart
-from tisdpo_jax.reporting.html import macro
-
-_Row = Mapping[str, Any]
-Series = dict[str, tuple[list[float], list[float]]]
 
 TITLES = {
     "rewards/accuracies": "reward accuracy",
@@ -39,50 +35,42 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row, why = json.loads(line), ""
         except json.JSONDecodeError as error:
             if n == len(lines):  # no newline behind it
                 break
-            raise DataError(f"{path}:{n}: not a JSON object ({error.msg}); remove the line") from None
+            row, why = None, f" ({error.msg})"
         if not isinstance(row, dict):
-            raise DataError(f"{path}:{n}: not a JSON object; remove the line")
+            raise DataError(f"{path}:{n}: not a JSON object{why}; remove the line")
         rows.append(row)
     return rows
 
 
-def charts(rows: Sequence[_Row], *, weighted: Sequence[str] = ()) -> str:
-    """Charts of every numeric metric, stage by stage in the order in which they ran; only the last is unfolded.
+def stage_charts(rows: Sequence[Mapping[str, Any]], *, weighted: Sequence[str] = ()) -> list[tuple[str, list[Markup]]]:
+    """For each stage, in the order in which they ran, charts of every numeric metric: the usual ones first.
 
     `weighted` are the stages whose objective is weighted token by token; their charts say so.
     """
-    stages = list(dict.fromkeys(str(row["stage"]) for row in rows))
-    folds = []
-    for stage in stages:
-        own = [row for row in rows if str(row["stage"]) == stage]
+    stages: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        stages.setdefault(str(row["stage"]), []).append(row)
+    charts = []
+    for stage, own in stages.items():
         titles = TITLES | ({"objective": "objective (weighted)"} if stage in weighted else {})
-        drawn = [
-            Markup(line_chart(titles.get(metric, metric.replace("_", " ")), "step", series(own, metric)))
-            for metric in metrics(own)
-        ]
-        if drawn:
-            folds.append(macro("stage", stage, drawn, stage == stages[-1]))
-    return "\n".join(folds)
+        numbers = {name for row in own for name, value in row.items() if name not in _KEYS and _is_number(value)}
+        names = [name for name in _FIRST if name in numbers] + sorted(numbers.difference(_FIRST))
+        drawn = [line_chart(titles.get(name, name.replace("_", " ")), "step", series(own, name)) for name in names]
+        charts += [(stage, drawn)] if drawn else []
+    return charts
 
 
-def metrics(rows: Sequence[_Row]) -> list[str]:
-    """Names of the numeric metrics of some rows: the usual ones first, then the others by name."""
-    names = {name for row in rows for name, value in row.items() if name not in _KEYS and _is_number(value)}
-    return [name for name in _FIRST if name in names] + sorted(names.difference(_FIRST))
-
-
-def series(rows: Sequence[_Row], metric: str) -> Series:
+def series(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, tuple[list[float], list[float]]]:
     """`{split: (steps, values)}` by step. Of two rows of one step, which a resumed run writes, the later counts."""
     points: dict[str, dict[float, float]] = {}
     for row in rows:
         if metric in row:
-            value = row[metric]
-            known = points.setdefault(str(row.get("split", "train")), {})
-            known[float(row["step"])] = float(value) if _is_number(value) else math.nan
+            value = float(row[metric]) if _is_number(row[metric]) else math.nan
+            points.setdefault(str(row.get("split", "train")), {})[float(row["step"])] = value
     return {split: (sorted(values), [values[step] for step in sorted(values)]) for split, values in points.items()}
 
 

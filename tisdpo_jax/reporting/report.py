@@ -4,39 +4,22 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
-
-from markupsafe import Markup
-from numpy.typing import ArrayLike
+from typing import TYPE_CHECKING, Any
 
 from tisdpo_jax.artifacts import replacing
-from tisdpo_jax.metrics import WEIGHT_QUANTILES, SideWeights
-from tisdpo_jax.reporting.charts import histogram
-from tisdpo_jax.reporting.heatmap import LIMIT, TokenPicture, legend_html, pair_html, style_sheet
-from tisdpo_jax.reporting.history import charts
-from tisdpo_jax.reporting.html import macro, readable, render_template
-from tisdpo_jax.reporting.tables import Cell, Comparison, Grid, Shown, comparison_html, grid_html
+from tisdpo_jax.reporting.charts import Distribution, histogram
+from tisdpo_jax.reporting.heatmap import TokenPicture, legend_html, pair_html, style_sheet
+from tisdpo_jax.reporting.history import stage_charts
+from tisdpo_jax.reporting.html import render_template
+from tisdpo_jax.reporting.tables import Cell, Comparison, Grid, Shown, grid_html
+
+if TYPE_CHECKING:  # a page needs nothing that reads data
+    from tisdpo_jax.data import InvalidRecord
 
 UNFOLDED = 6
 """Prompts whose answers a page shows at once; the others are folded."""
-
-_UNFOLDED_RECORDS = 20  # invalid records up to which their list is open
-
-
-class Invalid(Protocol):
-    """A record that was not used, as `data.InvalidRecord` says it."""
-
-    @property
-    def origin(self) -> str: ...  # "file:line"
-
-    @property
-    def reason(self) -> str: ...
-
-    @property
-    def detail(self) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,20 +30,7 @@ class DataCounts:
     source: str
     records: int
     used: int
-    invalid: Sequence[Invalid] = ()
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class WeightSection:
-    """Token weights over a set of pairs: statistics of each side, the logarithms behind the histogram, and the
-    log-ratios of pi+ and pi- that they were made of; None where weights came without a contrast."""
-
-    chosen: SideWeights
-    rejected: SideWeights
-    chosen_log_weights: ArrayLike
-    rejected_log_weights: ArrayLike
-    chosen_log_ratios: ArrayLike | None = None
-    rejected_log_ratios: ArrayLike | None = None
+    invalid: Sequence[InvalidRecord] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,11 +88,11 @@ class Report:
     history: Sequence[Mapping[str, Any]] = ()  # rows of metrics.jsonl
     weighted_stages: tuple[str, ...] = ()  # stages whose objective is weighted token by token
     rewards: str = ""  # a chart of the self-reward of DLMA's pairs, as `histogram` draws it
-    weights: WeightSection | None = None
+    weights: tuple[Grid, ...] = ()
+    distributions: tuple[Distribution, ...] = ()  # of the weights, and of what they were made of
     weighted: str = "training"  # which pairs these are the weights of
     tokens: tuple[Grid, ...] = ()  # tokens with the largest and smallest mean weights
     pictures: tuple[TokenPicture, ...] = ()
-    picture_limit: float = LIMIT
     data: tuple[DataCounts, ...] = ()
     config: str = ""
     files: tuple[tuple[str, str], ...] = ()  # path, what it is
@@ -130,29 +100,24 @@ class Report:
 
 def render_report(report: Report) -> str:
     """The page. Equal reports give equal text: no clock, no random names."""
-    facts = macro("facts", report.facts)
-    wanted = [score for score in report.scores if score.wanted is not None]
-    # what came of the run where something is known of it, else what was run
-    lead = macro("lead", wanted, report.headline) if wanted or report.headline else facts
-    sections = (
-        ("samples", f"Answers to {report.prompts} prompts", _samples(report.samples)),
-        ("scores", "Answers by their words", grid_html(score_grid(report.scores)) if report.scores else ""),
-        ("result", "Result", "\n".join(map(comparison_html, report.comparisons))),
-        ("measures", "Measures on pairs", "\n".join(map(grid_html, report.measures))),
-        ("judging", "Answers compared", "\n".join(map(grid_html, report.judging))),
-        ("rewards", "Self-reward of the pairs", macro("charts", [Markup(report.rewards)]) if report.rewards else ""),
-        ("heat-maps", "Token weights of some pairs", _pictures(report.pictures, report.picture_limit)),
-        ("weights", f"Token weights of all {report.weighted} pairs", _weights(report.weights)),
-        ("tokens", "Tokens that weigh most and least", "\n".join(map(grid_html, report.tokens))),
-        ("training", "Training", charts(report.history, weighted=report.weighted_stages)),
-        ("run", "Run", "" if lead is facts else facts),
-        ("data", "Data", _data(report.data)),
-        ("files", "Files", _files(report.files)),
-        ("config", "Configuration", macro("source", report.config) if report.config else ""),
+    files = [(Shown(name, css="code"), what) for name, what in report.files]
+    return render_template(
+        "page.html",
+        report=report,
+        style=style_sheet(),
+        table=grid_html,
+        comparisons=[comparison.grid() for comparison in report.comparisons],
+        unfolded=UNFOLDED,
+        checked=any(answer.good is not None for sample in report.samples for answer in sample.answers),
+        wanted=[score for score in report.scores if score.wanted is not None],
+        scores=[score_grid(report.scores)] if report.scores else [],
+        legend=legend_html(),
+        pairs=[pair_html(picture) for picture in report.pictures],
+        distributions=[histogram(*one) for one in report.distributions],
+        stages=stage_charts(report.history, weighted=report.weighted_stages),
+        data=list(_records(report.data)),
+        files=[Grid("What the run wrote", ("file", "what it is"), files, "words")] if files else [],
     )
-    filled = [(anchor, heading, Markup(html)) for anchor, heading, html in sections if html]
-    style = Markup(style_sheet())
-    return render_template("page.html", title=report.title, lead=lead, sections=filled, style=style)
 
 
 def write(path: str | Path, report: Report) -> None:
@@ -164,11 +129,8 @@ def write(path: str | Path, report: Report) -> None:
 
 def headlines(scores: Sequence[Score]) -> tuple[str, ...]:
     """A line for each score that is wanted: 'Harmful requests: speaks against it, 2 → 20 of 24'."""
-    return tuple(
-        f"{score.title}, {' → '.join(map(str, score.passed))} of {score.of}"
-        for score in scores
-        if score.wanted is not None
-    )
+    wanted = [score for score in scores if score.wanted is not None]
+    return tuple(f"{score.title}, {' → '.join(map(str, score.passed))} of {score.of}" for score in wanted)
 
 
 def score_grid(scores: Sequence[Score]) -> Grid:
@@ -179,57 +141,18 @@ def score_grid(scores: Sequence[Score]) -> Grid:
         (f"{score.group}: {score.name}", score.of, *(f"{n} ({n / score.of:.0%})" for n in score.passed))
         for score in scores
     ]
-    return Grid("Answers by their words", ("answer", "prompts", *scores[0].models), tuple(rows))
+    return Grid("Answers by their words", ("answer", "prompts", *scores[0].models), rows)
 
 
-def _samples(samples: Sequence[Sample]) -> str:
-    checked = any(answer.good is not None for sample in samples for answer in sample.answers)
-    return macro("samples", samples[:UNFOLDED], samples[UNFOLDED:], checked)
-
-
-def _pictures(pictures: Sequence[TokenPicture], limit: float) -> str:
-    pairs = [pair_html(picture, limit=limit, alone=False) for picture in pictures]
-    return "\n".join([legend_html(limit=limit), *pairs] if pairs else [])
-
-
-def _weights(section: WeightSection | None) -> str:
-    if section is None:
-        return ""
-    names = [f"{share:.0%}" for share in WEIGHT_QUANTILES]
-    names[0], names[len(names) // 2], names[-1] = "smallest", "median", "largest"
-    rows: list[tuple[Cell, ...]] = []
-    for name, side in (("chosen", section.chosen), ("rejected", section.rejected)):
-        shares = (_percent(share) for share in (side.share_at_lowest, side.share_at_highest))
-        rows.append((name, side.count, side.mean, side.std, *side.quantiles, *shares))
-    columns = ("side", "tokens", "mean", "std", *names, "at smallest allowed", "at largest allowed")
-    log_weights = {"chosen": section.chosen_log_weights, "rejected": section.rejected_log_weights}
-    drawn = [Markup(histogram("Distribution", "natural logarithm of the weight", log_weights))]
-    if section.chosen_log_ratios is not None and section.rejected_log_ratios is not None:
-        ratios = {"chosen": section.chosen_log_ratios, "rejected": section.rejected_log_ratios}
-        drawn.append(Markup(histogram("Before clamping", "log π⁺/π⁻ of a token", ratios)))
-    return "\n".join([grid_html(Grid("Token weights by side", columns, tuple(rows))), macro("charts", drawn)])
-
-
-def _percent(share: float) -> Shown:
-    return Shown(readable(share) if math.isnan(share) else f"{share:.1%}", repr(share))
-
-
-def _data(counts: Sequence[DataCounts]) -> str:
-    if not counts:
-        return ""
-    rows = tuple((c.name, Shown(c.source, css="code"), c.records, c.used, len(c.invalid)) for c in counts)
-    parts = [grid_html(Grid("Records of each file", ("pairs", "file", "records", "used", "invalid"), rows))]
-    for c in counts:
-        if c.invalid:
-            cells = tuple((r.origin, r.reason, r.detail) for r in c.invalid)
-            listed = grid_html(Grid(f"Invalid records, {c.name}", ("record", "reason", "detail"), cells), "words")
-            reasons = collections.Counter(r.reason for r in c.invalid).most_common()
-            why = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
-            parts.append(macro("fold", f"Invalid, {c.name}: {why}", Markup(listed), len(cells) <= _UNFOLDED_RECORDS))
-    return "\n".join(parts)
-
-
-def _files(files: Sequence[tuple[str, str]]) -> str:
-    rows = tuple((Shown(name, css="code"), what) for name, what in files)
-    grid = Grid("What the run wrote", ("file", "what it is"), rows)
-    return grid_html(grid, "words") if files else ""
+def _records(data: Sequence[DataCounts]) -> Iterator[tuple[str, Grid]]:
+    """What became of each file, then the invalid records of each under a line that sums them up."""
+    rows = [(one.name, Shown(one.source, css="code"), one.records, one.used, len(one.invalid)) for one in data]
+    if rows:
+        yield "", Grid("Records of each file", ("pairs", "file", "records", "used", "invalid"), rows)
+    for one in data:
+        reasons = collections.Counter(record.reason for record in one.invalid).most_common()
+        why = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
+        cells = [(record.origin, record.reason, record.detail) for record in one.invalid]
+        if cells:
+            grid = Grid(f"Invalid records, {one.name}", ("record", "reason", "detail"), cells, "words")
+            yield f"Invalid, {one.name}: {why}", grid

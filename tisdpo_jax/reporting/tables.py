@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tisdpo_jax.metrics import Change, Interval
-from tisdpo_jax.reporting.html import macro, printable, readable
+from markupsafe import Markup
+
+from tisdpo_jax.metrics import WEIGHT_QUANTILES, Change, Interval, Measure, PairEvaluation, SideWeights, TokenMean
+from tisdpo_jax.reporting.html import printable, readable, render_template
+
+_ENDS = 15  # tokens that `extreme_grid` shows at each end
 
 
 class Shown(NamedTuple):
@@ -26,8 +31,9 @@ class Grid:
     """A table; the first cell of a row names it. An `Interval` shows as `value [low, high]`."""
 
     title: str
-    columns: tuple[str, ...]  # the first one heads the names
-    rows: tuple[tuple[Cell, ...], ...]
+    columns: Sequence[str]  # the first one heads the names
+    rows: Sequence[Sequence[Cell]]
+    css: str = "numbers"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,89 +47,141 @@ class Comparison:
 
     def grid(self) -> Grid:
         """The same as cells."""
-        pairs = f"{self.pairs:,} {'pair' if self.pairs == 1 else 'pairs'}"
+        title = f"{self.title} ({self.pairs:,} {'pair' if self.pairs == 1 else 'pairs'}, mean ± standard error)"
         columns = ("measure", *self.models, "change", "by how much")
-        title = f"{self.title} ({pairs}, mean ± standard error)"
-        return Grid(title, columns, tuple((row.name, *_change(row)) for row in self.rows))
+        return Grid(title, columns, [(row.name, *_change(row)) for row in self.rows], "numbers compare")
 
 
 def grid_text(grid: Grid) -> str:
     """Aligned plain text: names to the left, numbers to the right."""
-    cells = [list(grid.columns)] + [[printable(shown(cell).text) for cell in row] for row in grid.rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(grid.columns))]
-    aligned = [
-        [f"{cell:{'>' if i else '<'}{width}}" for i, (cell, width) in enumerate(zip(line, widths, strict=True))]
-        for line in cells
+    cells = [list(grid.columns), *([printable(shown(cell).text) for cell in row] for row in grid.rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for name, *numbers in cells:
+        aligned = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *aligned]).rstrip())
+    return "\n".join([grid.title, *lines])
+
+
+def grid_html(grid: Grid) -> Markup:
+    """The same as HTML; each number stands exactly in a `<data>` element, with a real minus."""
+    return render_template("table.html", grid=grid, rows=[[shown(cell) for cell in row] for row in grid.rows])
+
+
+def preference_grids(evaluation: PairEvaluation, *, policy: str, reference: str) -> tuple[Grid, ...]:
+    """Tables of the measures, by subset, of length bias and of calibration, without those that would be empty."""
+    calibration, length, pairs = evaluation.calibration, evaluation.length, evaluation.pairs
+    columns = ("measure", "pairs", "value [95 % interval]")
+    extra = Measure("correlation of margin and extra tokens of chosen", pairs, length.correlation)
+    accuracy = [dataclasses.replace(one, name=f"reward accuracy, {one.name}") for one in length.accuracy]
+    errors: list[tuple[Cell, ...]] = [
+        ("expected calibration error", pairs, calibration.error),
+        ("... of perfectly calibrated bets like these", pairs, calibration.chance),
+        ("Brier score (0.25 knows nothing)", pairs, calibration.brier),
     ]
-    return "\n".join([grid.title, *("  ".join(line).rstrip() for line in aligned)])
+    grids = [
+        Grid(
+            f"{policy} against {reference} ({pairs:,} pairs of {evaluation.prompts:,} prompts, implicit reward with "
+            f"beta {evaluation.beta:g})",
+            columns,
+            [(one.name, one.count, one.interval) for one in evaluation.measures],
+        ),
+        Grid(
+            "By subset",
+            ("subset", "pairs", "reward accuracy", "margin"),
+            [(name, right.count, right.interval, margin.interval) for name, right, margin in evaluation.groups],
+        ),
+        Grid("Length", columns, [(one.name, one.count, one.interval) for one in (extra, *accuracy)]),
+        Grid("Calibration of sigmoid(margin)", columns, errors),
+        Grid(
+            "Reliability",
+            ("confidence", "pairs", "mean confidence", "share right"),
+            [
+                (f"{one.low:.2f} to {one.high:.2f}", one.count, one.confidence, one.accuracy)
+                for one in calibration.bins
+                if one.count
+            ],
+        ),
+    ]
+    return tuple(grid for grid in grids if grid.rows)
 
 
-def grid_html(grid: Grid, css: str = "numbers") -> str:
-    """The same as HTML; each number stands exactly in a `<data>` element."""
-    rows = [[_typeset(shown(cell)) for cell in row] for row in grid.rows]
-    return str(macro("table", grid.title, grid.columns, rows, css))
+def extreme_grid(title: str, means: Sequence[TokenMean], names: Sequence[str]) -> Grid:
+    """A table of the tokens with the largest means and as many with the smallest; `names[i]` is `means[i]`."""
+    rows = [
+        (name, one.count, one.pairs, one.mean, one.error, math.exp(one.mean))
+        for name, one in zip(names, means, strict=True)
+    ]
+    if len(rows) > 2 * _ENDS:
+        rows = [*rows[:_ENDS], *rows[-_ENDS:]]
+    return Grid(title, ("token", "times", "pairs", "mean log-weight", "standard error", "as a weight"), rows)
 
 
-def table_text(comparison: Comparison) -> str:
-    """A before/after table as aligned plain text."""
-    return grid_text(comparison.grid())
+def weight_grid(chosen: SideWeights, rejected: SideWeights) -> Grid:
+    """A table of the statistics of token weights."""
+    names = [f"{share:.0%}" for share in WEIGHT_QUANTILES]
+    names[0], names[len(names) // 2], names[-1] = "smallest", "median", "largest"
+    rows: list[tuple[Cell, ...]] = []
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        shares = (side.share_at_lowest, side.share_at_highest)
+        cells = (Shown(readable(share) if math.isnan(share) else f"{share:.1%}", repr(share)) for share in shares)
+        rows.append((name, side.count, side.mean, side.std, *side.quantiles, *cells))
+    columns = ("side", "tokens", "mean", "std", *names, "at smallest allowed", "at largest allowed")
+    return Grid("Token weights by side", columns, rows)
 
 
-def comparison_html(comparison: Comparison) -> str:
-    """A before/after table as HTML."""
-    return grid_html(comparison.grid(), "numbers compare")
-
-
-def shown(cell: Cell | None) -> Shown:
+def shown(cell: Cell) -> Shown:
     """How a cell is written: numbers to four digits, intervals to the second digit of their half width."""
-    if isinstance(cell, Shown):
-        return cell
-    if cell is None or isinstance(cell, str):
-        return Shown(readable(None) if cell is None else cell)
-    if isinstance(cell, Interval):
-        half = (cell.high - cell.low) / 2
-        digits = max(0, 1 - math.floor(math.log10(half))) if 0 < half < math.inf else 4
-        form = f",.{digits}f" if digits <= 7 else ".3g"
-        low, high = (_unsigned(format(end, form)) for end in (cell.low, cell.high))
-        value = _unsigned(format(cell.value, form))
-        whole = math.isfinite(cell.low) and math.isfinite(cell.high)
-        return Shown(f"{value} [{low}, {high}]" if whole else readable(cell.value), repr(float(cell.value)))
-    exact = cell.item() if hasattr(cell, "item") else cell
-    return Shown(readable(exact), repr(exact))
+    if isinstance(cell, Shown | str):
+        return cell if isinstance(cell, Shown) else Shown(cell)
+    if not isinstance(cell, Interval):
+        exact = cell.item() if hasattr(cell, "item") else cell
+        return Shown(readable(exact), repr(exact))
+    if not (math.isfinite(cell.low) and math.isfinite(cell.high)):
+        return Shown(readable(cell.value), repr(float(cell.value)))
+    half = (cell.high - cell.low) / 2
+    digits = _digits(half) if half > 0 else 4
+    value, low, high = (format(number, f",.{digits}f" if digits <= 7 else ".3g") for number in cell)
+    # a zero that was rounded has no sign
+    value, low, high = (text if text.strip("-0.,") else text.removeprefix("-") for text in (value, low, high))
+    return Shown(f"{value} [{low}, {high}]", repr(float(cell.value)))
 
 
 def with_error(value: float, error: float, *, signed: bool = False) -> Shown:
     """`value ± error`, both to the second significant digit of the error (or four of the value, where it has none)."""
-    sign = "+" if signed and value > 0 else ""
-    if not math.isfinite(value):
-        text = readable(value)
-    elif not (math.isfinite(error) and error > 0):
-        text = sign + readable(value) + (" ± 0" if error == 0 else "")
+    if not (math.isfinite(value) and math.isfinite(error) and error > 0):
+        text = readable(value) + (" ± 0" if error == 0 and math.isfinite(value) else "")
+    elif (digits := _digits(error)) <= 7:
+        text = f"{value:,.{digits}f} ± {error:,.{digits}f}"
     else:
-        digits = max(0, 1 - math.floor(math.log10(error)))
-        text = f"{value:,.{digits}f} ± {error:,.{digits}f}" if digits <= 7 else f"{value:.3g} ± {error:.2g}"
-        text = sign + text
-    return Shown(text, repr(float(value)))
+        text = f"{value:.3g} ± {error:.2g}"
+    return Shown(("+" if signed and 0 < value < math.inf else "") + text, repr(float(value)))
 
 
 def as_plain(value: Any) -> Any:
     """Nested dataclasses and tuples as dicts and lists, for JSON without NaN: what is not finite becomes None."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: as_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    elif hasattr(value, "_asdict"):
         value = value._asdict()
+    elif hasattr(value, "item"):
+        value = value.item()
     if isinstance(value, dict):
         return {name: as_plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [as_plain(item) for item in value]
-    value = value.item() if hasattr(value, "item") else value
-    return value if not isinstance(value, float) or math.isfinite(value) else None
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _digits(error: float) -> int:
+    """Decimals up to the second significant digit of an error."""
+    return max(0, 1 - math.floor(math.log10(error)))
 
 
 def _change(row: Change) -> tuple[Shown, ...]:
     before, after = with_error(row.before, row.before_se), with_error(row.after, row.after_se)
     if row.by_definition:
-        before = Shown(f"{readable(row.before)} by definition", before.exact)
+        before = before._replace(text=f"{readable(row.before)} by definition")
         return before, after, Shown("–"), Shown("not compared")
     return before, after, with_error(row.difference, row.difference_se, signed=True), _verdict(row)
 
@@ -137,15 +195,3 @@ def _verdict(row: Change) -> Shown:
         return Shown("within 1 SE")
     better = "better" if errors > 0 else "worse"
     return Shown(f"{better} by {abs(errors):.1f} SE", css=better)
-
-
-def _unsigned(text: str) -> str:
-    """A zero that was rounded has no sign."""
-    return text.removeprefix("-") if not text.strip("-0.,") else text
-
-
-def _typeset(cell: Shown) -> Shown:
-    """A number with a real minus, and a line break only before `±` and never before `[`."""
-    if not cell.exact:
-        return cell
-    return cell._replace(text=cell.text.replace("-", "−").replace("± ", "±\u00a0").replace(" [", "\u00a0["))

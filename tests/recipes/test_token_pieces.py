@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tisdpo_jax.reporting import decode_pieces
+from tisdpo_jax.recipes.pictures import decode_pieces
 
 
 class ByteLevel:
@@ -87,12 +86,3 @@ def test_a_character_that_is_never_completed_shows_as_replacement_signs() -> Non
     assert decode_pieces(ByteFallback(["a", *raw, raw[0]]), range(5)) == ["a", "", "", "早", "\ufffd"]
     assert decode_pieces(ByteLevel([b"\xff", b"a"]), range(2)) == ["", "\ufffda"]
     assert decode_pieces(ByteLevel([]), []) == []
-
-
-def test_pieces_of_a_real_tokenizer(shared) -> None:
-    transformers = pytest.importorskip("transformers")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(shared / "models" / "stories260k")
-    text = "Once upon a time — 早上好 👩‍👧 done.\n\n  صباح café"
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    pieces = decode_pieces(tokenizer, ids)
-    assert len(pieces) == len(ids) and "".join(pieces) == text
