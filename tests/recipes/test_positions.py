@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from runs import BASE
 
+from tisdpo_jax import generation
 from tisdpo_jax.artifacts import Run
 from tisdpo_jax.config import Experiment, build, nest
 from tisdpo_jax.models import RopeConfig
@@ -72,7 +72,7 @@ def test_answers(
     def draw(*_: Any, **__: Any) -> None:
         raise Drawn
 
-    monkeypatch.setattr(importlib.import_module("tisdpo_jax.stages.answers"), "sample", draw)
+    monkeypatch.setattr(generation, "sample", draw)
     fields = {name: value for name, value in short.items() if name.partition(".")[0] in ("model", "mesh")}
     fields |= {"recipe": "generate", "sampling.prompts": prompts, "sampling.max_prompt": 16}
     for number, length in ((0, 2), (2, 12)):
