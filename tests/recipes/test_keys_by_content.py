@@ -59,4 +59,4 @@ def test_an_endpoint_is_not_asked_with_half_a_prompt() -> None:
     left = [Prompt("1/main/0", (Message("user", "hi", '{"name": "Bob"}'),), "test")]
     with pytest.raises(DataError, match=r"1/main/0: sampling\.engine http sends roles and text"):
         options = generation.options_of(GenerateRecipe().sampling, "auto")
-        generation.ask_endpoint(Endpoint("", "m"), left, options, take=print)
+        generation.ask_endpoint(Endpoint("http://127.0.0.1:1/v1", "m"), left, options, take=print)
