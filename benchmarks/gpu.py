@@ -38,7 +38,7 @@ from tisdpo_jax.partitioning import param_shardings
 from tisdpo_jax.planning import lengths, useful
 from tisdpo_jax.planning.topology import Spec, Topology
 from tisdpo_jax.recipes.abstract import abstract_session
-from tisdpo_jax.stages import Pairs, compute_config
+from tisdpo_jax.stages import Splits, compute_config
 
 MODELS = SIZES | {"tiny": TransformerConfig(512, 64, 128, 2, 4, 2, 16, 1024)}
 # Masters and moments of the 8B model in float32 beside gradients and a reference would need more than one GPU has.
@@ -216,7 +216,7 @@ def open_steps(fields: dict[str, str], model: TransformerConfig, case: str, devi
     session.model = Model(model, compute_config(config))  # for this device, where a plan would take a stand-in
     make = functools.partial(init_params, config=model, dtype=config.model.frozen_dtype)
     places = param_shardings(abstract_params(model), session.mesh)
-    return Steps(session, Pairs(encoded), [case], lambda: jax.jit(make, out_shardings=places)(jax.random.key(0)))
+    return Steps(session, Splits(encoded), [case], lambda: jax.jit(make, out_shardings=places)(jax.random.key(0)))
 
 
 def hh_triples(count: int) -> np.ndarray:

@@ -39,7 +39,7 @@ def main() -> None:
     from tisdpo_jax.estimators import CONTRAST
     from tisdpo_jax.roles import contrast_roles
     from tisdpo_jax.scoring import contrast_scores
-    from tisdpo_jax.stages import CachedScores, Pairs, models, open_session
+    from tisdpo_jax.stages import CachedScores, Splits, models, open_session
     from tisdpo_jax.training.interrupt import Interrupt
 
     values = {
@@ -60,7 +60,7 @@ def main() -> None:
             for name in PROMPT_PAIRS:
                 named = build(Experiment, {"contrast": {"pair": name}}, where="hh_agreement", base=config)
                 here = dataclasses.replace(session, config=with_prompts(named))
-                pairs = Pairs(apply_policy(here.text.pairs(chosen), "skip", 1.0))
+                pairs = Splits(apply_policy(here.encoder.pairs(chosen), "skip", 1.0))
                 roles = contrast_roles("prompts", lora=False)
                 assert roles is not None
                 stages = (

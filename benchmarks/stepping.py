@@ -17,7 +17,7 @@ from tisdpo_jax.data import Batches, EncodedSet, States
 from tisdpo_jax.models import head_only
 from tisdpo_jax.planning import useful
 from tisdpo_jax.recipes.tisdpo import tisdpo
-from tisdpo_jax.stages import Pairs, Session, feed, new_trained
+from tisdpo_jax.stages import Session, Splits, feed, new_trained
 from tisdpo_jax.training import optim
 from tisdpo_jax.training.passes import on_devices
 from tisdpo_jax.training.programs import compile_step, state_shardings
@@ -42,7 +42,7 @@ class Steps:
     -1, hidden states of 0.
     """
 
-    def __init__(self, session: Session, pairs: Pairs, names: Sequence[str], load: Callable[[], Params]) -> None:
+    def __init__(self, session: Session, pairs: Splits, names: Sequence[str], load: Callable[[], Params]) -> None:
         """`load` gives the pretrained parameters on the mesh of the session."""
         self.mesh, self.names = session.mesh, tuple(names)
         self.encoded, self.config = pairs.train, session.model.config

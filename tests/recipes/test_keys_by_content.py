@@ -16,7 +16,7 @@ from tisdpo_jax.data import EncodedSet, Message, Prompt
 from tisdpo_jax.errors import DataError
 from tisdpo_jax.generation import Endpoint
 from tisdpo_jax.roles import Role
-from tisdpo_jax.stages import Pairs, Text, generators, keys
+from tisdpo_jax.stages import Encoder, Splits, generators, keys
 from tisdpo_jax.testing.tokenizer import CHAT_TEMPLATE, tiny_tokenizer
 
 
@@ -28,7 +28,7 @@ def session(template: str, name: str) -> Any:
     return types.SimpleNamespace(
         config=config,
         tokenizer=tokenizer,
-        text=Text.of(config, tokenizer),
+        encoder=Encoder.of(config, tokenizer),
         model_path=Path("no files"),
         model=types.SimpleNamespace(
             config="llama", compute=types.SimpleNamespace(lora_scale=1.0, dtype="float32", config=None)
@@ -45,7 +45,7 @@ def test_a_moved_model_or_template_is_the_same(tmp_path: Path, monkeypatch: pyte
     sessions = [session(str(tmp_path / name), f"/models/{name}") for name in texts]
     asked = [Prompt("1/main/0", (Message("user", "hi"),), "test")]
     voice = generators.Generator(sessions[0].model, dict, {"params": "values"})
-    pairs = Given("pairs", Pairs(EncodedSet((), (), "none")))
+    pairs = Given("pairs", Splits(EncodedSet((), (), "none")))
     labels = [keys.whole_key(Run(each), Role("base"), {}, pairs, "train") for each in sessions]
     answers = [generators.answers_key(each, voice, asked) for each in sessions]
     for same, moved, other in (labels, answers):

@@ -1,6 +1,6 @@
 """What a run leaves on disk: how it is identified, how it is written, and who may write it."""
 
-from tisdpo_jax.artifacts.arrays import check_key, key_of, load_array, peek, save_array
+from tisdpo_jax.artifacts.arrays import check_same_key, key_of, load_array, peek, save_array
 from tisdpo_jax.artifacts.graph import Given, Line, Run, Stage, Stored, Unkept, changes, order, show
 from tisdpo_jax.artifacts.key import differences, digest, plain
 from tisdpo_jax.artifacts.store import clean, replacing, sha256, write_text
@@ -14,7 +14,7 @@ __all__ = [
     "Stored",
     "Unkept",
     "changes",
-    "check_key",
+    "check_same_key",
     "clean",
     "differences",
     "digest",

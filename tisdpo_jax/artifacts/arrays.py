@@ -40,7 +40,7 @@ def load_array(path: Path, key: Mapping[str, Any]) -> np.ndarray:
             array = np.asarray(file.get_tensor(NAME))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"{path}: not a whole score cache ({error})") from None
-    check_key(path, stored, key)
+    check_same_key(path, stored, key)
     if label.get("sha256", "") != _digest(array):
         raise DamagedError(f"{path}: the scores do not match their digest")
     return array
@@ -64,7 +64,7 @@ def peek(path: Path, data: str) -> np.ndarray | None:
         return np.asarray(file.get_tensor(NAME))
 
 
-def check_key(path: Path, stored: Mapping[str, Any], key: Mapping[str, Any]) -> None:
+def check_same_key(path: Path, stored: Mapping[str, Any], key: Mapping[str, Any]) -> None:
     """Raises: CheckpointError that names what differs."""
     if changed := differences(stored, key):
         raise CheckpointError(

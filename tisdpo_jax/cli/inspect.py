@@ -45,12 +45,12 @@ def inspect(arguments: Sequence[str]) -> int:
 
 
 def _encode(config: Experiment, split: str) -> tuple[Any, Any]:
-    from tisdpo_jax.stages import Text, open_data, open_tokenizer
+    from tisdpo_jax.stages import Encoder, open_data, open_tokenizer
 
     lenient = {"data": {"on_error": "skip", "max_invalid": 1.0}}
     config = build(Experiment, lenient, where="inspect", base=config)
     tokenizer = open_tokenizer(config)
-    train, held_out = open_data(config, Text.of(config, tokenizer))
+    train, held_out = open_data(config, Encoder.of(config, tokenizer))
     if split == "train":
         return train, tokenizer
     if held_out is None:

@@ -18,9 +18,9 @@ from tisdpo_jax.planning import Topology
 from tisdpo_jax.planning import lengths as measured
 from tisdpo_jax.stages import (
     DEMO_CACHE,
-    Pairs,
+    Encoder,
     Session,
-    Text,
+    Splits,
     check_batches,
     check_model,
     compute_config,
@@ -61,7 +61,7 @@ def _plain(name: str) -> str:
 class Lengths(NamedTuple):
     """Pairs with the lengths to plan for, and where those come from, in words."""
 
-    pairs: Pairs
+    pairs: Splits
     source: str
 
 
@@ -70,7 +70,7 @@ def read_lengths(config: Experiment, source: LengthsFrom) -> Lengths:
     limits = {"max_length": config.data.max_length, "max_response": config.data.max_response}
     if source == "data" or (not source and _at_hand(config)):
         tokenizer = interchange.load_tokenizer(_tokenizer_path(config))
-        pairs = Pairs(*open_data(config, Text.of(config, tokenizer)))
+        pairs = Splits(*open_data(config, Encoder.of(config, tokenizer)))
         return Lengths(pairs, f"{len(pairs.train)} pairs of {config.data.train}")
     contrast = None
     if config.contrast.construction == "prompts":
@@ -81,7 +81,7 @@ def read_lengths(config: Experiment, source: LengthsFrom) -> Lengths:
         triples, words = measured.cut(measured.hh_lengths(), **limits), "512 pairs of Anthropic HH harmless-base"
     count = max(PAIRS, *(16 * section.batch_size for section in config.trainings.values()))
     blank = measured.blank_pairs(measured.repeat(triples, count), words, contrast=contrast)
-    return Lengths(Pairs(blank), words)
+    return Lengths(Splits(blank), words)
 
 
 def _at_hand(config: Experiment) -> bool:

@@ -17,8 +17,8 @@ from tisdpo_jax.reporting import Comparison, Grid, grid_text
 from tisdpo_jax.roles import Frozen, bind, policy_role
 from tisdpo_jax.stages import (
     Base,
-    Pairs,
     Session,
+    Splits,
     Subject,
     adapter_base,
     is_adapter,
@@ -44,7 +44,7 @@ class Looked:
     judging: tuple[Grid, ...] = ()
 
 
-def look(session: Session, pairs: Pairs, base: Base, trained: Params) -> Looked:
+def look(session: Session, pairs: Splits, base: Base, trained: Params) -> Looked:
     """The policy of a run against the model it started from, on its held-out pairs or on `evaluation.data`.
 
     Results go beside the run's own only for its own pairs.
@@ -56,7 +56,7 @@ def look(session: Session, pairs: Pairs, base: Base, trained: Params) -> Looked:
         directory.mkdir(parents=True, exist_ok=True)
         pairs = measure.open_pairs(session)
     elif pairs.eval is not None:
-        pairs = Pairs.measured(pairs.eval)
+        pairs = Splits.measured(pairs.eval)
     if section.reference:
         reference = open_subject(session, "reference", section.reference, frozen=True, pairs=pairs.eval)
     looked = _look(session, pairs, directory, policy, reference)
@@ -65,7 +65,7 @@ def look(session: Session, pairs: Pairs, base: Base, trained: Params) -> Looked:
     return dataclasses.replace(looked, done=None, subjects=())  # they hold the models
 
 
-def evaluate_run(session: Session, pairs: Pairs, base: Base, trained: Params) -> None:
+def evaluate_run(session: Session, pairs: Splits, base: Base, trained: Params) -> None:
     """`tisdpo evaluate` of a run that is there."""
     if not (session.config.evaluation.data or session.config.evaluation.reference):
         pairs.split("eval")  # says what to set
@@ -75,13 +75,13 @@ def evaluate_run(session: Session, pairs: Pairs, base: Base, trained: Params) ->
         session.say(f"written  {page}")
 
 
-def open_models(config: Experiment, directory: Path, interrupt: Interrupt) -> tuple[Session, Pairs]:
+def open_models(config: Experiment, directory: Path, interrupt: Interrupt) -> tuple[Session, Splits]:
     """A session for models that are there, and the pairs to measure them on; none where a judge has prompts alone."""
     section, path = config.evaluation, named_path(config.evaluation.reference or config.model.path)
     session = open_session(config, directory, interrupt, model=adapter_base(path) if is_adapter(path) else str(path))
     warn_of_limit(config, session.model.config, session.model_path)
     if section.judge.by and section.judge.prompts and not (section.data or config.data.train):
-        return session, Pairs(EncodedSet((), (), "none"))
+        return session, Splits(EncodedSet((), (), "none"))
     pairs = measure.open_pairs(session)
     warn_of_pairs(pairs.split("eval"), session.model.config, session.model_path)
     return session, pairs
@@ -101,7 +101,7 @@ def evaluate_models(config: Experiment, interrupt: Interrupt) -> None:
             session.say(f"written  {page}")
 
 
-def _look(session: Session, pairs: Pairs, directory: Path, policy: Subject, reference: Subject) -> Looked:
+def _look(session: Session, pairs: Splits, directory: Path, policy: Subject, reference: Subject) -> Looked:
     section = session.config.evaluation
     done: Evaluation | None = None
     tables: tuple[Comparison, ...] = ()

@@ -92,7 +92,7 @@ def answer_contrasts(
     """`[n]` contrasts of single answers in nats, in nats a token, and their tokens; nan where there is no answer."""
     answered = [number for number, text in enumerate(texts) if text]
     named = [dataclasses.replace(prompts[number], id=str(number)) for number in answered]
-    encoded = session.text.groups(named, [(texts[number],) for number in answered], "answers")
+    encoded = session.encoder.groups(named, [(texts[number],) for number in answered], "answers")
     found = np.full((3, len(texts)), np.nan)
     if encoded.groups:
         places = [int(pair.id) for pair in encoded.groups]

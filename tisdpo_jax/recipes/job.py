@@ -30,7 +30,7 @@ from tisdpo_jax.recipes.samples import take_samples
 from tisdpo_jax.recipes.tisdpo import tisdpo
 from tisdpo_jax.reporting import histogram
 from tisdpo_jax.roles import Frozen, bind, policy_role
-from tisdpo_jax.stages import Base, Columns, Pairs, Session, Training, open_session, round_prompts
+from tisdpo_jax.stages import Base, Columns, Session, Splits, Training, open_session, round_prompts
 from tisdpo_jax.training import Interrupt, keep_on_disk, listening
 from tisdpo_jax.types import Params, Variables
 
@@ -121,7 +121,7 @@ def _make(verb: str, session: Session, graph: Graph) -> None:
         _finish_on_pairs(session, pairs, columns, base, trained)
 
 
-def _finish_on_pairs(session: Session, pairs: Pairs, columns: dict[str, Columns], base: Base, trained: Params) -> None:
+def _finish_on_pairs(session: Session, pairs: Splits, columns: dict[str, Columns], base: Base, trained: Params) -> None:
     looked = look(session, pairs, base, trained)
     written = export(session, base, trained)
     samples = take_samples(session, pairs, base, trained)
@@ -135,7 +135,7 @@ def _finish_on_pairs(session: Session, pairs: Pairs, columns: dict[str, Columns]
 def _finish_on_prompts(
     session: Session,
     graph: Graph,
-    pairs: Pairs,
+    pairs: Splits,
     columns: dict[str, Columns],
     first: Base,
     base: Base,

@@ -21,7 +21,7 @@ from tisdpo_jax.generation import Lines
 from tisdpo_jax.metrics import Interval, Rating, WinRate, mean_interval
 from tisdpo_jax.recipes.judges import JUDGEMENTS, open_scorer
 from tisdpo_jax.reporting import Grid
-from tisdpo_jax.stages import Pairs, Session, Subject, answers_of, open_subject
+from tisdpo_jax.stages import Session, Splits, Subject, answers_of, open_subject
 
 ANSWERS = "answers"
 KEYS = ("TISDPO_JUDGE_API_KEY", "OPENAI_API_KEY")  # environment variables, the first that is set
@@ -50,7 +50,7 @@ class Judged:
     ratings: tuple[Rating, ...]  # of three models or more
 
 
-def judge(session: Session, data: Pairs, directory: Path, policy: Subject, reference: Subject) -> Judged:
+def judge(session: Session, data: Splits, directory: Path, policy: Subject, reference: Subject) -> Judged:
     """Policy, reference and `evaluation.judge.models`, each against each."""
     evaluation, section = session.config.evaluation, session.config.evaluation.judge
     others = section.models or {}
@@ -107,7 +107,7 @@ def judge(session: Session, data: Pairs, directory: Path, policy: Subject, refer
     )
 
 
-def judged_prompts(session: Session, data: Pairs) -> tuple[list[Prompt], tuple[InvalidRecord, ...], str]:
+def judged_prompts(session: Session, data: Splits) -> tuple[list[Prompt], tuple[InvalidRecord, ...], str]:
     """Prompts to answer, those of the file or of the held-out pairs, each once; bad records; the source."""
     section = session.config.evaluation.judge
     if section.prompts:

@@ -24,7 +24,7 @@ from tisdpo_jax.metrics import Change, PairEvaluation, PairScores, compare, defi
 from tisdpo_jax.models import Model
 from tisdpo_jax.reporting import Comparison, DataCounts, Grid, as_plain, preference_grids
 from tisdpo_jax.scoring import score_pair_of_models
-from tisdpo_jax.stages import Pairs, Session, Subject, check_finite, check_same_tokens, open_data, passing
+from tisdpo_jax.stages import Session, Splits, Subject, check_finite, check_same_tokens, open_data, passing
 from tisdpo_jax.training import collect, one_pass
 from tisdpo_jax.types import Batch, Variables
 
@@ -49,7 +49,7 @@ class Evaluation:
         return preference_grids(self.found, policy=self.policy.name, reference=self.reference.name)
 
 
-def evaluate(session: Session, pairs: Pairs, policy: Subject, reference: Subject) -> Evaluation:
+def evaluate(session: Session, pairs: Splits, policy: Subject, reference: Subject) -> Evaluation:
     """All measures of `policy` against `reference` on held-out pairs."""
     encoded, section = pairs.split("eval"), session.config.evaluation
     check_same_tokens(policy, reference)
@@ -73,7 +73,7 @@ def counts(encoded: EncodedSet, name: str) -> DataCounts:
     return DataCounts(name, encoded.source, used + len(encoded.invalid), used, encoded.invalid)
 
 
-def open_pairs(session: Session) -> Pairs:
+def open_pairs(session: Session) -> Splits:
     """What `evaluation.data` names, held out.
 
     Nothing is trained on these records, so those that cannot be used stop nothing: they are counted and named.
@@ -83,16 +83,16 @@ def open_pairs(session: Session) -> Pairs:
     config = session.config
     section, data = config.evaluation, config.data
     if not section.data:
-        held_out = open_data(config, session.text)[1] if data.train else None
+        held_out = open_data(config, session.encoder)[1] if data.train else None
         if held_out is None:
             also = ", or set data.eval or data.eval_fraction" if data.train else ""
             raise ConfigError(f"there are no pairs to evaluate on: name a file with --evaluation.data FILE{also}")
-        return Pairs.measured(held_out)
+        return Splits.measured(held_out)
     records = read_pairs(section.data, format=data.format, limit=data.eval_limit or 0, group_field=section.subset or "")
-    encoded = session.text.plain().pairs(records)
+    encoded = session.encoder.plain().pairs(records)
     if not encoded.groups:
         raise DataError(f"{encoded.source}: none of its records can be used:\n{listed(encoded)}")
-    return Pairs.measured(apply_policy(encoded, "skip", 1.0))
+    return Splits.measured(apply_policy(encoded, "skip", 1.0))
 
 
 def listed(encoded: EncodedSet, count: int = LISTED) -> str:
@@ -183,7 +183,7 @@ def _change(name: str, before: np.ndarray, after: np.ndarray, *, better: bool | 
     return Change(name, *mean_se(before), *mean_se(after), *paired_difference(before, after), better)
 
 
-def save(directory: Path, pairs: Pairs, done: Evaluation | None, tables: tuple[Comparison, ...], judging: Any) -> None:
+def save(directory: Path, pairs: Splits, done: Evaluation | None, tables: tuple[Comparison, ...], judging: Any) -> None:
     """evaluation.json: every number of every table; evaluation_pairs.jsonl: a line for each pair."""
     if jax.process_index() != 0:
         return
@@ -210,7 +210,7 @@ def _roles(done: Evaluation) -> dict[str, Subject]:
     return {"policy": done.policy, "reference": done.reference}
 
 
-def _pair_lines(pairs: Pairs, done: Evaluation) -> list[str]:
+def _pair_lines(pairs: Splits, done: Evaluation) -> list[str]:
     scores, margins = done.scores, done.scores.margins(done.found.beta)
     lines = []
     for index, pair in enumerate(pairs.split("eval").groups):

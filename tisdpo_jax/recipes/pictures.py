@@ -17,7 +17,7 @@ from tisdpo_jax.data import EncodedSet, recorded_columns
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.estimators import Estimator, Formula
 from tisdpo_jax.reporting import Distribution, SidePicture, TokenPicture
-from tisdpo_jax.stages import Columns, Text, open_data, open_tokenizer, score_path, weights_of_pairs
+from tisdpo_jax.stages import Columns, Encoder, open_data, open_tokenizer, score_path, weights_of_pairs
 
 SIDES = ("chosen", "rejected")
 _INCOMPLETE = "\ufffd"
@@ -72,7 +72,7 @@ def pictures_of_run(config: Experiment, split: str, indices: Iterable[int]) -> t
     Raises: ConfigError when the run has no weights for these pairs.
     """
     tokenizer = open_tokenizer(config)
-    train, held_out = open_data(config, Text.of(config, tokenizer))
+    train, held_out = open_data(config, Encoder.of(config, tokenizer))
     encoded = train if split == "train" else held_out
     if encoded is None:
         raise ConfigError("there are no held-out pairs; set data.eval or data.eval_fraction")

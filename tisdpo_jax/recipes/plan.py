@@ -40,8 +40,8 @@ from tisdpo_jax.recipes.policy import roles_of, wanted_reads
 from tisdpo_jax.roles import Frozen, Role, Roles, bind, policy_role
 from tisdpo_jax.stages import (
     HEAD,
-    Pairs,
     Session,
+    Splits,
     Training,
     abstract_trained,
     feed,
@@ -124,7 +124,7 @@ class Lowered(NamedTuple):
     recomputed: useful.Flops
 
 
-def lower_training(session: Session, data: Pairs, step: Training) -> Lowered:
+def lower_training(session: Session, data: Splits, step: Training) -> Lowered:
     """The step of a training, lowered as `training.loop` does it."""
     plan, section = step.plan(session.config, session.model), get(session.config, step.section)
     batches, layout = feed(session, data, section, plan, step.sides)
@@ -156,7 +156,7 @@ def lower_training(session: Session, data: Pairs, step: Training) -> Lowered:
     )
 
 
-def lower_scores(session: Session, data: Pairs) -> Lowered:
+def lower_scores(session: Session, data: Splits) -> Lowered:
     """The step that makes cached scores: one frozen model, forward; a contrastive one where there is one."""
     config = session.config
     reads = wanted_reads(config)
@@ -198,7 +198,7 @@ def _placed_batch(session: Session, host: Any) -> Any:
     return _placed(host, partitioning.batch_shardings(host, session.mesh))
 
 
-def _blank_columns(data: Pairs, names: Sequence[str]) -> dict[str, np.ndarray]:
+def _blank_columns(data: Splits, names: Sequence[str]) -> dict[str, np.ndarray]:
     count = len(data.train)
     shapes = {"self_reward": (count,)}
     return {name: np.zeros(shapes.get(name, (count, 2, data.elements)), np.float32) for name in names}

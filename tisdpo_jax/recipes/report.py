@@ -15,7 +15,7 @@ from tisdpo_jax.recipes.measure import Evaluation, counts
 from tisdpo_jax.recipes.pictures import pictures, weight_parts
 from tisdpo_jax.recipes.samples import Samples
 from tisdpo_jax.reporting import Comparison, Grid, Report
-from tisdpo_jax.stages import Columns, Pairs, Session, Subject
+from tisdpo_jax.stages import Columns, Session, Splits, Subject
 
 FILES = {
     "config.yaml": "the configuration, defaults included",
@@ -43,7 +43,7 @@ SOFTWARE = ("software", f"tisdpo_jax {__version__}, jax {jax.__version__}")
 
 def write_report(
     session: Session,
-    pairs: Pairs,
+    pairs: Splits,
     tables: tuple[Comparison, ...],
     samples: Samples,
     columns: dict[str, Columns],

@@ -15,7 +15,7 @@ from tisdpo_jax.judging import is_refusal
 from tisdpo_jax.recipes.checks import Check, check_of, open_checks
 from tisdpo_jax.reporting import UNFOLDED, Sample, Score, ShownAnswer, as_plain, grid_text, headlines, score_grid
 from tisdpo_jax.roles import Frozen, bind, policy_role
-from tisdpo_jax.stages import Base, Pairs, Session, Subject, answers_of, models
+from tisdpo_jax.stages import Base, Session, Splits, Subject, answers_of, models
 from tisdpo_jax.types import Params, Variables
 
 DIRECTORY, RESULT = "samples", "samples.json"
@@ -50,7 +50,7 @@ def model_names(session: Session) -> tuple[str, ...]:
     return ("pretrained", *(("after SFT",) if session.config.sft.epochs else ()), last)
 
 
-def take_samples(session: Session, pairs: Pairs, base: Base, trained: Params) -> Samples:
+def take_samples(session: Session, pairs: Splits, base: Base, trained: Params) -> Samples:
     """Greedy answers to the first `evaluation.generate` held-out prompts (training prompts where none are held out).
 
     They are kept in the run directory as they are made, and are not made again. Base and pretrained model are not on

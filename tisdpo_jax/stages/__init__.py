@@ -4,11 +4,12 @@ from tisdpo_jax.stages import models
 from tisdpo_jax.stages.answers import RESPONSES, answers
 from tisdpo_jax.stages.columns import PairColumns, weights_of_pairs
 from tisdpo_jax.stages.devices import check_batches, check_model, compute_config, open_mesh
+from tisdpo_jax.stages.encoder import Encoder
 from tisdpo_jax.stages.frozen import Columns, Models
 from tisdpo_jax.stages.generators import Generator, generator_of
 from tisdpo_jax.stages.hidden_states import HEAD, HiddenStates, ReferenceHead
 from tisdpo_jax.stages.models import Base, Folded, Pretrained
-from tisdpo_jax.stages.pairs import Pairs, Records, open_data
+from tisdpo_jax.stages.pairs import Records, Splits, open_data
 from tisdpo_jax.stages.passes import check_finite, feed, layout, passing, scorer
 from tisdpo_jax.stages.positions import warn_of_limit, warn_of_pairs
 from tisdpo_jax.stages.prompts import answers_of, prompts_in_views
@@ -17,7 +18,6 @@ from tisdpo_jax.stages.scores import REFERENCE_LOGPS, CachedScores, score_path
 from tisdpo_jax.stages.selection import Selected, SelectedColumns
 from tisdpo_jax.stages.session import DEMO_CACHE, Session, named_path, open_session, open_tokenizer
 from tisdpo_jax.stages.subjects import Subject, adapter_base, check_same_tokens, is_adapter, open_subject
-from tisdpo_jax.stages.text import Text
 from tisdpo_jax.stages.trained import abstract_trained, new_trained
 from tisdpo_jax.stages.training import Training
 
@@ -30,12 +30,12 @@ __all__ = [
     "CachedScores",
     "Candidates",
     "Columns",
+    "Encoder",
     "Folded",
     "Generator",
     "HiddenStates",
     "Models",
     "PairColumns",
-    "Pairs",
     "Pretrained",
     "Records",
     "ReferenceHead",
@@ -43,8 +43,8 @@ __all__ = [
     "Selected",
     "SelectedColumns",
     "Session",
+    "Splits",
     "Subject",
-    "Text",
     "Training",
     "abstract_trained",
     "adapter_base",

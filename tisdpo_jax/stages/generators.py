@@ -61,5 +61,5 @@ def answers_key(session: Session, generator: Generator | None, asked: Sequence[P
         "lora scale": str(generator.model.compute.lora_scale) if "lora" in generator.identity else "none",
         "sampling.max_prompt": str(section.max_prompt),
         "end of answers": str(end_options(session, generator).eos_ids),
-        **session.text.identity(),
+        **session.encoder.identity(),
     }

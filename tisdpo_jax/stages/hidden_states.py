@@ -16,14 +16,14 @@ import jax
 import numpy as np
 
 from tisdpo_jax import distributed, partitioning
-from tisdpo_jax.artifacts import Run, Stage, Stored, Unkept, check_key, replacing, sha256, write_text
+from tisdpo_jax.artifacts import Run, Stage, Stored, Unkept, check_same_key, replacing, sha256, write_text
 from tisdpo_jax.data import States, create, open_states
 from tisdpo_jax.errors import CheckpointError, DataError
 from tisdpo_jax.models import head_only
 from tisdpo_jax.roles import Frozen, Role, bind
 from tisdpo_jax.stages.frozen import Models, frozen_of, needed
 from tisdpo_jax.stages.keys import known_key, whole_key
-from tisdpo_jax.stages.pairs import Pairs
+from tisdpo_jax.stages.pairs import Splits
 from tisdpo_jax.stages.passes import hidden_reader, passing
 from tisdpo_jax.stages.session import Session
 from tisdpo_jax.training import one_pass
@@ -96,7 +96,7 @@ class HiddenStates:
         distributed.wait_for_all(f"{self.split} states")
         try:
             stored = json.loads(label.read_text(encoding="utf-8"))
-            check_key(path, stored["key"], key)
+            check_same_key(path, stored["key"], key)
             if sha256(path, lambda: session.interrupt.poll("reading cached states")) != stored["sha256"]:
                 raise ValueError("its bytes do not match their digest")
             return open_states(path, pairs.split(self.split), width, dtype)
@@ -106,7 +106,7 @@ class HiddenStates:
             text = f"{path}: no whole cache of states ({error}); delete {label} to make it again"
             raise CheckpointError(text) from None
 
-    def _write(self, session: Session, pairs: Pairs, frozen: Frozen, path: Path) -> None:
+    def _write(self, session: Session, pairs: Splits, frozen: Frozen, path: Path) -> None:
         rows, batches = passing(session, pairs.split(self.split), pairs.elements, self.role.view)
         step, variables = hidden_reader(session.model, self.role.view), bind(self.role, None, frozen)
         width, dtype = session.model.config.hidden_size, session.config.model.dtype

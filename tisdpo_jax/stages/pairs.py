@@ -17,15 +17,15 @@ from tisdpo_jax.data import (
     split_by_prompt,
 )
 from tisdpo_jax.errors import ConfigError, DataError
+from tisdpo_jax.stages.encoder import Encoder
 from tisdpo_jax.stages.positions import warn_of_limit, warn_of_pairs
 from tisdpo_jax.stages.session import Session
-from tisdpo_jax.stages.text import Text
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pairs:
+class Splits:
     """Pairs to train on, and held-out ones, as tokens; in arrays of one width N, in every split and stage."""
 
     train: EncodedSet
@@ -46,23 +46,23 @@ class Pairs:
         return ("train",) if self.eval is None else ("train", "eval")
 
     @staticmethod
-    def measured(encoded: EncodedSet) -> Pairs:
+    def measured(encoded: EncodedSet) -> Splits:
         """These held out, in arrays as wide as they need: so that sums do not depend on others."""
-        return Pairs(EncodedSet((), (), "none"), encoded, encoded.elements())
+        return Splits(EncodedSet((), (), "none"), encoded, encoded.elements())
 
 
 @dataclasses.dataclass(frozen=True)
 class Records(Unkept):
-    """What `data.train` and `data.eval` name. Its value is `Pairs`."""
+    """What `data.train` and `data.eval` name. Its value is `Splits`."""
 
     name: str = "records"
     inputs: tuple[Stage, ...] = ()
 
-    def make(self, run: Run) -> Pairs:
+    def make(self, run: Run) -> Splits:
         session: Session = run.context
         config, transformer = session.config, session.model.config
         warn_of_limit(config, transformer, session.model_path)
-        pairs = Pairs(*open_data(config, session.text))
+        pairs = Splits(*open_data(config, session.encoder))
         for split in pairs.splits():
             warn_of_pairs(pairs.split(split), transformer, session.model_path)
         counts = (len(pairs.train), len(pairs.eval or ()), pairs.elements)
@@ -70,7 +70,7 @@ class Records(Unkept):
         return pairs
 
 
-def open_data(config: Experiment, text: Text) -> tuple[EncodedSet, EncodedSet | None]:
+def open_data(config: Experiment, text: Encoder) -> tuple[EncodedSet, EncodedSet | None]:
     """Training and held-out pairs as tokens; every record that cannot be used is named, or stops the run."""
     data, subset = config.data, config.evaluation.subset
 

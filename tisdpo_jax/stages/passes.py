@@ -18,7 +18,7 @@ from tisdpo_jax.roles import Frozen
 from tisdpo_jax.scoring import Text
 from tisdpo_jax.scoring import read as read_states
 from tisdpo_jax.stages.frozen import Columns
-from tisdpo_jax.stages.pairs import Pairs
+from tisdpo_jax.stages.pairs import Splits
 from tisdpo_jax.stages.session import Session
 from tisdpo_jax.training import StepSpec, evaluate_step, means, one_pass
 from tisdpo_jax.types import Params
@@ -82,7 +82,7 @@ def evaluate_held_out(
     session: Session,
     plan: StepSpec,
     frozen: Frozen,
-    pairs: Pairs,
+    pairs: Splits,
     columns: Columns,
     states: States | None,
     trained: Params,
@@ -104,7 +104,7 @@ def _evaluator(plan: StepSpec) -> Any:
 
 
 def feed(
-    session: Session, pairs: Pairs, section: StageSection, plan: StepSpec, sides: tuple[int, ...]
+    session: Session, pairs: Splits, section: StageSection, plan: StepSpec, sides: tuple[int, ...]
 ) -> tuple[Order, Layout]:
     """Which pairs each step of a training takes, and the one shape that holds them all."""
     encoded, parts = pairs.train, section.gradient_accumulation_steps

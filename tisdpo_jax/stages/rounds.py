@@ -14,7 +14,7 @@ from tisdpo_jax.generation import open_prompts, summary
 from tisdpo_jax.stages import self_reward
 from tisdpo_jax.stages.answers import RESPONSES, answers
 from tisdpo_jax.stages.generators import Generator
-from tisdpo_jax.stages.pairs import Pairs
+from tisdpo_jax.stages.pairs import Splits
 from tisdpo_jax.stages.positions import warn_of_limit
 from tisdpo_jax.stages.prompts import prompts_in_views
 from tisdpo_jax.stages.selection_counts import nothing_left
@@ -66,7 +66,7 @@ class Responses(Unkept):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Offered(Pairs):
+class Offered(Splits):
     """Pairs of answers, that behind the positive prompt first."""
 
     records: PairSet = dataclasses.field(kw_only=True)
@@ -92,7 +92,7 @@ class Candidates(Unkept):
         warn_of_limit(config, session.model.config, session.model_path)
         options = {"unfinished": config.dlma.unfinished}
         records = self_reward.candidates(prompts, run(self.responses), config.sampling.samples, **options)
-        encoded = apply_policy(session.text.pairs(records), "skip", 1.0)
+        encoded = apply_policy(session.encoder.pairs(records), "skip", 1.0)
         if not encoded.groups:
             raise DataError(f"{self.responses.place}: {nothing_left(encoded.invalid)}")
         return Offered(encoded, records=records)

@@ -17,7 +17,7 @@ from tisdpo_jax.estimators import Read
 from tisdpo_jax.roles import Frozen, Role, bind
 from tisdpo_jax.stages.frozen import Models, frozen_of, needed
 from tisdpo_jax.stages.keys import known_key, whole_key
-from tisdpo_jax.stages.pairs import Pairs
+from tisdpo_jax.stages.pairs import Splits
 from tisdpo_jax.stages.passes import check_finite, passing, scorer
 from tisdpo_jax.stages.session import Session
 from tisdpo_jax.training import collect, one_pass
@@ -87,7 +87,7 @@ class CachedScores:
             save_array(path, scores, key)
         return scores
 
-    def compute(self, session: Session, pairs: Pairs, frozen: Frozen) -> np.ndarray:
+    def compute(self, session: Session, pairs: Splits, frozen: Frozen) -> np.ndarray:
         """The scores, made now."""
         config, label = session.config, f"scores {self._what} ({self.split})"
         rows, batches = passing(session, pairs.split(self.split), pairs.elements, self.role.view)

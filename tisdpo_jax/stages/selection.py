@@ -17,7 +17,7 @@ from tisdpo_jax.scoring import contrast_scores
 from tisdpo_jax.stages import selection_counts, self_reward
 from tisdpo_jax.stages.columns import derive
 from tisdpo_jax.stages.frozen import Columns
-from tisdpo_jax.stages.pairs import Pairs
+from tisdpo_jax.stages.pairs import Splits
 from tisdpo_jax.stages.rounds import Candidates
 from tisdpo_jax.stages.scores import CachedScores
 from tisdpo_jax.stages.session import Session
@@ -26,7 +26,7 @@ SELECTION = "selection.json"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Chosen(Pairs):
+class Chosen(Splits):
     """The pairs that train, each the right way round."""
 
     selection: self_reward.Selection = dataclasses.field(kw_only=True)

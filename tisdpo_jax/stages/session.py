@@ -15,7 +15,7 @@ from tisdpo_jax.config import Experiment
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.models import Model
 from tisdpo_jax.stages.devices import check_batches, check_model, compute_config, open_mesh
-from tisdpo_jax.stages.text import Text
+from tisdpo_jax.stages.encoder import Encoder
 from tisdpo_jax.training import Interrupt, MetricsLog
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,8 @@ class Session:
         return self.config.lora.rank > 0
 
     @property
-    def text(self) -> Text:
-        return Text.of(self.config, self.tokenizer)
+    def encoder(self) -> Encoder:
+        return Encoder.of(self.config, self.tokenizer)
 
     def say(self, text: str) -> None:
         """A line for the terminal, once for all processes."""

@@ -20,7 +20,7 @@ from tisdpo_jax.stages import trained as results
 from tisdpo_jax.stages.frozen import Columns, Models, frozen_of, needed
 from tisdpo_jax.stages.keys import DERIVED, training_key, whole_training_key
 from tisdpo_jax.stages.models import Base
-from tisdpo_jax.stages.pairs import Pairs
+from tisdpo_jax.stages.pairs import Splits
 from tisdpo_jax.stages.passes import evaluate_held_out, feed
 from tisdpo_jax.stages.session import Session
 from tisdpo_jax.training import Job, StepSpec, train
@@ -39,7 +39,7 @@ class Training:
     start      the model that it starts from, a stage whose value is a `Base`
     roles      the models of its step
     sides      the responses of a pair that it is trained on
-    pairs      a stage whose value is `Pairs`
+    pairs      a stage whose value is `Splits`
     frozen     (collection, key, stage) of the models that the step reads and does not train
     columns    split -> stage of the values by pair that the step takes; "eval" is evaluated on the way
     states     split -> stage of the reference's hidden states, in place of the reference
@@ -125,7 +125,7 @@ class Training:
         return trained
 
     def _job(
-        self, session: Session, pairs: Pairs, columns: Columns, states: States | None, identity: dict[str, Any]
+        self, session: Session, pairs: Splits, columns: Columns, states: States | None, identity: dict[str, Any]
     ) -> Job:
         config = session.config
         section, plan = get(config, self.section), self.plan(config, session.model)

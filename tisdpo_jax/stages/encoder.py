@@ -21,7 +21,7 @@ from tisdpo_jax.data import (
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Text:
+class Encoder:
     """One way from text to tokens for all that a run reads, scores and is evaluated on."""
 
     tokenizer: Any
@@ -29,7 +29,7 @@ class Text:
     contrast: tuple[str, str] | None  # prompts of pi+ and pi-, where the construction has them
 
     @classmethod
-    def of(cls, config: Experiment, tokenizer: Any) -> Text:
+    def of(cls, config: Experiment, tokenizer: Any) -> Encoder:
         section = config.contrast
         prompts = (section.positive_prompt, section.negative_prompt)
         return cls(tokenizer, config.data, prompts if section.construction == "prompts" else None)
@@ -47,7 +47,7 @@ class Text:
         options = self._options() | {"contrast": self.contrast, "source": source}
         return encode_groups(prompts, [tuple(one) for one in responses], self.tokenizer, **options)
 
-    def plain(self) -> Text:
+    def plain(self) -> Encoder:
         """The same without the prompts of pi+ and pi-."""
         return dataclasses.replace(self, contrast=None)
 
