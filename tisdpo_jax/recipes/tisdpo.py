@@ -42,13 +42,13 @@ def tisdpo(config: Experiment, *, extra: Iterable[Read] = ()) -> Graph:
     models: Models = (("params", "base", base),)
     reads = tuple(dict.fromkeys((*wanted_reads(config), *extra)))
     if config.contrast.construction in ("sft", "dpo") and any(read.role in SIDES for read in reads):
-        models += contrast(config, base, models, pairs)
+        models += contrast_trainings(config, base, models, pairs)
     columns = columns_of_pairs(config, models, pairs, reads)
     policy = policy_training(config, base, models, pairs, columns)
     return Graph(pairs, tuple(stage for _, stage in columns), columns, base, policy, pretrained)
 
 
-def contrast(config: Experiment, base: Stage, models: Models, pairs: Stage) -> Models:
+def contrast_trainings(config: Experiment, base: Stage, models: Models, pairs: Stage) -> Models:
     """pi+ and pi-, each trained from the base on sides of its own."""
     construction, lora = config.contrast.construction, config.lora.rank > 0
     objective = Sft() if construction == "sft" else Dpo(beta=config.contrast.beta)

@@ -10,7 +10,7 @@ from tisdpo_jax.stages.generators import Generator, generator_of
 from tisdpo_jax.stages.hidden_states import HEAD, HiddenStates, ReferenceHead
 from tisdpo_jax.stages.models import Base, Folded, Pretrained
 from tisdpo_jax.stages.pairs import Records, Splits, open_data
-from tisdpo_jax.stages.passes import check_finite, feed, layout, passing, scorer
+from tisdpo_jax.stages.passes import check_finite, feed, passing, scorer
 from tisdpo_jax.stages.positions import warn_of_limit, warn_of_pairs
 from tisdpo_jax.stages.prompts import answers_of, prompts_in_views
 from tisdpo_jax.stages.rounds import Candidates, Responses, round_prompts
@@ -58,7 +58,6 @@ __all__ = [
     "feed",
     "generator_of",
     "is_adapter",
-    "layout",
     "models",
     "named_path",
     "new_trained",

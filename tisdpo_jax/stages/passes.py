@@ -24,7 +24,7 @@ from tisdpo_jax.training import StepSpec, evaluate_step, means, one_pass
 from tisdpo_jax.types import Params
 
 
-def layout(
+def fit_layout(
     session: Session, encoded: EncodedSet, batches: Iterable[np.ndarray], elements: int, **options: Any
 ) -> Layout:
     """One shape for `batches` of these pairs; `options` are those of `data.fit`: parts, sides, views."""
@@ -50,7 +50,7 @@ def passing(
     """All of these pairs once, in batches for evaluation and scoring: the pairs, and the batches' indices."""
     size = partitioning.places(session.config.evaluation.batch_size, session.mesh)
     batches = balanced_batches(encoded.lengths(views[0]), size)
-    return Batches(encoded, layout(session, encoded, batches, elements, sides=sides, views=views)), batches
+    return Batches(encoded, fit_layout(session, encoded, batches, elements, sides=sides, views=views)), batches
 
 
 def check_finite(what: str, values: np.ndarray, encoded: EncodedSet) -> None:
@@ -116,4 +116,4 @@ def feed(
         places=partitioning.places(section.batch_size, session.mesh, parts=parts),
     )
     options: Any = {"parts": parts, "sides": sides, "views": plan.roles.views()}
-    return order, layout(session, encoded, order.batches(), pairs.elements, **options)
+    return order, fit_layout(session, encoded, order.batches(), pairs.elements, **options)
