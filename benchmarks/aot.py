@@ -152,7 +152,7 @@ def compile_here(*, topology: str, lengths: str, fields: dict[str, str]) -> dict
     """The plan of one step, in this process."""
     spec = parse_topology(topology)
     prepare_topology([spec])
-    from tisdpo_jax.recipes.plan import plan
+    from tisdpo_jax.verbs.plan import plan
 
     found = plan(validate(load(None, fields)), [spec], lengths=lengths)[0].as_json()  # type: ignore[arg-type]  # a word of the command line
     return found | {"cpu_seconds": time.process_time()}  # of the whole process: the clock lies on a busy machine

@@ -37,8 +37,8 @@ from tisdpo_jax.models.zoo import SIZES
 from tisdpo_jax.partitioning import param_shardings
 from tisdpo_jax.planning import lengths, useful
 from tisdpo_jax.planning.topology import Spec, Topology
-from tisdpo_jax.recipes.abstract import abstract_session
 from tisdpo_jax.stages import Splits, compute_config
+from tisdpo_jax.verbs.abstract import abstract_session
 
 MODELS = SIZES | {"tiny": TransformerConfig(512, 64, 128, 2, 4, 2, 16, 1024)}
 # Masters and moments of the 8B model in float32 beside gradients and a reference would need more than one GPU has.

@@ -23,7 +23,7 @@ from experiments.testbed.tables import Table, markdown, text
 from tisdpo_jax.cli import options
 from tisdpo_jax.config import Experiment
 from tisdpo_jax.metrics import mean_and_error
-from tisdpo_jax.recipes import perform
+from tisdpo_jax.verbs import perform
 
 TISDPO = {"recipe": "tisdpo"}
 METHODS: dict[str, dict[str, str]] = {

@@ -16,7 +16,7 @@ from tisdpo_jax.config import Experiment, build, nest
 from tisdpo_jax.data import Batches, EncodedSet, States
 from tisdpo_jax.models import head_only
 from tisdpo_jax.planning import useful
-from tisdpo_jax.recipes.tisdpo import tisdpo
+from tisdpo_jax.recipes import graph_of
 from tisdpo_jax.stages import Session, Splits, feed, new_trained
 from tisdpo_jax.training import optim
 from tisdpo_jax.training.passes import on_devices
@@ -48,7 +48,7 @@ class Steps:
         self.encoded, self.config = pairs.train, session.model.config
         section = session.config.train
         policies = {
-            name: (config, tisdpo(config).policy) for name in names for config in [with_case(session.config, name)]
+            name: (config, graph_of(config).policy) for name in names for config in [with_case(session.config, name)]
         }
         plans = {name: (one.plan(config, session.model), one.taken) for name, (config, one) in policies.items()}
         needs = {key for plan, _ in plans.values() for _, key in plan.roles.needs()}

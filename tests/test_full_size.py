@@ -15,7 +15,7 @@ from tisdpo_jax.cli.options import load
 from tisdpo_jax.data import EncodedGroup, EncodedSet, fit, make_batch
 from tisdpo_jax.models import Model, abstract_params, head_only, init_adapters
 from tisdpo_jax.models.zoo import SIZES
-from tisdpo_jax.recipes.tisdpo import tisdpo
+from tisdpo_jax.recipes import graph_of
 from tisdpo_jax.stages.session import check_batches, compute_config
 from tisdpo_jax.testing import device_mesh
 from tisdpo_jax.training import optim
@@ -50,7 +50,7 @@ def test_the_step_of_a_configuration_has_shapes_and_a_place_for_everything(path:
     if config.lora.rank:
         make = functools.partial(init_adapters, rank=config.lora.rank, targets=config.lora.targets)
         trained = jax.eval_shape(make, jax.random.key(0), base)
-    policy = tisdpo(config).policy
+    policy = graph_of(config).policy
     plan, columns = policy.plan(config, model), policy.taken
     frozen = {"params": {}, "lora": {}}
     for collection, key in plan.roles.needs():

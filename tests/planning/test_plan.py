@@ -20,9 +20,9 @@ from tisdpo_jax.planning.program import Memory, Program, large_buffers, read_pro
 from tisdpo_jax.planning.report import StagePlan, plan_text
 from tisdpo_jax.planning.resident import resident
 from tisdpo_jax.planning.topology import CHIPS, open_topology, parse_topology
-from tisdpo_jax.recipes import abstract
-from tisdpo_jax.recipes import plan as recipe
 from tisdpo_jax.training import programs as step_programs
+from tisdpo_jax.verbs import abstract
+from tisdpo_jax.verbs import plan as recipe
 
 CPU = parse_topology("cpu:8")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

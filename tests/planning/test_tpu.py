@@ -15,7 +15,7 @@ from tisdpo_jax.config import Experiment, build, nest, validate
 from tisdpo_jax.planning import compiled, topology
 from tisdpo_jax.planning.compiled import compile_step_program
 from tisdpo_jax.planning.report import StagePlan, plan_text
-from tisdpo_jax.recipes import plan as recipe
+from tisdpo_jax.verbs import plan as recipe
 
 pytestmark = [
     pytest.mark.slow,

@@ -12,9 +12,9 @@ import pytest
 from tisdpo_jax import interchange
 from tisdpo_jax.config import Experiment, build, nest
 from tisdpo_jax.data.template import HH_SOURCE
-from tisdpo_jax.recipes import export
 from tisdpo_jax.stages import models
 from tisdpo_jax.testing.tokenizer import tiny_tokenizer
+from tisdpo_jax.verbs import export
 
 
 @pytest.mark.parametrize(("template", "ends"), [("auto", [1, 3, 7]), ("hh", [1, 7])])

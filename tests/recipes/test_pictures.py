@@ -13,7 +13,7 @@ from runs import arguments, command
 from safetensors.numpy import load_file
 
 from tisdpo_jax.interchange import load_tokenizer
-from tisdpo_jax.recipes.pictures import decode_pieces
+from tisdpo_jax.verbs.pictures import decode_pieces
 
 OPTIONS = {"contrast__construction": "prompts", "mesh__fsdp": 1, "data__limit": 12, "logging__progress": "false"}
 

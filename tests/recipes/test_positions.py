@@ -12,11 +12,11 @@ from tisdpo_jax import generation
 from tisdpo_jax.artifacts import Run
 from tisdpo_jax.config import Experiment, build, nest
 from tisdpo_jax.models import RopeConfig
-from tisdpo_jax.recipes import evaluate, generate, plan
 from tisdpo_jax.stages import Records, open_session
 from tisdpo_jax.testing import write_pairs, write_tiny_model
 from tisdpo_jax.testing.models import tiny_config
 from tisdpo_jax.training.interrupt import Interrupt
+from tisdpo_jax.verbs import evaluate, generate, plan
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from tisdpo_jax.data import Message, Prompt, read_pairs
 from tisdpo_jax.errors import DataError
 from tisdpo_jax.generation import Response
 from tisdpo_jax.objectives import OBJECTIVES
-from tisdpo_jax.recipes.checks import Check, check_of, open_checks
-from tisdpo_jax.recipes.samples import model_names, side_by_side
+from tisdpo_jax.verbs.checks import Check, check_of, open_checks
+from tisdpo_jax.verbs.samples import model_names, side_by_side
 
 
 def test_a_check_looks_for_whole_words_and_a_star_stands_for_the_rest() -> None:

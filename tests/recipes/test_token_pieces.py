@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tisdpo_jax.recipes.pictures import decode_pieces
+from tisdpo_jax.verbs.pictures import decode_pieces
 
 
 class ByteLevel:

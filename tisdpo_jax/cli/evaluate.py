@@ -52,7 +52,7 @@ def evaluate_verb(arguments: Sequence[str]) -> int:
     from tisdpo_jax import distributed
 
     distributed.initialize()
-    from tisdpo_jax.recipes import perform
+    from tisdpo_jax.verbs import perform
 
     perform("evaluate", config)
     return 0

@@ -26,7 +26,7 @@ def inspect(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--split is {split!r}; it must be train or eval")
     encoded, tokenizer = _encode(config, split)
     from tisdpo_jax.data import file_summary, inspect_text
-    from tisdpo_jax.recipes import cached_columns, write_pictures
+    from tisdpo_jax.verbs import cached_columns, write_pictures
 
     print(file_summary(encoded, listed=len(encoded.invalid)))
     if pictures:

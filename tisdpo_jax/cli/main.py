@@ -157,19 +157,19 @@ def _main(arguments: list[str]) -> int:
         raise ConfigError(f"name a configuration file, or its fields: tisdpo {verb} {example}")
     config = options.load_valid(file, overrides, verb)
     if verb == "show":
-        from tisdpo_jax.recipes import show
+        from tisdpo_jax.verbs import show
 
         print(show.text(config))
         return DONE
     from tisdpo_jax import distributed
 
     distributed.initialize()
-    from tisdpo_jax import recipes
+    from tisdpo_jax import verbs
 
     if verb == "generate":
-        recipes.generate.generate(config)
+        verbs.generate.generate(config)
     else:
-        recipes.perform(verb, config)
+        verbs.perform(verb, config)
     return DONE
 
 

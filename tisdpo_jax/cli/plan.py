@@ -31,7 +31,7 @@ def plan_verb(arguments: Sequence[str]) -> int:
     specs = [topology.parse_topology(name) for name in own["topology"]]
     topology.prepare_topology(specs)
     from tisdpo_jax.planning import plan_text
-    from tisdpo_jax.recipes import plan as recipe
+    from tisdpo_jax.verbs import plan as recipe
 
     plans = recipe.plan(config, specs, lengths=lengths, stage=stage)  # type: ignore[arg-type]  # checked above
     print(json.dumps([one.as_json() for one in plans], indent=2) if "json" in own else plan_text(plans))

@@ -142,7 +142,7 @@ class TisDpoRecipe(_OnPairs):
 
 @dataclasses.dataclass(frozen=True)
 class DlmaRecipe(_Referenced):
-    verbs: ClassVar[tuple[str, ...]] = ("run", "train", "score", "evaluate", "export", "plan")
+    verbs: ClassVar[tuple[str, ...]] = ("run", "show", "train", "score", "evaluate", "export", "plan")
     recipe: Literal["dlma"] = option("dlma", "pairs from prompts alone: rounds of sampling, scoring and training")
     data: ResponseData = option(ResponseData(), "how prompts and answers become tokens")
     sampling: SamplingSection = option(SamplingSection(), "answers to prompts")

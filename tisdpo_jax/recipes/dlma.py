@@ -25,7 +25,7 @@ from tisdpo_jax.stages import (
 )
 
 
-def dlma(config: Experiment) -> Graph:
+def dlma_graph(config: Experiment) -> Graph:
     """The run of a configuration: the stages of its last round, and below them those of the others."""
     pretrained = Pretrained()
     graph = _round(config, 1, pretrained, pretrained)

@@ -31,7 +31,7 @@ from tisdpo_jax.stages import (
 SIDES = {"plus": {"sft": (0,), "dpo": (0, 1)}, "minus": {"sft": (1,), "dpo": (1, 0)}}
 
 
-def tisdpo(config: Experiment, *, extra: Iterable[Read] = ()) -> Graph:
+def tisdpo_graph(config: Experiment, *, extra: Iterable[Read] = ()) -> Graph:
     """The run of a configuration. `extra` is read of models too, whatever the objective needs."""
     pairs, pretrained = Records(), Pretrained()
     base: Stage = pretrained

@@ -16,32 +16,22 @@ from tisdpo_jax.artifacts import Run, Stage, changes, order
 from tisdpo_jax.checkpoint import other_configuration
 from tisdpo_jax.config import Experiment, JudgeSection, replaced, resolved, with_prompts
 from tisdpo_jax.errors import ConfigError
-from tisdpo_jax.estimators import CONTRAST
-from tisdpo_jax.recipes import run_dir
-from tisdpo_jax.recipes.checks import open_checks
-from tisdpo_jax.recipes.dlma import dlma
-from tisdpo_jax.recipes.evaluate import evaluate_models, evaluate_run, look
-from tisdpo_jax.recipes.export import export
-from tisdpo_jax.recipes.held_out import compare_answers
-from tisdpo_jax.recipes.judges import open_scorer
-from tisdpo_jax.recipes.policy import Graph, wanted_reads
-from tisdpo_jax.recipes.report import write_report
-from tisdpo_jax.recipes.samples import take_samples
-from tisdpo_jax.recipes.tisdpo import tisdpo
+from tisdpo_jax.recipes import Graph, graph_of, wanted_reads
 from tisdpo_jax.reporting import histogram
 from tisdpo_jax.roles import Frozen, bind, policy_role
 from tisdpo_jax.stages import Base, Columns, Session, Splits, Training, open_session, round_prompts
 from tisdpo_jax.training import Interrupt, keep_on_disk, listening
 from tisdpo_jax.types import Params, Variables
+from tisdpo_jax.verbs import run_dir
+from tisdpo_jax.verbs.checks import open_checks
+from tisdpo_jax.verbs.evaluate import evaluate_models, evaluate_run, look
+from tisdpo_jax.verbs.export import export
+from tisdpo_jax.verbs.held_out import compare_answers
+from tisdpo_jax.verbs.judges import open_scorer
+from tisdpo_jax.verbs.report import write_report
+from tisdpo_jax.verbs.samples import take_samples
 
 log = logging.getLogger(__name__)
-
-
-def graph_of(config: Experiment, verb: str = "run") -> Graph:
-    """The run of a configuration as stages."""
-    if config.recipe == "dlma":
-        return dlma(config)
-    return tisdpo(config, extra=CONTRAST if verb == "score" and config.contrast.construction != "none" else ())
 
 
 def perform(verb: str, config: Experiment) -> None:
@@ -64,7 +54,7 @@ def perform(verb: str, config: Experiment) -> None:
             )
         evaluate_models(config, interrupt)
         return
-    graph = graph_of(config, verb)
+    graph = graph_of(config, contrast=verb == "score")
     if verb in ("evaluate", "export"):
         _check_there(directory, order(graph.policy))
     with listening(interrupt), run_dir.opened(directory, _of_the_run(config)):

@@ -16,14 +16,14 @@ from tisdpo_jax.config import replaced
 from tisdpo_jax.data import EncodedSet, Prompt
 from tisdpo_jax.generation import Lines, Response, summary
 from tisdpo_jax.metrics import change_of
-from tisdpo_jax.recipes.checks import open_checks
-from tisdpo_jax.recipes.judges import JUDGEMENTS, open_scorer
-from tisdpo_jax.recipes.samples import Samples, side_by_side
 from tisdpo_jax.reporting import Comparison, as_plain, grid_text
 from tisdpo_jax.scoring import contrast_scores
 from tisdpo_jax.stages import Generator, Session, answers, models, passing, prompts_in_views, scorer
 from tisdpo_jax.training import collect, one_pass
 from tisdpo_jax.types import Variables
+from tisdpo_jax.verbs.checks import open_checks
+from tisdpo_jax.verbs.judges import JUDGEMENTS, open_scorer
+from tisdpo_jax.verbs.samples import Samples, side_by_side
 
 
 def compare_answers(

@@ -9,10 +9,6 @@ import jax
 
 from tisdpo_jax.config import Experiment
 from tisdpo_jax.data import EncodedSet
-from tisdpo_jax.recipes import judge, measure, run_dir
-from tisdpo_jax.recipes.measure import Evaluation, evaluation_dir
-from tisdpo_jax.recipes.report import write_evaluation
-from tisdpo_jax.recipes.samples import model_names
 from tisdpo_jax.reporting import Comparison, Grid, grid_text
 from tisdpo_jax.roles import Frozen, bind, policy_role
 from tisdpo_jax.stages import (
@@ -30,6 +26,10 @@ from tisdpo_jax.stages import (
 )
 from tisdpo_jax.training import Interrupt, listening
 from tisdpo_jax.types import Params
+from tisdpo_jax.verbs import judge, measure, run_dir
+from tisdpo_jax.verbs.measure import Evaluation, evaluation_dir
+from tisdpo_jax.verbs.report import write_evaluation
+from tisdpo_jax.verbs.samples import model_names
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ import jax
 
 from tisdpo_jax.artifacts import Line, Run, show
 from tisdpo_jax.config import Experiment
-from tisdpo_jax.recipes.job import graph_of
+from tisdpo_jax.recipes import graph_of
 from tisdpo_jax.stages import open_session
 from tisdpo_jax.training import Interrupt
 

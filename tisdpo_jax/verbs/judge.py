@@ -19,9 +19,9 @@ from tisdpo_jax.data import InvalidRecord, Prompt, read_prompts
 from tisdpo_jax.errors import ConfigError, DataError
 from tisdpo_jax.generation import Lines
 from tisdpo_jax.metrics import Interval, Rating, WinRate, mean_interval
-from tisdpo_jax.recipes.judges import JUDGEMENTS, open_scorer
 from tisdpo_jax.reporting import Grid
 from tisdpo_jax.stages import Session, Splits, Subject, answers_of, open_subject
+from tisdpo_jax.verbs.judges import JUDGEMENTS, open_scorer
 
 ANSWERS = "answers"
 KEYS = ("TISDPO_JUDGE_API_KEY", "OPENAI_API_KEY")  # environment variables, the first that is set

@@ -34,9 +34,7 @@ from tisdpo_jax.planning import (
     useful,
 )
 from tisdpo_jax.planning import lengths as measured
-from tisdpo_jax.recipes.abstract import Lengths, LengthsFrom, abstract_session, read_lengths, read_transformer
-from tisdpo_jax.recipes.job import graph_of
-from tisdpo_jax.recipes.policy import roles_of, wanted_reads
+from tisdpo_jax.recipes import graph_of, roles_of, wanted_reads
 from tisdpo_jax.roles import Frozen, Role, Roles, bind, policy_role
 from tisdpo_jax.stages import (
     HEAD,
@@ -52,6 +50,7 @@ from tisdpo_jax.stages import (
     warn_of_pairs,
 )
 from tisdpo_jax.training import compile_step, init_state, optim, state_shardings
+from tisdpo_jax.verbs.abstract import Lengths, LengthsFrom, abstract_session, read_lengths, read_transformer
 
 log = logging.getLogger(__name__)
 

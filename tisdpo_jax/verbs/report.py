@@ -11,11 +11,11 @@ import yaml
 from tisdpo_jax import reporting
 from tisdpo_jax._version import __version__
 from tisdpo_jax.config import Experiment, resolved
-from tisdpo_jax.recipes.measure import Evaluation, counts
-from tisdpo_jax.recipes.pictures import pictures, weight_parts
-from tisdpo_jax.recipes.samples import Samples
 from tisdpo_jax.reporting import Comparison, Grid, Report
 from tisdpo_jax.stages import Columns, Session, Splits, Subject
+from tisdpo_jax.verbs.measure import Evaluation, counts
+from tisdpo_jax.verbs.pictures import pictures, weight_parts
+from tisdpo_jax.verbs.samples import Samples
 
 FILES = {
     "config.yaml": "the configuration, defaults included",

@@ -12,11 +12,11 @@ from tisdpo_jax.artifacts import write_text
 from tisdpo_jax.data import Prompt
 from tisdpo_jax.generation import Response, prompts_of
 from tisdpo_jax.judging import is_refusal
-from tisdpo_jax.recipes.checks import Check, check_of, open_checks
 from tisdpo_jax.reporting import UNFOLDED, Sample, Score, ShownAnswer, as_plain, grid_text, headlines, score_grid
 from tisdpo_jax.roles import Frozen, bind, policy_role
 from tisdpo_jax.stages import Base, Session, Splits, Subject, answers_of, models
 from tisdpo_jax.types import Params, Variables
+from tisdpo_jax.verbs.checks import Check, check_of, open_checks
 
 DIRECTORY, RESULT = "samples", "samples.json"
 

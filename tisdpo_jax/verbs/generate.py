@@ -11,9 +11,9 @@ import jax
 from tisdpo_jax import distributed
 from tisdpo_jax.config import Experiment, with_prompts
 from tisdpo_jax.generation import open_prompts, summary
-from tisdpo_jax.recipes import run_dir
 from tisdpo_jax.stages import RESPONSES, answers, generator_of, open_session, open_subject, prompts_in_views
 from tisdpo_jax.training import Interrupt, keep_on_disk, listening
+from tisdpo_jax.verbs import run_dir
 
 
 def generate(config: Experiment) -> None:
