@@ -383,3 +383,16 @@ def test_answers_of_others_come_as_a_file(options):
 def test_mistakes_are_named(options, changed, told):
     code, output = command("run", **{**options, **changed})
     assert code == 2 and told in output, output
+
+
+def test_show_says_of_every_round_what_is_there_and_what_is_stale(finished):
+    options, _ = finished
+    code, output = command("show", **options)
+    states = {line.split("  ")[0]: " there " in line for line in output.splitlines() if line.startswith("round-1")}
+    stages = ("responses", "scores train-plus", "scores train-minus", "pairs", "policy")
+    assert code == 0 and states == {f"round-1 {stage}": True for stage in stages}, output
+    code, output = command("show", **{**options, "dlma__tie_band": 0.25})
+    lines = [line for line in output.splitlines() if line.startswith("round-1 pairs")]
+    assert code == 0 and " stale " in lines[0] and "dlma.tie_band (was 0.0, now 0.25)" in lines[0]
+    code, output = command("run", **{**options, "dlma__tie_band": 0.25})
+    assert code == 2 and "dlma.tie_band (was 0.0, now 0.25)" in output, "refused before anything is answered or trained"

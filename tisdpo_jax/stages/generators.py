@@ -40,8 +40,8 @@ def end_options(session: Session, generator: Generator) -> Options:
     return generation.options_of(session.config.sampling, template, ends)
 
 
-def answers_key(session: Session, generator: Generator | None, asked: Sequence[Prompt]) -> dict[str, Any]:
-    """Everything that the answers depend on, under the names that an error would use."""
+def asked_key(session: Session, asked: Sequence[Prompt]) -> dict[str, Any]:
+    """What answers depend on besides who answers, under the names that an error would use."""
     config, section = session.config, session.config.sampling
     key: dict[str, Any] = {
         "prompts": digest([[prompt.id, as_record(prompt.messages)] for prompt in asked]),
@@ -51,7 +51,14 @@ def answers_key(session: Session, generator: Generator | None, asked: Sequence[P
         return key
     options = generation.options_of(section, config.data.template)
     drawn = {"max_new_tokens": options.max_new_tokens, "seed": options.seed, "stop": list(options.stop)}
-    key |= {"sampling": {**dataclasses.asdict(options.draw), **drawn}}
+    return key | {"sampling": {**dataclasses.asdict(options.draw), **drawn}}
+
+
+def answers_key(session: Session, generator: Generator | None, asked: Sequence[Prompt]) -> dict[str, Any]:
+    """Everything that the answers depend on."""
+    key, section = asked_key(session, asked), session.config.sampling
+    if section.engine == "files":
+        return key
     if generator is None:
         return key | {"sampling.endpoint_model": section.endpoint_model}
     return key | {

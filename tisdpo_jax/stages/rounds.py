@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from typing import Any
 
-from tisdpo_jax.artifacts import Run, Stage, Unkept
+from tisdpo_jax.artifacts import Run, Stage, Stored, Unkept
 from tisdpo_jax.config import Experiment
-from tisdpo_jax.data import PairSet, Prompt, apply_policy, split_prompts
+from tisdpo_jax.data import InvalidRecord, PairSet, Prompt, apply_policy, split_prompts
 from tisdpo_jax.errors import DataError
-from tisdpo_jax.generation import open_prompts, summary
+from tisdpo_jax.generation import Lines, open_prompts, summary
 from tisdpo_jax.stages import self_reward
 from tisdpo_jax.stages.answers import RESPONSES, answers
-from tisdpo_jax.stages.generators import Generator
+from tisdpo_jax.stages.generators import Generator, asked_key
 from tisdpo_jax.stages.pairs import Splits
 from tisdpo_jax.stages.positions import warn_of_limit
 from tisdpo_jax.stages.prompts import prompts_in_views
@@ -35,11 +36,8 @@ def round_prompts(config: Experiment) -> tuple[tuple[Prompt, ...], tuple[Prompt,
 
 
 @dataclasses.dataclass(frozen=True)
-class Responses(Unkept):
-    """Answers to all prompts behind the positive and the negative prompt. Its value is id -> response.
-
-    responses.jsonl has a key and goes on by itself; what answers is known only where the model is.
-    """
+class Responses:
+    """Answers to all prompts behind the positive and the negative prompt. Its value is id -> response."""
 
     place: str
     model: Stage
@@ -52,10 +50,21 @@ class Responses(Unkept):
     def inputs(self) -> tuple[Stage, ...]:
         return (self.model,)
 
+    def key(self, run: Run) -> dict[str, Any]:
+        return asked_key(run.context, _asked(run.context)[0])
+
+    def stored(self, context: Session) -> Stored | None:
+        path = context.run_dir / self.place / RESPONSES
+        try:
+            key = json.loads(path.with_name(f"{path.stem}.key.json").read_text(encoding="utf-8"))
+            there, asked = len(Lines(path).rows), len(_asked(context)[0])
+        except (OSError, ValueError):
+            return None  # `answers` says what is wrong with them
+        return Stored(path, key, there >= asked, f"{there} of {asked} prompts are answered")
+
     def make(self, run: Run) -> dict[str, Any]:
-        session: Session = run.context
-        base, samples = run(self.model), session.config.sampling.samples
-        asked, unusable = prompts_in_views(session, round_prompts(session.config)[0], ("plus", "minus"), samples)
+        session, base = run.context, run(self.model)
+        asked, unusable = _asked(session)
         for invalid_record in unusable:
             log.warning("no prompt: %s", invalid_record)
         generator = Generator(session.model, lambda: {"params": base.frozen()}, {"params": base.identity})
@@ -63,6 +72,11 @@ class Responses(Unkept):
         responses = answers(session, generator, asked, path, f"{label}: answers")
         session.say(f"{label}\nanswers  {summary(list(responses.values()))}")
         return responses
+
+
+def _asked(session: Session) -> tuple[list[Prompt], list[InvalidRecord]]:
+    prompts, _ = round_prompts(session.config)
+    return prompts_in_views(session, prompts, ("plus", "minus"), session.config.sampling.samples)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
