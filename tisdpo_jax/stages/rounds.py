@@ -11,7 +11,7 @@ from tisdpo_jax.artifacts import Run, Stage, Stored, Unkept
 from tisdpo_jax.config import Experiment
 from tisdpo_jax.data import InvalidRecord, PairSet, Prompt, apply_policy, split_prompts
 from tisdpo_jax.errors import DataError
-from tisdpo_jax.generation import Lines, open_prompts, summary
+from tisdpo_jax.generation import open_prompts, summary
 from tisdpo_jax.stages import self_reward
 from tisdpo_jax.stages.answers import RESPONSES, answers
 from tisdpo_jax.stages.generators import Generator, asked_key
@@ -57,7 +57,7 @@ class Responses:
         path = context.run_dir / self.place / RESPONSES
         try:
             key = json.loads(path.with_name(f"{path.stem}.key.json").read_text(encoding="utf-8"))
-            there, asked = len(Lines(path).rows), len(_asked(context)[0])
+            there, asked = path.read_bytes().count(b"\n"), len(_asked(context)[0])
         except (OSError, ValueError):
             return None  # `answers` says what is wrong with them
         return Stored(path, key, there >= asked, f"{there} of {asked} prompts are answered")
