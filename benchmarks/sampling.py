@@ -69,8 +69,8 @@ def main() -> None:
 
 
 def ours(config: Any, params: Any, prompts: Any, new: int) -> Callable[[int], None]:
-    from tisdpo_jax.models import Model
     from tisdpo_jax.generation import Options, Request, SamplingParams, sample
+    from tisdpo_jax.models import Model
 
     requests = [Request(f"p{row}", ids.tolist()) for row, ids in enumerate(prompts)]
 

@@ -26,12 +26,11 @@ FLOORS = [
         "judging",
         "data",
         "interchange",
-        "sampling",
+        "generation",
         "artifacts",
         "checkpoint",
         "distributed",
         "planning",
-        "chat",
     },
     {"stages"},
     {"recipes"},
@@ -49,7 +48,7 @@ MEANING = {"metrics", "objectives", "estimators", "scoring", "models", "roles", 
 # Whatever reads, writes or talks: files, formats, processes, networks.
 WORLD = {
     *("os", "io", "pathlib", "shutil", "tempfile", "glob", "json", "csv", "pickle", "gzip", "zipfile", "tarfile"),
-    *("mmap", "sqlite3", "subprocess", "socket", "urllib", "http", "requests"),
+    *("mmap", "sqlite3", "subprocess", "socket", "urllib", "http", "requests", "httpx2"),
     *("safetensors", "transformers", "tokenizers", "gguf", "orbax", "tensorstore", "yaml", "datasets", "grain"),
     *("tensorflow_datasets", "array_record", "huggingface_hub", "tensorboardX", "wandb", "tqdm", "etils"),
 }

@@ -18,7 +18,7 @@ from runs import command, exported
 
 from tisdpo_jax.config import PROMPT_PAIRS, Experiment, build, with_prompts
 from tisdpo_jax.config.schema import PromptPair
-from tisdpo_jax.stages.answers import open_prompts, stops
+from tisdpo_jax.generation import open_prompts, options_of
 from tisdpo_jax.training.interrupt import Interrupt, Interrupted
 
 PROMPTS = [
@@ -241,8 +241,8 @@ def test_scores_by_token_and_prompts_of_their_own_for_evaluation(options, tmp_pa
 def test_what_ends_an_answer_and_where_prompts_come_from():
     own = build(Experiment, {"sampling": {"stop": "END||\n\n\n||"}}, where="test")
     plain = build(Experiment, {"sampling": {"stop": "END"}, "data": {"template": "hh"}}, where="test")
-    assert stops(Experiment()) == () and stops(own) == ("END", "\n\n\n")
-    assert stops(plain) == ("END", "\n\nAssistant:", "\n\nHuman:")
+    stops = [options_of(config.sampling, config.data.template).stop for config in (Experiment(), own, plain)]
+    assert stops == [(), ("END", "\n\n\n"), ("END", "\n\nAssistant:", "\n\nHuman:")]
     train, held_out = (open_prompts(f"demo:{name}", 0)[0] for name in ("prompts", "prompts-eval"))
     assert (len(train), len(held_out), len(open_prompts("demo:prompts", 3)[0])) == (80, 32, 3)
     assert not {prompt.text for prompt in train} & {prompt.text for prompt in held_out}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import types
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,9 @@ import pytest
 
 from tisdpo_jax.config import Experiment
 from tisdpo_jax.data import Message, Prompt
-from tisdpo_jax.errors import DataError
 from tisdpo_jax.roles import Role
-from tisdpo_jax.stages import scores
+from tisdpo_jax.stages import generators, scores
 from tisdpo_jax.testing.tokenizer import CHAT_TEMPLATE, tiny_tokenizer
-
-room = importlib.import_module("tisdpo_jax.stages.answers")  # the face offers its function of that name
 
 
 def session(template: str, name: str) -> Any:
@@ -43,17 +39,11 @@ def test_a_moved_model_or_template_is_the_same(tmp_path: Path, monkeypatch: pyte
         (tmp_path / name).write_text(text, encoding="utf-8")
     sessions = [session(str(tmp_path / name), f"/models/{name}") for name in texts]
     asked = [Prompt("1/main/0", (Message("user", "hi"),), "test")]
-    voice = room.Generator(sessions[0].model, dict, {"params": "values"})
+    voice = generators.Generator(sessions[0].model, dict, {"params": "values"})
     keys = [scores.cache_key(each, Role("base"), {}, "train") for each in sessions]
-    answers = [room._key(each, voice, asked) for each in sessions]
+    answers = [generators.answers_key(each, voice, asked) for each in sessions]
     for same, moved, other in (keys, answers):
         assert same == moved
         assert {name for name in same if same[name] != other[name]} == {"template"}
     with_tools = [Prompt("1/main/0", (Message("tools", '[{"name": "f"}]'), Message("user", "hi")), "test")]
-    assert room._key(sessions[0], voice, with_tools)["prompts"] != answers[0]["prompts"]
-
-
-def test_an_endpoint_is_not_asked_with_half_a_prompt() -> None:
-    left = [Prompt("1/main/0", (Message("user", "hi", '{"name": "Bob"}'),), "test")]
-    with pytest.raises(DataError, match=r"1/main/0: sampling\.engine http sends roles and text"):
-        room._over_http(session("auto", ""), left, lambda found: None, "answers", None)
+    assert generators.answers_key(sessions[0], voice, with_tools)["prompts"] != answers[0]["prompts"]

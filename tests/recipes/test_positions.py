@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ def test_answers(
     def draw(*_: Any, **__: Any) -> None:
         raise Drawn
 
-    monkeypatch.setattr(importlib.import_module("tisdpo_jax.stages.answers"), "sample", draw)
+    monkeypatch.setattr("tisdpo_jax.generation.sample", draw)
     fields = {**short, "sampling.prompts": prompts, "sampling.max_prompt": 16}
     for number, length in ((0, 2), (2, 12)):
         caplog.clear()
