@@ -109,8 +109,9 @@ def test_a_server_is_given_the_time_it_asks_for_and_more_each_time(monkeypatch) 
 
     mocked(monkeypatch, busy)
     halt = Waits()
-    with pytest.raises(EndpointFailed, match="no answer in 7 tries, the last: status 429"):
-        ask(dataclasses.replace(ENDPOINT, retries=6, first_wait=1.0), {"messages": [{"content": "a"}]}, halt)
+    patient = dataclasses.replace(ENDPOINT, retries=6, first_wait=1.0)
+    outcome = ask(patient, {"messages": [{"content": "a"}]}, halt)
+    assert isinstance(outcome, Trouble) and "no answer in 7 tries, the last: status 429" in outcome.why
     assert len(halt.seconds) == 6 and halt.seconds[1] == 30.0 and halt.seconds[5] == asking.LONGEST_WAIT
     for number in (0, 2, 3, 4):
         assert 0.75 * 2**number <= halt.seconds[number] <= 1.25 * 2**number

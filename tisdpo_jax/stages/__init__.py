@@ -1,11 +1,10 @@
 """The stages of a run: what each is made of, its key, how it is made and where it is kept."""
 
 from tisdpo_jax.stages import models
-from tisdpo_jax.stages.answers import RESPONSES, answers
-from tisdpo_jax.stages.generators import Generator, generator_of
+from tisdpo_jax.stages.answers import RESPONSES, answers, answers_of
 from tisdpo_jax.stages.models import Base, Folded, Pretrained
 from tisdpo_jax.stages.positions import warn_of_limit, warn_of_pairs
-from tisdpo_jax.stages.prompts import answers_of, prompts_in_views
+from tisdpo_jax.stages.prompts import Generator, generator_of, prompts_in_views
 from tisdpo_jax.stages.scores import (
     HEAD,
     REFERENCE_LOGPS,
