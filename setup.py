@@ -63,6 +63,8 @@ setup(
     install_requires=[
         "array-record",
         "flax>=0.11.2",
+        # as huggingface_hub asks for it
+        "httpx2>=2,<3",
         # importlib_resources is imported by tensorflow-datasets, which does not ask for it.
         "importlib_resources",
         "jax>=0.7.2",

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from tisdpo_jax.chat import Again, Completion, EndpointFailed, Unanswered, read_completion
-from tisdpo_jax.chat._reply import LONGEST_WORDS, read_error
+from tisdpo_jax.generation.replies import Completion, Trouble, read_reply
 
 
 def choice(content: Any, reason: Any = "stop", **message: Any) -> dict[str, Any]:
@@ -29,7 +28,7 @@ ANSWERS = {
     "filtered": (choice(None, "content_filter"), "", "filtered", "content_filter"),
     "end filtered": (choice("I would", "content_filter"), "I would", "filtered", "content_filter"),
     "Google's word": (choice("", "SAFETY"), "", "filtered", "SAFETY"),
-    "refusal": (choice(None, refusal="I cannot\nhelp"), "", "filtered", "refusal: I cannot help"),
+    "refusal": (choice(None, refusal="I cannot\nhelp"), "", "filtered", "refusal: I cannot\nhelp"),
     "parts": (choice([{"type": "text", "text": "fo"}, {"type": "output_text", "text": "ur"}]), "four", "stop", ""),
     "thinking in parts": (choice([{"type": "thinking"}, {"type": "text", "text": "four"}]), "four", "stop", ""),
     "tools": (choice(None, "tool_calls", tool_calls=[{}]), "", "failed", "tool_calls"),
@@ -52,7 +51,7 @@ ANSWERS = {
 @pytest.mark.parametrize("name", ANSWERS)
 def test_what_a_question_gets(name: str) -> None:
     reply, text, finish, reason = ANSWERS[name]
-    found = read_completion(json.dumps(reply).encode())
+    found = read_reply(200, json.dumps(reply).encode())
     assert (
         (found.text, found.finish) == (text, finish) and reason in found.reason and bool(reason) == bool(found.reason)
     )
@@ -61,7 +60,7 @@ def test_what_a_question_gets(name: str) -> None:
 def test_which_filter_it_was_is_said() -> None:
     reply = choice(None, "content_filter")
     reply["choices"][0]["content_filter_results"] = {"hate": {"filtered": False}, "violence": {"filtered": True}}
-    assert read_completion(json.dumps(reply).encode()).reason == "content_filter (violence)"
+    assert read_reply(200, json.dumps(reply).encode()).reason.strip() == "content_filter (violence)"
 
 
 # content, and what is the question's result if no further try says more
@@ -85,9 +84,10 @@ UNREADABLE: dict[str, tuple[bytes, bool]] = {
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_what_cannot_be_read_is_asked_for_again(name: str) -> None:
     content, settled = UNREADABLE[name]
-    with pytest.raises(Again) as caught:
-        read_completion(content)
+    with pytest.raises(Trouble) as caught:
+        read_reply(200, content)
     found = caught.value.settled
+    assert caught.value.fate == "again" and caught.value.kind == ("reply" if settled else "status")
     assert (isinstance(found, Completion) and found.finish == "failed" and bool(found.reason)) == settled
 
 
@@ -115,17 +115,8 @@ def test_what_cannot_be_read_is_asked_for_again(name: str) -> None:
 )
 def test_errors_are_of_the_question_of_the_job_or_pass(status: int, error: Any, kind: str) -> None:
     content = b"odd" if error is None else json.dumps(error).encode()
-    with pytest.raises({"job": EndpointFailed, "again": Again}.get(kind, Unanswered)) as caught:  # type: ignore[arg-type]  # of one of three types
-        read_error(status, content)
-    if kind in ("reply", "status"):
-        assert isinstance(caught.value, Unanswered) and caught.value.kind == kind
-    else:
-        assert not isinstance(caught.value, Unanswered)
-
-
-def test_words_of_a_server_are_one_short_printable_line() -> None:
-    said = "\x1b[31mno\r\nsuch\tmodel\x00 " + "x" * 1000
-    with pytest.raises(Unanswered) as caught:
-        read_error(400, json.dumps({"error": {"message": said}}).encode())
-    assert caught.value.why.startswith("status 400: [31mno such model x") and caught.value.why.isprintable()
-    assert len(caught.value.why) <= LONGEST_WORDS + 20
+    with pytest.raises(Trouble) as caught:
+        read_reply(status, content, wait=7.0)
+    fates = {"reply": ("question", "reply"), "status": ("question", "status")}
+    assert (caught.value.fate, caught.value.kind) == fates.get(kind, (kind, "silence"))
+    assert caught.value.wait == (7.0 if kind == "again" else 0.0)

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tisdpo_jax.generation import Options, Request, SamplingParams, sample
+from tisdpo_jax.generation.decoding import advance, begin
+from tisdpo_jax.generation.sampler import plan_batches, prompt_width, rows_of, stop_at
 from tisdpo_jax.models import ComputeConfig, Model, logits, merge
 from tisdpo_jax.partitioning import param_shardings
-from tisdpo_jax.sampling import Options, Request, SamplingParams, plan_batches, prompt_width, sample, stop_at
-from tisdpo_jax.sampling._decode import advance, begin
-from tisdpo_jax.sampling._sample import rows_of
 from tisdpo_jax.testing import device_mesh, random_adapters, random_params, tiny_config
 
 CONFIG = tiny_config(sliding_window=9, num_layers=1)
@@ -32,13 +32,15 @@ def variables():
 
 
 def decode(ids):
-    return "".join(chr(32 + int(token)) for token in ids if token != 2)
+    return "".join(chr(33 + int(token)) for token in ids if token != 2)
 
 
 def run(requests=REQUESTS, options=OPTIONS, weights=None):
     """Answers by (id, sample number)."""
-    found = sample(MODEL, weights or variables(), requests, options, decode=decode)
-    return {(requests[index].id, requests[index].sample): answer for index, answer in found}
+    batches = sample(MODEL, weights or variables(), requests, options, decode=decode)
+    answers = {answer.id: answer for batch in batches for answer in batch}
+    assert len(answers) == len(requests)
+    return {(request.id, request.sample): answers[f"{request.id}/{request.sample}"] for request in requests}
 
 
 @functools.cache
@@ -83,15 +85,18 @@ def test_samples_differ_by_seed_id_and_number():
         assert answer.ids != usual()[name, 1 - number].ids
 
 
-def test_log_likelihoods_are_those_of_the_model_without_cache_temperature_and_filters():
-    warm = Options(draw=SamplingParams(1.7, top_k=9), max_new_tokens=8, max_prompt=40, seed=3, eos_ids=(2,))
+def test_log_likelihoods_and_greedy_tokens_are_those_of_the_model_without_cache_and_filters():
+    warm, greedy = SamplingParams(1.7, top_k=9), SamplingParams(0.0)
     plain = jax.jit(lambda tokens: jax.nn.log_softmax(logits(MODEL, variables(), tokens), axis=-1))
-    for options in (OPTIONS, warm):
-        for (name, number), answer in run(REQUESTS[2:6] if options is OPTIONS else NARROW, options).items():
+    for draw in (OPTIONS.draw, warm, greedy):
+        options = dataclasses.replace(OPTIONS, draw=draw, eos_ids=(2,))
+        for (name, number), answer in run(REQUESTS[2:6] if draw == OPTIONS.draw else NARROW, options).items():
             prompt = next(request.ids for request in REQUESTS if request.id == name)
             tokens = jnp.zeros((1, 48), jnp.int32).at[0, : len(prompt) + len(answer.ids)].set([*prompt, *answer.ids])
-            expected = plain(tokens)[0][np.arange(len(answer.ids)) + len(prompt) - 1, np.asarray(answer.ids)]
+            steps = np.asarray(plain(tokens)[0][np.arange(len(answer.ids)) + len(prompt) - 1])
+            expected = steps[np.arange(len(answer.ids)), np.asarray(answer.ids)]
             np.testing.assert_allclose(answer.logps, expected, atol=2e-5, err_msg=f"{name}/{number}")
+            assert draw != greedy or answer.ids == tuple(steps.argmax(-1).tolist())
 
 
 def test_adapters_are_applied_without_merging():
@@ -112,7 +117,7 @@ def test_an_end_token_finishes_and_its_absence_is_told():
     options = Options(SamplingParams(), max_new_tokens=8, max_prompt=40, seed=3, eos_ids=(usual()["p0", 0].ids[3],))
     now = run(options=options)["p0", 0]
     assert now.ids == usual()["p0", 0].ids[: now.ids.index(options.eos_ids[0]) + 1] and now.finish == "stop"
-    assert now.text == decode(now.ids[:-1])
+    assert now.response == decode(now.ids[:-1])
     assert all(answer.ids[-1] == 2 and 2 not in answer.ids[:-1] for answer in ended)
     assert unfinished and all(len(answer.ids) == 8 and 2 not in answer.ids for answer in unfinished)
 
@@ -121,16 +126,16 @@ def test_a_stop_string_ends_the_text_before_it_and_the_tokens_with_it():
     long = Options(SamplingParams(), max_new_tokens=40, max_prompt=40, seed=3)
     free = run(NARROW, long)
     target = free["p0", 0]
-    stop = target.text[20:22]
+    stop = target.response[20:22]
     stopped = run(
         NARROW, Options(SamplingParams(), max_new_tokens=40, max_prompt=40, seed=3, stop=("never seen", stop))
     )
     for key, answer in stopped.items():
-        place = free[key].text.find(stop)
+        place = free[key].response.find(stop)
         if place < 0:
             assert answer == free[key]
         else:
-            assert answer.text == free[key].text[:place] and answer.finish == "stop"
+            assert answer.response == free[key].response[:place] and answer.finish == "stop"
             assert answer.ids == free[key].ids[: place + 2] and len(answer.logps) == len(answer.ids)
     assert stopped["p0", 0].finish == "stop"
     assert stop_at("abcb", ("c", "b")) == 1 and stop_at("a", ("b",)) == stop_at("a", ()) == -1
@@ -143,7 +148,7 @@ def test_an_over_long_prompt_is_flagged_and_an_empty_answer_too():
     first = usual()["p0", 0].ids[0]
     options = Options(SamplingParams(), max_new_tokens=8, max_prompt=40, seed=3, eos_ids=(first,))
     empty = run(REQUESTS[:1], options)["p0", 0]
-    assert empty.ids == [first] and empty.text == "" and empty.empty and empty.finish == "stop"
+    assert empty.ids == (first,) and empty.response == "" and empty.empty and empty.finish == "stop"
     with pytest.raises(ValueError, match="'none' has no tokens"):
         run([Request("none", [])])
 

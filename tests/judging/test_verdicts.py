@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tisdpo_jax.judging import outcomes_of_orders, outcomes_of_scores, parse_verdict
+from tisdpo_jax.judging.verdicts import outcomes_of_orders, outcomes_of_scores, parse_verdict
 from tisdpo_jax.metrics import win_rate
 
 verdicts = st.sampled_from(["first", "second", "tie", "unparsable", "filtered", "failed"])

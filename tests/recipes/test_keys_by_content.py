@@ -16,7 +16,8 @@ from tisdpo_jax.data import EncodedSet, Message, Prompt
 from tisdpo_jax.errors import DataError
 from tisdpo_jax.generation import Endpoint
 from tisdpo_jax.roles import Role
-from tisdpo_jax.stages import Encoder, Splits, generators, keys
+from tisdpo_jax.stages import Encoder, Generator, Splits, keys
+from tisdpo_jax.stages.prompts import answers_key
 from tisdpo_jax.testing.tokenizer import CHAT_TEMPLATE, tiny_tokenizer
 
 
@@ -44,15 +45,15 @@ def test_a_moved_model_or_template_is_the_same(tmp_path: Path, monkeypatch: pyte
         (tmp_path / name).write_text(text, encoding="utf-8")
     sessions = [session(str(tmp_path / name), f"/models/{name}") for name in texts]
     asked = [Prompt("1/main/0", (Message("user", "hi"),), "test")]
-    voice = generators.Generator(sessions[0].model, dict, {"params": "values"})
+    voice = Generator(sessions[0].model, dict, {"params": "values"})
     pairs = Given("pairs", Splits(EncodedSet((), (), "none")))
     labels = [keys.whole_key(Run(each), Role("base"), {}, pairs, "train") for each in sessions]
-    answers = [generators.answers_key(each, voice, asked) for each in sessions]
+    answers = [answers_key(each, voice, asked) for each in sessions]
     for same, moved, other in (labels, answers):
         assert same == moved
         assert {name for name in same if same[name] != other[name]} == {"template"}
     with_tools = [Prompt("1/main/0", (Message("tools", '[{"name": "f"}]'), Message("user", "hi")), "test")]
-    assert generators.answers_key(sessions[0], voice, with_tools)["prompts"] != answers[0]["prompts"]
+    assert answers_key(sessions[0], voice, with_tools)["prompts"] != answers[0]["prompts"]
 
 
 def test_an_endpoint_is_not_asked_with_half_a_prompt() -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 from tisdpo_jax.errors import UserError
 from tisdpo_jax.generation.client import Endpoint, complete
-from tisdpo_jax.generation.replies import Completion, Kind, Trouble
+from tisdpo_jax.generation.replies import Completion, Trouble
 
 LONGEST_WAIT = 60.0  # seconds between two tries
-SETTLED_TRIES = 2  # further tries of a question whose result is known if they bring nothing better
+SETTLED_TRIES = 3  # of a question whose result is known if they bring nothing better
 MOST_UNANSWERED = 8  # questions in a row without an answer, after which it is time to see whether the endpoint works
 MOST_SILENT = 3  # the same for time-outs and the like, where nothing has been answered yet
 TICK = 0.1  # seconds between two looks at whether to stop
@@ -24,28 +24,19 @@ GRACE = 5.0  # seconds that replies on their way have after a request to stop
 
 Body = dict[str, Any]  # of a request
 Result = tuple[str, Completion]  # of a question, by its name
+Outcome = Completion | Trouble | None  # of asking: an answer, none, or a stop between two tries
 
 
 class EndpointFailed(UserError):
-    """What concerns the whole job: the endpoint does not answer, or not in a way that another try could mend."""
-
-
-class Unanswered(EndpointFailed):
-    """This question has no answer; whether that concerns the others cannot be told from it alone (`Trouble.kind`)."""
-
-    def __init__(self, message: str, why: str, kind: Kind) -> None:
-        super().__init__(message)
-        self.why, self.kind = why, kind
+    """The endpoint does not answer, or not in a way that another try could mend: this concerns the whole job."""
 
 
 def ask(
     endpoint: Endpoint, body: Body, halt: threading.Event, clear: Callable[[Completion], bool] = lambda reply: True
-) -> Completion | None:
+) -> Outcome:
     """What comes of a question after as many tries as it takes; None when `halt` is set between two of them.
 
     `clear`: whether a reply says what was asked for; one that does not is the result when all tries bring no better.
-
-    Raises: EndpointFailed; Unanswered when the tries are used up and none of them settled the question.
     """
     last, settled, tries, most = Trouble("", "again"), None, 0, endpoint.retries + 1
     while tries < most:
@@ -59,19 +50,14 @@ def ask(
                 return completion
             last, settled = Trouble("the reply is not clear", "again"), completion
         except Trouble as error:
-            message = f"{endpoint.url}: {error.why}; check {endpoint.fields} and the key"
-            if error.fate == "job":
-                raise EndpointFailed(message) from None
-            if error.fate == "question":
-                raise Unanswered(message, error.why, error.kind) from None
+            if error.fate != "again":
+                return error
             last = error
             if error.settled is not None:
-                settled, most = error.settled, min(most, SETTLED_TRIES + 1)
+                settled, most = error.settled, min(most, SETTLED_TRIES)
     if settled is not None:
         return dataclasses.replace(settled, tries=tries)
-    why = f"no answer in {tries} tries, the last: {last.why}"
-    kept = "what was answered so far is kept, the same command asks for the others"
-    raise Unanswered(f"{endpoint.url}: {why}; {kept}", why, last.kind)
+    return Trouble(f"no answer in {tries} tries, the last: {last.why}", "question", kind=last.kind)
 
 
 class _Job:
@@ -82,11 +68,11 @@ class _Job:
     where no other is left, or too many are held.
     """
 
-    def __init__(self, questions: Mapping[str, Body], witness: Body | None) -> None:
-        self._left, self._witness = iter(questions.items()), witness
+    def __init__(self, endpoint: Endpoint, questions: Mapping[str, Body], witness: Body | None) -> None:
+        self._endpoint, self._left, self._witness = endpoint, iter(questions.items()), witness
         self._probe: Body | None = None  # the witness while it is asked again; until then nothing else is
         self._urgent: list[Body] = []
-        self._held: dict[str, Unanswered] = {}
+        self._held: dict[str, Trouble] = {}
         self.failure: BaseException | None = None
 
     @property
@@ -94,6 +80,11 @@ class _Job:
         return bool(self._held) and self.failure is None
 
     def fail(self, error: BaseException) -> None:
+        if isinstance(error, Trouble):
+            error = EndpointFailed(
+                f"{self._endpoint.url}: {error.why}; check {self._endpoint.fields} and the key; what was answered so "
+                "far is kept, the same command asks for the others"
+            )
         self.failure = self.failure or error
 
     def next(self) -> tuple[str | None, Body] | None:
@@ -104,21 +95,21 @@ class _Job:
             return None, self._urgent.pop()
         return next(self._left, None) if self._probe is None else None
 
-    def heard(self, name: str | None, body: Body, result: Completion | BaseException | None) -> list[Result]:
+    def heard(self, name: str | None, body: Body, outcome: Outcome | BaseException) -> list[Result]:
         """What is settled now that this came of a question."""
-        if isinstance(result, Completion):
+        if isinstance(outcome, Completion):
             settled = self._give_up(self._held)
-            self._witness, self._probe, self._held = body, None, {}
-            return settled if name is None else [(name, result), *settled]
-        if isinstance(result, Unanswered) and name is not None:
-            self._held[name] = result
+            self._witness, self._probe = body, None
+            return settled if name is None else [(name, outcome), *settled]
+        if isinstance(outcome, BaseException) and (not isinstance(outcome, Trouble) or outcome.fate == "job"):
+            self.fail(outcome)
+        elif isinstance(outcome, Trouble) and name is not None:
+            self._held[name] = outcome
             silent = sum(error.kind == "silence" for error in self._held.values())
             if len(self._held) >= MOST_UNANSWERED or silent >= (MOST_SILENT if self._witness is None else 1):
                 self._doubt()
-        elif isinstance(result, Unanswered) and body is self._probe:  # else an answer has come in the meantime
+        elif isinstance(outcome, Trouble) and body is self._probe:  # else an answer has come in the meantime
             self.fail(next(iter(self._held.values())))
-        elif isinstance(result, BaseException) and not isinstance(result, Unanswered):
-            self.fail(result)
         return []
 
     def at_the_end(self) -> list[Result]:
@@ -138,7 +129,7 @@ class _Job:
             self._probe = dict(self._witness)
             self._urgent.append(self._probe)
 
-    def _give_up(self, held: dict[str, Unanswered]) -> list[Result]:
+    def _give_up(self, held: dict[str, Trouble]) -> list[Result]:
         self._held = {name: error for name, error in self._held.items() if name not in held}
         return [(name, Completion("", "failed", error.why)) for name, error in held.items()]
 
@@ -162,11 +153,11 @@ def ask_all(
       clear: as in `ask`.
       witness: a question that the endpoint has answered before, if there is one.
 
-    Raises: what `ask`, `take` or `poll` raised first; Unanswered, of a question that shares its fate with all others.
+    Raises: EndpointFailed for what concerns all questions; what `take` or `poll` raised first.
     """
-    job, halt = _Job(questions, witness), threading.Event()
+    job, halt = _Job(endpoint, questions, witness), threading.Event()
     waiting: queue.SimpleQueue[tuple[str | None, Body] | None] = queue.SimpleQueue()
-    replies: queue.SimpleQueue[tuple[str | None, Body, Completion | BaseException | None]] = queue.SimpleQueue()
+    replies: queue.SimpleQueue[tuple[str | None, Body, Outcome | BaseException]] = queue.SimpleQueue()
 
     def work() -> None:
         while (question := waiting.get()) is not None:
@@ -200,13 +191,11 @@ def ask_all(
                 halt.set()
             if time.monotonic() >= until or not (busy or job.in_doubt):
                 break
-            if not busy:
-                ready = job.at_the_end()
-                continue
-            ready = []
-            with contextlib.suppress(queue.Empty):
-                ready = job.heard(*replies.get(timeout=TICK))
-                busy -= 1
+            ready = [] if busy else job.at_the_end()
+            if busy:
+                with contextlib.suppress(queue.Empty):
+                    ready = job.heard(*replies.get(timeout=TICK))
+                    busy -= 1
     finally:
         halt.set()
         for _ in range(workers):

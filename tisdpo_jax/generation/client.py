@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import email.utils
 import functools
@@ -57,12 +58,12 @@ def complete(endpoint: Endpoint, body: dict[str, Any]) -> Completion:
 
     def cleaned(found: Completion) -> Completion:
         text = _hidden(found.text, endpoint.key) if len(endpoint.key) >= _SHORTEST_SECRET else found.text
-        return dataclasses.replace(found, text=text, reason=_line(_hidden(found.reason, endpoint.key)))
+        return dataclasses.replace(found, text=text, reason=_words(found.reason, endpoint.key))
 
     try:
         return cleaned(_post(endpoint, json.dumps(body).encode()))
     except Trouble as error:
-        why, settled = _line(_hidden(error.why, endpoint.key)), error.settled and cleaned(error.settled)
+        why, settled = _words(error.why, endpoint.key), error.settled and cleaned(error.settled)
         raise Trouble(why, error.fate, kind=error.kind, wait=error.wait, settled=settled) from None
     except RecursionError:
         raise Trouble("the reply is nested too deeply", "again", kind="status") from None
@@ -70,16 +71,14 @@ def complete(endpoint: Endpoint, body: dict[str, Any]) -> Completion:
 
 def _hidden(text: str, key: str) -> str:
     """The text without the key, in the forms in which a server may echo it."""
-    forms = (key, urllib.parse.quote(key, safe=""), base64.b64encode(key.encode()).decode()) if key else ()
-    return functools.reduce(_without, forms, text)
+    for form in (key, urllib.parse.quote(key, safe=""), base64.b64encode(key.encode()).decode()) if key else ():
+        text = text.replace(form, "[key]")
+    return text
 
 
-def _without(text: str, form: str) -> str:
-    return text.replace(form, "[key]")
-
-
-def _line(text: str) -> str:
-    """One line of printable characters, not too long: words of a server may hold anything."""
+def _words(text: str, key: str) -> str:
+    """One line of printable characters, not too long, without the key: words of a server may hold anything."""
+    text = _hidden(text, key)
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     return line if len(line) <= _LONGEST_WORDS else f"{line[: _LONGEST_WORDS - 3]}..."
 
@@ -143,13 +142,9 @@ def _read(reply: httpx2.Response, until: float, most: int) -> bytes:
 
 def seconds(text: str | None) -> float:
     """What a Retry-After header says: seconds, or a date."""
-    if not text:
-        return 0.0
-    try:
+    text = text or "0"
+    with contextlib.suppress(ValueError):
         return max(0.0, float(text))
-    except ValueError:
-        pass
-    try:
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
+    return 0.0

@@ -44,6 +44,8 @@ def ask_endpoint(
 
     Raises: EndpointFailed for what concerns all prompts; DataError for one that an endpoint cannot be asked.
     """
+    if jax.process_count() > 1:
+        raise DataError("sampling.engine http asks from one process; run `tisdpo generate` on one machine first")
     for prompt in prompts:
         if any(message.extra or message.role in SETTINGS for message in prompt.messages):
             raise DataError(

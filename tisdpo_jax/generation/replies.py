@@ -1,10 +1,9 @@
-"""What a reply of an endpoint says: an answer, why there is none, or that something is wrong with all prompts. Pure.
+"""What a reply of an endpoint says: an answer, why there is none, or that something is wrong with all questions. Pure.
 
-Three things can go wrong, and each is told apart (`Trouble.fate`). What another try may mend is tried again: time-outs,
-lost connections, status 408, 409, 425, 429 and 5xx, replies that cannot be read. What is wrong with one question, a
-filter for example, is that question's result (`Completion.finish`). What concerns the whole job (key, model, a
-parameter, the address) stops it. Where a reply does not say which of the two it is, the other questions do:
-`asking.ask_all`.
+What another try may mend is tried again: time-outs, lost connections, status 408, 409, 425, 429 and 5xx, replies that
+cannot be read. What is wrong with one question, a filter for example, is its result (`Completion.finish`). What
+concerns the whole job (key, model, a parameter, the address) stops it. Where a reply does not say which of the two it
+is, the other questions do (`asking.ask_all`).
 """
 
 from __future__ import annotations
@@ -90,17 +89,15 @@ class Trouble(Exception):
 
 
 def read_reply(status: int, content: bytes, wait: float = 0.0) -> Completion:
-    """The first choice of a reply, or what its error means for the question. Raises: Trouble."""
+    """The first choice of a reply (2xx is 200), or what its error means for the question. Raises: Trouble."""
     try:
         reply = json.loads(content)
     except (ValueError, RecursionError):
         reply = None
     known = reply if isinstance(reply, dict) else {}
     said = _message(known) or content[:65536].decode("utf-8", "replace")
-    if status >= 300:
+    if status != 200 or known.get("error") or known.get("object") == "error":
         return _read_error(status, known.get("error", known), said, wait)
-    if known.get("error") or known.get("object") == "error":
-        return _read_error(200, known.get("error", known), said, wait)
     choices = known.get("choices")
     if not isinstance(choices, list):
         what = "JSON" if reply is None else "chat completion"
@@ -123,8 +120,9 @@ def _read_choice(choice: Mapping[str, Any], message: Mapping[str, Any]) -> Compl
     text = _text(message.get("content"))
     if ended == "filtered":
         results = choice.get("content_filter_results")
-        kinds = [kind for kind, one in results.items() if _is_filtered(one)] if isinstance(results, dict) else []
-        which = f" ({', '.join(kinds)})" if kinds else ""
+        pairs = results.items() if isinstance(results, dict) else ()
+        kinds = ", ".join(name for name, one in pairs if isinstance(one, dict) and one.get("filtered"))
+        which = f" ({kinds})" if kinds else ""
         return Completion(text or "", "filtered", f"{reason}{which} {refusal or ''}")
     if isinstance(refusal, str) and refusal.strip() and not text:
         return Completion("", "filtered", f"refusal: {refusal}")
@@ -146,10 +144,6 @@ def _read_choice(choice: Mapping[str, Any], message: Mapping[str, Any]) -> Compl
         return Completion(text, "length", f"finish_reason {name}")
     said = _message(choice) if choice.get("error") else ""
     return Completion(text or "", "failed", f"finish_reason {reason!r}{f': {said}' if said else ''}")
-
-
-def _is_filtered(result: Any) -> bool:
-    return isinstance(result, dict) and bool(result.get("filtered"))
 
 
 def _text(content: Any) -> str | None:

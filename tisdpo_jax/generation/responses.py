@@ -103,8 +103,8 @@ def _read_lines(path: Path, field: str) -> dict[str, tuple[str, dict[str, Any]]]
             raise DataError(f"{where}: not a record of this file, which have {field!r}; mend or remove the line")
         name = str(record[field])
         if name in lines:
-            there = lines[name][0].rpartition(":")[2]
-            raise DataError(f"{where}: a second record for {field} {name!r}, as at line {there}; remove one of them")
+            line = lines[name][0].rpartition(":")[2]
+            raise DataError(f"{where}: a second record for {field} {name!r}, as at line {line}; remove one of them")
         lines[name] = (where, record)
     return lines
 

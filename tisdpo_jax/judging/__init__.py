@@ -4,17 +4,17 @@ Judges are sentiment and refusal (built in), a scoring function, a reward model,
 endpoint. What they said is kept in a `generation.Lines`.
 """
 
-from tisdpo_jax.judging.endpoint import compare
+from tisdpo_jax.judging.endpoint import ask_judge
 from tisdpo_jax.judging.rules import is_refusal, load_function, refusal_score, sentiment_score
-from tisdpo_jax.judging.scorers import RewardModel, Scorer, by_reward_model, by_rule
+from tisdpo_jax.judging.scorers import RewardModel, ScoringJudge, by_reward_model, by_rule
 from tisdpo_jax.judging.verdicts import outcomes_of_scores
 
 __all__ = [
     "RewardModel",
-    "Scorer",
+    "ScoringJudge",
+    "ask_judge",
     "by_reward_model",
     "by_rule",
-    "compare",
     "is_refusal",
     "load_function",
     "outcomes_of_scores",

@@ -64,7 +64,7 @@ def is_clear(reply: Completion) -> bool:
     return verdict_of(reply)[0] != UNPARSABLE
 
 
-def compare(
+def ask_judge(
     endpoint: Endpoint,
     criterion: str,
     kept: Lines,

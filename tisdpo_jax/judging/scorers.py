@@ -26,7 +26,7 @@ Answered = tuple[Prompt, str]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Scorer:
+class ScoringJudge:
     """A judge that gives scores, the higher the better.
 
     `score` yields (index, score) of prompts with their answers, in any order, as they are done; nan is no verdict.

@@ -1,18 +1,17 @@
 """The stages of a run: what each is made of, its key, how it is made and where it is kept."""
 
 from tisdpo_jax.stages import models
-from tisdpo_jax.stages.answers import RESPONSES, answers
+from tisdpo_jax.stages.answers import RESPONSES, answers, answers_of
 from tisdpo_jax.stages.columns import PairColumns, weights_of_pairs
 from tisdpo_jax.stages.devices import check_batches, check_model, compute_config, open_mesh
 from tisdpo_jax.stages.encoder import Encoder
 from tisdpo_jax.stages.frozen import Columns, Models
-from tisdpo_jax.stages.generators import Generator, generator_of
 from tisdpo_jax.stages.hidden_states import HEAD, HiddenStates, ReferenceHead
 from tisdpo_jax.stages.models import Base, Folded, Pretrained
 from tisdpo_jax.stages.pairs import Records, Splits, open_data
 from tisdpo_jax.stages.passes import check_finite, feed, passing, scorer
 from tisdpo_jax.stages.positions import warn_of_limit, warn_of_pairs
-from tisdpo_jax.stages.prompts import answers_of, prompts_in_views
+from tisdpo_jax.stages.prompts import Generator, generator_of, prompts_in_views
 from tisdpo_jax.stages.rounds import Candidates, Responses, round_prompts
 from tisdpo_jax.stages.scores import REFERENCE_LOGPS, CachedScores, score_path
 from tisdpo_jax.stages.selection import Selected, SelectedColumns

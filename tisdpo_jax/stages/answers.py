@@ -5,20 +5,22 @@ prompts -> one for each form of the prompt and each sample -> a file of response
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
 from tisdpo_jax import distributed, generation
-from tisdpo_jax.data import Prompt, open_template
-from tisdpo_jax.errors import DataError
+from tisdpo_jax.artifacts import digest
+from tisdpo_jax.config import GenerateRecipe, GenerateSection, carried, replaced
+from tisdpo_jax.data import Prompt
 from tisdpo_jax.generation import Lines, Response
-from tisdpo_jax.stages.generators import Generator, answers_key, end_options
-from tisdpo_jax.stages.positions import warn_of_rows
+from tisdpo_jax.stages.prompts import Generator, answers_key, drawn, generator_of, prompts_in_views
 from tisdpo_jax.stages.session import Session
+from tisdpo_jax.stages.subjects import Subject
 from tisdpo_jax.training import Progress
 
 log = logging.getLogger(__name__)
@@ -57,35 +59,44 @@ def answers(
 
     try:
         if left and section.engine == "http":
-            if jax.process_count() > 1:
-                one = "run `tisdpo generate` on one machine first"
-                raise DataError(f"sampling.engine http asks from one process; {one}")
             fields = "sampling.url, sampling.endpoint_model"
             endpoint = generation.open_endpoint(section.url, section, KEYS, fields)
             options = generation.options_of(section, session.config.data.template)
             witness = next((one for one in asked if one.id in there and there[one.id].finish == "stop"), None)
             generation.ask_endpoint(endpoint, left, options, take=take, poll=poll, witness=witness)
         elif left:
-            for batch in _drawn(session, generator, left, poll):
+            for batch in drawn(session, generator, left, poll):
                 take(*batch)
     finally:
         bar.close()
     return {prompt.id: there[prompt.id] for prompt in asked}
 
 
-def _drawn(
-    session: Session, generator: Generator | None, left: Sequence[Prompt], poll: Callable[[], None]
-) -> Iterator[list[Response]]:
-    """Answers of our own engine, batch by batch; `poll` is called between two."""
-    if generator is None:
-        raise ValueError("answers: engine local needs a generator")
-    section, tokenizer, files = session.config.sampling, session.tokenizer, generator.files or session.model_path
-    requests = generation.read_by_model(left, open_template(session.config.data.template, tokenizer), tokenizer)
-    lengths = [len(one.ids) + section.max_new_tokens for one in requests if len(one.ids) <= section.max_prompt]
-    field = "sampling.max_prompt, or sampling.max_new_tokens,"
-    warn_of_rows(lengths, generator.model.config, files, "prompts with the longest answers that they may get", field)
-    decode, options = functools.partial(tokenizer.decode, skip_special_tokens=True), end_options(session, generator)
-    poll()
-    for batch in generation.sample(generator.model, generator.variables(), requests, options, decode=decode):
-        yield batch
-        poll()
+def answers_of(
+    session: Session, subject: Subject, prompts: Sequence[Prompt], folder: Path, *, temperature: float = 0.0
+) -> list[Response | None]:
+    """A model's answers with the settings of `evaluation`, in its own tokenizer, kept in `folder` under what they are.
+
+    None where the template cannot write the prompt. Raises: Interrupted between two batches.
+    """
+    section = session.config.evaluation
+    sampling = GenerateSection(
+        engine="local",
+        temperature=temperature,
+        seed=section.seed,
+        batch_size=section.batch_size,
+        max_new_tokens=section.max_new_tokens,
+        max_prompt=session.config.data.max_length,
+    )
+    config = replaced(carried(session.config, GenerateRecipe), "sampling", sampling)
+    session = dataclasses.replace(session, config=config, tokenizer=subject.tokenizer)
+    asked, unusable = prompts_in_views(session, prompts, ("main",), 1)
+    for invalid_record in unusable if jax.process_index() == 0 else ():
+        log.warning("not answered by %s: %s", subject.name, invalid_record)
+    if not asked:
+        return [None] * len(prompts)
+    generator = generator_of(session, subject)
+    same = digest(answers_key(session, generator, asked))[:8]
+    path = folder / f"{subject.name.replace(' ', '-').lower()}-{same}.jsonl"
+    responses = answers(session, generator, asked, path, f"answers of {subject.name}")
+    return [responses.get(f"{prompt.id}/main/0") for prompt in prompts]

@@ -14,10 +14,9 @@ from tisdpo_jax.errors import DataError
 from tisdpo_jax.generation import open_prompts, summary
 from tisdpo_jax.stages import self_reward
 from tisdpo_jax.stages.answers import RESPONSES, answers
-from tisdpo_jax.stages.generators import Generator, asked_key
 from tisdpo_jax.stages.pairs import Splits
 from tisdpo_jax.stages.positions import warn_of_limit
-from tisdpo_jax.stages.prompts import prompts_in_views
+from tisdpo_jax.stages.prompts import Generator, asked_key, prompts_in_views
 from tisdpo_jax.stages.selection_counts import nothing_left
 from tisdpo_jax.stages.session import Session
 

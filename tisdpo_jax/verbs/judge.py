@@ -81,7 +81,7 @@ def judge(session: Session, data: Splits, directory: Path, policy: Subject, refe
         fields = "evaluation.judge.by, evaluation.judge.endpoint_model"
         endpoint = generation.open_endpoint(section.by, section, KEYS, fields)
         asked = (endpoint, section.criterion, kept, pairs, prompts, texts)
-        outcomes, undecided = judging.compare(*asked, poll=poll, shown=shown)
+        outcomes, undecided = judging.ask_judge(*asked, poll=poll, shown=shown)
     else:
         poll = functools.partial(session.interrupt.poll, "scoring answers")
         scores = {name: np.asarray(scorer(kept, name, prompts, texts[name], poll)) for name in names}
