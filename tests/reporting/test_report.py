@@ -66,11 +66,10 @@ def report(text: str = "plain") -> Report:
 
 
 def test_hostile_text_anywhere_stays_text(read, hostile) -> None:
-    for text in hostile:
-        root = read(render_report(dataclasses.replace(report(text), history=(), distributions=())))
+    for text in ("", "\n".join(hostile)):
+        root = read(render_report(report(text)))
         assert len(root.all("html")) == 1 and len(root.all("body")) == 1
-    everything = "\n".join(hostile)
-    assert "<script>alert(1)</script>" in read(render_report(report(everything))).all("pre")[0].text
+    assert "<script>alert(1)</script>" in root.all("pre")[0].text
 
 
 def test_the_page_is_accessible(read) -> None:
