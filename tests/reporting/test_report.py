@@ -29,7 +29,7 @@ from tisdpo_jax.reporting import (
     write,
 )
 from tisdpo_jax.reporting.charts import COLOURS
-from tisdpo_jax.reporting.heatmap import ink, style_sheet
+from tisdpo_jax.reporting.heatmap import THEMES, style_sheet
 from tisdpo_jax.reporting.report import render_report
 
 Rejected = namedtuple("Rejected", "origin reason detail")
@@ -99,7 +99,7 @@ def test_the_page_is_accessible(read) -> None:
 def test_text_and_lines_of_the_page_have_contrast(read, contrast, dark: bool) -> None:
     css = read(render_report(report())).all("style")[0].text
     light_rules, *dark_rules = css.split("@media screen and (prefers-color-scheme:dark)")
-    colours = {f"c{i}": colour for i, colour in enumerate(COLOURS)} | {"tw-ink": ink()}
+    colours = {f"c{i}": colour for i, colour in enumerate(COLOURS)} | {"tw-ink": THEMES["light"][-1]}
     for rules in (light_rules, *dark_rules) if dark else (light_rules,):
         colours |= dict(re.findall(r"--([\w-]+):(#[0-9a-f]{3,6})\b", rules.split("@media")[0]))
     colours = {name: c if len(c) == 7 else "#" + "".join(2 * x for x in c[1:]) for name, c in colours.items()}

@@ -67,10 +67,6 @@ class Score:
     def title(self) -> str:
         return f"{self.group[:1].upper()}{self.group[1:]}: {self.name}"
 
-    @property
-    def counts(self) -> list[tuple[str, int]]:
-        return list(zip(self.models, self.passed, strict=True))
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Report:
