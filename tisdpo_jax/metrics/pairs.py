@@ -10,22 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
 from tisdpo_jax.metrics.changes import ranked_right
-from tisdpo_jax.metrics.intervals import (
-    Floats,
-    Interval,
-    Statistic,
-    bootstrap,
-    mean_interval,
-    ratio,
-    share_interval,
-)
+from tisdpo_jax.metrics.intervals import Floats, Interval, Statistic, bootstrap, mean_interval, ratio, share_interval
 
 NO_GROUP = "(none)"
 """What pairs are listed under whose record names no subset."""
@@ -113,49 +106,47 @@ def evaluate_pairs(scores: PairScores, *, beta: float, resamples: int = 2000, se
     margins = scores.margins(beta)
     right = ranked_right(margins)
     clusters = np.unique(np.asarray(scores.prompts, object).astype(str), return_inverse=True)[1]
-    count = margins.size
+    options: Any = {"clusters": clusters, "resamples": resamples, "seed": seed}
 
-    def measure(
-        name: str,
-        values: Floats,
-        kept: NDArray[np.bool_] | None = None,
-        interval: Callable[..., Interval] = mean_interval,
-    ) -> Measure:
-        number = count if kept is None else int(kept.sum())
-        return Measure(name, number, interval(values, clusters, kept=kept, resamples=resamples, seed=seed))
+    def share(name: str, kept: NDArray[np.bool_]) -> Measure:
+        return Measure(name, int(kept.sum()), share_interval(right, kept=kept, **options))
 
-    def accuracy(name: str, kept: NDArray[np.bool_] | None = None) -> Measure:
-        return measure(name, right, kept, share_interval)
+    def mean(name: str, values: Floats, kept: NDArray[np.bool_]) -> Measure:
+        return Measure(name, int(kept.sum()), mean_interval(values, kept=kept, **options))
 
+    everything = np.ones(margins.size, bool)
     tokens = np.maximum(scores.tokens, 1)
     likelihoods = (("policy", scores.policy / tokens), ("reference", scores.reference / tokens))
-    measures = (
-        accuracy("reward accuracy"),
-        measure("margin", margins),
-        measure("DPO loss", np.logaddexp(0.0, -margins)),
-        measure("KL(policy || reference), a token", (scores.kl / tokens).mean(-1)),
-        measure("KL(policy || reference), a response", scores.kl.mean(-1)),
-        *(
-            measure(f"log-likelihood of {side} a token, {model}", values[:, number])
-            for model, values in likelihoods
-            for number, side in enumerate(("chosen", "rejected"))
-        ),
-    )
+    values = {
+        "margin": margins,
+        "DPO loss": np.logaddexp(0.0, -margins),
+        "KL(policy || reference), a token": (scores.kl / tokens).mean(-1),
+        "KL(policy || reference), a response": scores.kl.mean(-1),
+    } | {
+        f"log-likelihood of {side} a token, {model}": sides[:, number]
+        for model, sides in likelihoods
+        for number, side in enumerate(("chosen", "rejected"))
+    }
     extra = scores.tokens[:, 0] - scores.tokens[:, 1]
-    correlation = bootstrap(_correlation(margins, extra), clusters, resamples=resamples, seed=seed)[0]
-    by_length = (("chosen is longer", extra > 0), ("chosen is shorter", extra < 0), ("equally long", extra == 0))
+    by_length = {"chosen is longer": extra > 0, "chosen is shorter": extra < 0, "equally long": extra == 0}
     names = np.asarray([NO_GROUP if group is None else group for group in scores.groups], object)
     subsets = sorted(set(names), key=lambda name: (name == NO_GROUP, name))  # those without one last
+
     return PairEvaluation(
         beta=beta,
-        pairs=count,
+        pairs=margins.size,
         prompts=len(set(scores.prompts)),
-        measures=measures,
-        calibration=calibrate(margins, clusters, resamples=resamples, seed=seed),
-        length=LengthBias(correlation, tuple(accuracy(name, kept) for name, kept in by_length)),
+        measures=(
+            share("reward accuracy", everything),
+            *(mean(name, array, everything) for name, array in values.items()),
+        ),
+        calibration=calibrate(margins, **options),
+        length=LengthBias(
+            bootstrap(_correlation(margins, extra), **options)[0],
+            tuple(share(name, kept) for name, kept in by_length.items()),
+        ),
         groups=tuple(
-            (name, accuracy("reward accuracy", names == name), measure("margin", margins, names == name))
-            for name in subsets
+            (name, share("reward accuracy", names == name), mean("margin", margins, names == name)) for name in subsets
         ),
     )
 

@@ -54,12 +54,12 @@ class Distribution(NamedTuple):
 def line_chart(title: str, x_label: str, series: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Markup:
     """A `<figure>` with a line for each named (xs, ys). A y that is not finite is a gap, a lone point a dot."""
     lines = {name: (np.asarray(xs, np.float64), np.asarray(ys, np.float64)) for name, (xs, ys) in series.items()}
-    words = []
+    words = {}
     for name, (_, ys) in lines.items():
         good = ys[np.isfinite(ys)]
         ends = f"{readable(good[0])} at first, {readable(good[-1])} at last{_missing(ys)}" if good.size else "no values"
-        words.append(f"{name}: {ends}")
-    return _figure(title, x_label, words, list(lines), lambda axes: _draw_lines(axes, list(lines.values())))
+        words[name] = ends
+    return _figure(title, x_label, words, lambda axes: _draw_lines(axes, list(lines.values())))
 
 
 def histogram(title: str, x_label: str, series: Mapping[str, ArrayLike]) -> Markup:
@@ -68,8 +68,8 @@ def histogram(title: str, x_label: str, series: Mapping[str, ArrayLike]) -> Mark
     Values that are not finite are left out, and counted in the description.
     """
     values = _vectors(series)
-    words = [f"{name}: {np.isfinite(array).sum():,} values{_missing(array)}" for name, array in values.items()]
-    return _figure(title, x_label, words, list(values), lambda axes: _draw_shares(axes, values))
+    words = {name: f"{np.isfinite(array).sum():,} values{_missing(array)}" for name, array in values.items()}
+    return _figure(title, x_label, words, lambda axes: _draw_shares(axes, values))
 
 
 def distribution_png(distribution: Distribution, path: str | Path) -> None:
@@ -152,8 +152,8 @@ def _say_nothing(axes: Any) -> None:
     axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", color=_TEXT)
 
 
-def _figure(title: str, x_label: str, words: list[str], names: list[str], draw: Callable[[Any], None]) -> Markup:
-    """The drawing as SVG of the page: short, without names, with the page's font and colours."""
+def _figure(title: str, x_label: str, words: Mapping[str, str], draw: Callable[[Any], None]) -> Markup:
+    """The drawing as SVG of the page: short, without names, with the page's font and colours; `words` by series."""
     file = io.StringIO()
     with canvas(_WIDTH / 72, _HEIGHT / 72) as figure:
         axes = _axes(figure.add_axes((0.135, 0.12, 0.845, 0.84)))
@@ -173,12 +173,12 @@ def _figure(title: str, x_label: str, words: list[str], names: list[str], draw: 
     for colour, variable in zip((*COLOURS, _GRID, _TEXT), (*own, f"var(--grid,{_GRID})", "currentColor"), strict=True):
         svg = svg.replace(colour, variable)
     dashes = [" ".join(map(str, dash)) or "none" for dash in _DASHES]
-    keys = [(name, own[index % len(own)], dashes[index % len(dashes)]) for index, name in enumerate(names)]
+    keys = [(name, own[index % len(own)], dashes[index % len(dashes)]) for index, name in enumerate(words)]
     return render_template(
         "figure.html",
         title=title,
         x_label=x_label,
-        words="; ".join(words),
+        words="; ".join(f"{name}: {text}" for name, text in words.items()),
         keys=keys,
         drawing=Markup(svg),
         width=_WIDTH,

@@ -28,8 +28,7 @@ LEVELS = 20
 """A weight is drawn as one of 2 * LEVELS + 1 levels, so that a style sheet can hold them all."""
 
 # at the smallest weight, at weight 1, at the largest weight, and the ink on top
-_LIGHT = ("#5daaf5", "#fafafa", "#e18e43", "#16181d")
-_DARK = ("#20609b", "#242424", "#8b4b00", "#f4f5f7")
+THEMES = {"light": ("#5daaf5", "#fafafa", "#e18e43", "#16181d"), "dark": ("#20609b", "#242424", "#8b4b00", "#f4f5f7")}
 
 SIDE_NAMES = ("Chosen", "Rejected")
 _SHORT_PROMPT = 600  # characters; a longer one is folded
@@ -89,8 +88,8 @@ def legend_html() -> Markup:
 
 def style_sheet() -> Markup:
     """CSS of pairs and legend; every class begins with `tw`, so that it can stand in any page."""
-    light, dark = ([(_css(step), background(step, dark=dark)) for step in _STEPS] for dark in (False, True))
-    return render_template("heatmap.css", light=(ink(), light), dark=(ink(dark=True), dark))
+    levels = {theme: [(_css(step), background(step, theme)) for step in _STEPS] for theme in THEMES}
+    return render_template("heatmap.css", levels=levels, inks={theme: colours[-1] for theme, colours in THEMES.items()})
 
 
 def level(weight: float) -> int | None:
@@ -100,17 +99,12 @@ def level(weight: float) -> int | None:
     return round(LEVELS * max(-1.0, min(1.0, math.log(weight) / LIMIT))) if weight else -LEVELS
 
 
-def background(step: int, *, dark: bool = False) -> str:
+def background(step: int, theme: str = "light") -> str:
     """`#rrggbb` of a level: from the neutral middle towards one of the ends."""
-    low, middle, high, _ = _DARK if dark else _LIGHT
+    low, middle, high, _ = THEMES[theme]
     end, share = high if step > 0 else low, abs(step) / LEVELS
     both = zip(bytes.fromhex(middle[1:]), bytes.fromhex(end[1:]), strict=True)
     return "#" + bytes(round((1 - share) * one + share * other) for one, other in both).hex()
-
-
-def ink(*, dark: bool = False) -> str:
-    """`#rrggbb` of text on any level."""
-    return (_DARK if dark else _LIGHT)[-1]
 
 
 def heading(side: SidePicture) -> list[str]:
@@ -130,7 +124,8 @@ def _side(name: str, side: SidePicture) -> dict[str, Any]:
     tokens, rows = [], []
     for n, (token, weight, *numbers) in enumerate(zip(side.tokens, side.weights, *columns, strict=True)):
         quoted = "“" + token.replace("\n", "↵").replace("\t", "⇥") + "”"
-        said = [f"token {quoted}", f"position {n}", f"weight {_exact(weight)} (log {_log(weight)})"]
+        log = math.log(weight) if weight > 0 else -math.inf if weight == 0 else math.nan
+        said = [f"token {quoted}", f"position {n}", f"weight {_exact(weight)} (log {with_sign(log)})"]
         said += [f"{word} {with_sign(value)}" for word, value in zip(words, numbers, strict=True)]
         tokens.append((_css(level(weight)), "\n".join(said), marked(token, _MARK, escape)))
         exact = [Shown(with_sign(value), repr(float(value))) for value in numbers]
@@ -147,12 +142,6 @@ def _exact(weight: float) -> str:
     if not math.isfinite(weight):
         return with_sign(weight)
     return np.format_float_positional(np.float32(weight), unique=True, trim="0").replace("-", "−")
-
-
-def _log(weight: float) -> str:
-    if weight > 0:
-        return with_sign(math.log(weight))
-    return "−∞" if weight == 0 else "undefined"
 
 
 def _css(step: int | None) -> str:

@@ -47,7 +47,12 @@ def pair_png(picture: TokenPicture, path: str | Path, *, width: float = 7.0) -> 
     column = (int(across) - 3 * _GAP) // 2
     texts = [picture.prompt, *(token for side in picture.sides for token in side.tokens)]
     fonts, missing = _fonts(frozenset("".join(map(marked, texts))) - {"\n", "\t"})
-    prompt = _end_of(picture.prompt, 2 * column + _GAP, missing)
+    prompt: list[str] = []  # by lines
+    for piece in wrap([f" {word}" for word in picture.prompt.split()], 2 * column + _GAP, missing):
+        prompt += [""] * (piece.line + 1 - len(prompt))
+        prompt[-1] = (prompt[-1] + piece.text).lstrip()
+    if len(prompt) > _PROMPT_LINES:
+        prompt = [f"… {prompt[-_PROMPT_LINES]}", *prompt[1 - _PROMPT_LINES :]]
     sides = [wrap(side.tokens, column, missing) for side in picture.sides]
     top, lines = len(prompt) + 2, 1 + max((piece.line for piece in itertools.chain(*sides)), default=0)
     rows = top + lines + 4.5  # headings, blank, and the scale below
@@ -96,14 +101,6 @@ def wrap(tokens: Sequence[str], column: int, missing: frozenset[str] = frozenset
                 pieces.append(Piece(index, text, line, cell, wide))
             cell += wide
     return pieces
-
-
-def _end_of(prompt: str, column: int, missing: frozenset[str]) -> list[str]:
-    """The end of the prompt on a few lines."""
-    pieces = wrap([f" {word}" for word in prompt.split()], column, missing)
-    lines = ["".join(piece.text for piece in own) for _, own in itertools.groupby(pieces, lambda piece: piece.line)]
-    texts = [line.strip() for line in lines]
-    return texts if len(texts) <= _PROMPT_LINES else [f"… {texts[-_PROMPT_LINES]}", *texts[1 - _PROMPT_LINES :]]
 
 
 def _boxes(axes: Any, boxes: Sequence[tuple[float, float, float, float]], levels: Sequence[int | None]) -> None:

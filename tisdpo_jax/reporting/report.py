@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tisdpo_jax.artifacts import replacing
+from tisdpo_jax.artifacts import write_text
 from tisdpo_jax.reporting.charts import Distribution, histogram
 from tisdpo_jax.reporting.heatmap import TokenPicture, legend_html, pair_html, style_sheet
 from tisdpo_jax.reporting.history import stage_charts
@@ -67,10 +67,6 @@ class Score:
     def title(self) -> str:
         return f"{self.group[:1].upper()}{self.group[1:]}: {self.name}"
 
-    @property
-    def counts(self) -> list[tuple[str, int]]:
-        return list(zip(self.models, self.passed, strict=True))
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Report:
@@ -122,9 +118,7 @@ def render_report(report: Report) -> str:
 
 def write(path: str | Path, report: Report) -> None:
     """Render to `path`, whole or not at all: a reader never sees half a page."""
-    text = render_report(report)
-    with replacing(Path(path)) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+    write_text(Path(path), render_report(report))
 
 
 def headlines(scores: Sequence[Score]) -> tuple[str, ...]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import logging
 import math
-import os
 import secrets
 import sys
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from tisdpo_jax.artifacts import write_text
 from tisdpo_jax.config import LoggingSection
 from tisdpo_jax.errors import ConfigError, UserError
 from tisdpo_jax.training.interrupt import Interrupted
@@ -23,65 +24,7 @@ from tisdpo_jax.training.progress import Progress
 
 log = logging.getLogger(__name__)
 
-WANDB = "wandb.json"  # in the run directory: project and id of the W&B run, which a resumed run goes on with
-
-
-class Writers:
-    """TensorBoard and W&B of a run directory: opened when the first training begins, one of each for the whole run."""
-
-    def __init__(self, run_dir: Path, section: LoggingSection, config: Mapping[str, Any]) -> None:
-        self._run_dir, self._section, self._config = run_dir, section, dict(config)
-        self._tensorboard: Any = None
-        self._wandb: Any = None
-        # what is not installed is said now, not after the weights are read
-        self._summaries = _extra("tensorboardX", "tensorboard") if section.tensorboard else None
-        self._client = _extra("wandb", "wandb") if section.wandb else None
-
-    def open(self) -> None:
-        if self._summaries is not None and self._tensorboard is None:
-            self._tensorboard = self._summaries.SummaryWriter(str(self._run_dir / "tensorboard"))
-        if self._client is not None and self._wandb is None:
-            project = str(self._section.wandb)
-            try:
-                self._wandb = self._client.init(
-                    project=project,
-                    id=_wandb_id(self._run_dir / WANDB, project),
-                    resume="allow",
-                    dir=str(self._run_dir),
-                    name=self._run_dir.resolve().name,
-                    config=self._config,
-                    allow_val_change=True,
-                )
-            except Exception as error:  # no key, no network, no such project: of several types
-                why = next(iter(str(error).splitlines()), "") or type(error).__name__
-                raise UserError(
-                    f"logging.wandb {project}: W&B opens no run: {why}; `wandb login`, set WANDB_MODE=offline, or "
-                    "leave logging.wandb null"
-                ) from None
-
-    def write(self, stage: str, step: int, split: str, values: Mapping[str, float]) -> None:
-        self.open()
-        named = {f"{stage}/{split}/{name}": value for name, value in values.items()}
-        if self._tensorboard is not None:
-            for name, value in named.items():
-                self._tensorboard.add_scalar(name, value, step)
-        if self._wandb is not None:
-            self._wandb.log(named | {f"{stage}/step": step})
-
-    def close(self, *, failed: bool) -> None:
-        """Closes what is open; what goes wrong in that is said, and hides no other error."""
-        tensorboard, run = self._tensorboard, self._wandb
-        self._tensorboard = self._wandb = None
-        try:
-            if tensorboard is not None:
-                tensorboard.close()
-        except Exception as error:
-            log.warning("logging.tensorboard: not closed: %s", error)
-        try:
-            if run is not None:
-                run.finish(exit_code=1) if failed else run.finish()
-        except Exception as error:
-            log.warning("logging.wandb: not closed: %s", error)
+_NOTE = "wandb.json"  # in the run directory: project and id of the W&B run, which a resumed run goes on with
 
 
 class MetricsLog:
@@ -90,27 +33,23 @@ class MetricsLog:
     To be closed at every exit, best as a context; closing it twice does no harm.
     """
 
-    def __init__(
-        self,
-        run_dir: Path,
-        section: LoggingSection,
-        *,
-        config: Mapping[str, Any] | None = None,
-        shared: Writers | None = None,
-        prefix: str = "",
-    ) -> None:
-        self._path, self._section = run_dir / "metrics.jsonl", section
-        self._active = jax.process_index() == 0
+    def __init__(self, run_dir: Path, section: LoggingSection, *, config: Mapping[str, Any] | None = None) -> None:
+        self._path, self._prefix, self._shows = run_dir / "metrics.jsonl", "", section.progress
         self._bar: Progress | None = None
-        self._owner, self._prefix = shared is None, prefix
-        self._writers = shared
-        if self._active and shared is None:
-            self._writers = Writers(run_dir, section, config or {})
+        self._owner = True  # of the writers
+        self._writers = _Writers(run_dir, section, config or {}) if jax.process_index() == 0 else None
 
     def within(self, folder: Path, prefix: str) -> MetricsLog:
         """A log of its own in `folder`, of a part of the run: TensorBoard and W&B are those of this one, where its
         stages are called PREFIX/STAGE. They stay open when it is closed."""
-        return MetricsLog(folder, self._section, shared=self._writers, prefix=f"{prefix}/" if prefix else "")
+        part = copy.copy(self)
+        part._path, part._prefix, part._bar, part._owner = (
+            folder / self._path.name,
+            f"{prefix}/" if prefix else "",
+            None,
+            False,
+        )
+        return part
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -120,21 +59,16 @@ class MetricsLog:
 
     def begin(self, stage: str, *, done: int, total: int) -> None:
         """Opens the progress bar of a stage, and drops lines of steps that are about to be done again."""
-        if not self._active:
-            return
-        self._forget(stage, done)
         if self._writers is not None:
+            self._forget(stage, done)
             self._writers.open()
-        self._bar = Progress(stage, total, done=done, enabled=self._section.progress)
+            self._bar = Progress(stage, total, done=done, enabled=self._shows)
 
     def write(self, stage: str, step: int, split: str, values: Mapping[str, float]) -> None:
-        if not self._active:
-            return
-        clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        line = json.dumps({"stage": stage, "step": step, "split": split, **clean})
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
         if self._writers is not None:
+            clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"stage": stage, "step": step, "split": split, **clean}) + "\n")
             self._writers.write(self._prefix + stage, step, split, values)
 
     def advance(self, shown: Mapping[str, float]) -> None:
@@ -163,30 +97,80 @@ class MetricsLog:
             except json.JSONDecodeError:
                 continue  # the last line of a killed run; its step is done again
             if row["stage"] != stage or row["step"] <= done:
-                kept.append(line)
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, self._path)
+                kept.append(f"{line}\n")
+        write_text(self._path, "".join(kept))
+
+
+class _Writers:
+    """TensorBoard and W&B of a run directory: opened when the first training begins, one of each for the whole run."""
+
+    def __init__(self, run_dir: Path, section: LoggingSection, config: Mapping[str, Any]) -> None:
+        self._run_dir, self._project, self._config = run_dir, section.wandb, dict(config)
+        self._opened: dict[str, Any] = {}
+        # what is not installed is said now, not after the weights are read
+        wanted = {"tensorboard": ("tensorboardX", section.tensorboard), "wandb": ("wandb", section.wandb)}
+        self._clients = {extra: _load(module, extra) for extra, (module, use) in wanted.items() if use}
+
+    def open(self) -> None:
+        for name, client in self._clients.items():
+            if name in self._opened:
+                continue
+            if name == "tensorboard":
+                self._opened[name] = client.SummaryWriter(str(self._run_dir / name))
+                continue
+            try:
+                self._opened[name] = client.init(
+                    project=self._project,
+                    id=_wandb_id(self._run_dir / _NOTE, self._project),
+                    resume="allow",
+                    dir=str(self._run_dir),
+                    name=self._run_dir.resolve().name,
+                    config=self._config,
+                    allow_val_change=True,
+                )
+            except Exception as error:  # no key, no network, no such project: of several types
+                why = next(iter(str(error).splitlines()), "") or type(error).__name__
+                raise UserError(
+                    f"logging.wandb {self._project}: W&B opens no run: {why}; `wandb login`, set WANDB_MODE=offline, "
+                    "or leave logging.wandb null"
+                ) from None
+
+    def write(self, stage: str, step: int, split: str, values: Mapping[str, float]) -> None:
+        self.open()
+        named = {f"{stage}/{split}/{name}": value for name, value in values.items()}
+        if "tensorboard" in self._opened:
+            for name, value in named.items():
+                self._opened["tensorboard"].add_scalar(name, value, step)
+        if "wandb" in self._opened:
+            self._opened["wandb"].log(named | {f"{stage}/step": step})
+
+    def close(self, *, failed: bool) -> None:
+        """Closes what is open; what goes wrong in that is said, and hides no other error."""
+        opened, self._opened = self._opened, {}
+        for name, writer in opened.items():
+            try:
+                if name == "tensorboard":
+                    writer.close()
+                else:
+                    writer.finish(**({"exit_code": 1} if failed else {}))
+            except Exception as error:
+                log.warning("logging.%s: not closed: %s", name, error)
 
 
 def _wandb_id(file: Path, project: str) -> str:
     """The id under which this run directory is known to W&B: noted before it is used, so that a kill costs nothing."""
     try:
-        noted = json.loads(file.read_text(encoding="utf-8"))
+        noted = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"project": None}
         if noted["project"] == project and isinstance(noted["id"], str):
             return noted["id"]
-    except FileNotFoundError:
-        pass
     except (OSError, ValueError, KeyError, TypeError):
         log.warning("%s: cannot be read; W&B gets a new run", file)
-    made = secrets.token_hex(4)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"project": project, "id": made}) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
-    return made
+    new = secrets.token_hex(4)
+    write_text(file, json.dumps({"project": project, "id": new}) + "\n")
+    return new
 
 
-def _extra(module: str, extra: str) -> Any:
+def _load(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -159,20 +160,14 @@ def decode_pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
         options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
         return str(tokenizer.decode([int(i) for i in part], **options))
 
-    pieces: list[str] = []
-    done = 0  # characters that stand in the pieces
-    waiting = 0  # the first token after the last one that gave some
-    text = ""
-    for end in range(1, len(ids) + 1):
-        text = decode(ids[:end])
-        settled = len(text.rstrip(_INCOMPLETE))
-        pieces.append(text[done:settled])
-        if settled > done:
-            done, waiting = settled, end
+    texts = [decode(ids[:end]) for end in range(len(ids) + 1)]
+    ends = list(itertools.accumulate((len(text.rstrip(_INCOMPLETE)) for text in texts), max))  # of whole characters
+    pieces = [text[start:end] for text, (start, end) in zip(texts[1:], itertools.pairwise(ends), strict=True)]
     if pieces:
         # A byte-fallback decoder turns whole characters before an incomplete one into replacement signs too:
-        # then the rest is what the tokens that wait say without them.
-        pieces[-1] += text[done:] if text.startswith("".join(pieces)) else decode(ids[waiting:])
+        # then the rest is what the tokens after the last one that gave some say without them.
+        whole = texts[-1].startswith("".join(pieces))
+        pieces[-1] += texts[-1][ends[-1] :] if whole else decode(ids[ends.index(ends[-1]) :])
     return pieces
 
 
