@@ -89,8 +89,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (DLMA | {"contrast.positive_prompt": "a", "contrast.negative_prompt": "a"}, "are the same"),
     (DLMA | {"sampling.engine": "http"}, "sampling.engine http needs sampling.url"),
     (DLMA | {"sampling.engine": "files", "dlma.rounds": 2}, "from the second round on the trained policy answers"),
-    ({"recipe": "dlma", "model.path": "demo"}, "sampling.prompts is not set; name a file of prompts"),
-    ({"model.path": "demo"}, "data.train is not set; name a file of pairs"),
+    ({"recipe": "dlma", "model.path": "demo"}, "sampling.prompts is not set; name a .jsonl"),
+    ({"model.path": "demo"}, "data.train is not set; name training pairs: a .jsonl"),
     ({"recipe": "evaluate", "model.path": "demo"}, "evaluation.policy is not set"),
 ]
 

@@ -38,7 +38,7 @@ def validate(config: E, *, trains: bool = True) -> E:
             raise ConfigError(f"{name} is {value}; {wrong}{', or null' if 'None' in str(field.type) else ''}")
     for name, field, value in leaves(config):
         if value is None and field.metadata["needed"] and (trains or name != "data.train"):
-            raise ConfigError(f"{name} is not set; {field.metadata['needed']}")
+            raise ConfigError(f"{name} is not set; name {field.metadata['doc']}")
     for complained in _combinations(config):
         raise ConfigError(complained)
     for name, why in idle(config).items():
