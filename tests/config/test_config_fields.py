@@ -78,7 +78,8 @@ def test_yaml_numbers_are_cast_by_field_type() -> None:
         ({"losss": {}}, "unknown field losss; did you mean loss?"),
         ({"recipe": "dop"}, "recipe is 'dop'; it must be one of sft, dpo, tisdpo, dlma, evaluate, generate; did you"),
         ({"recipe": "dpo", "dlma": {}}, "unknown field dlma for recipe dpo; `recipe: dlma` has it"),
-        ({"loss": {"name": "simpo"}}, "it must be one of tisdpo, dlma, dlma+tisdpo; `recipe: dpo` has it"),
+        ({"loss": {"name": "dpo"}}, "it must be one of tisdpo, dlma, dlma+tisdpo; `recipe: dpo` has it"),
+        ({"data": {"system": "null"}}, "data.system is 'null'; it must be text"),
         ({"contrast": {"scores": "online"}}, "unknown field contrast.scores; did you mean scores?"),
         ({"data": {"eval": ""}}, "data.eval is ''; write null, or leave it out"),
         ({"data": {"limit": "many"}}, "data.limit is 'many'; it must be a whole number, or null"),
@@ -165,9 +166,9 @@ def test_another_recipe_keeps_what_both_have() -> None:
     file = build(Experiment, values, where="x.yaml")
     tried = build(Experiment, {"recipe": "dpo"}, where="command line", base=file)
     assert isinstance(tried, DpoRecipe) and tried.loss == Dpo(beta=0.2) and tried.sft.epochs == 1
-    assert tried.data.train == "p.jsonl" and let_go(file, tried) == ["weights.method"]
+    assert tried.data.train == "p.jsonl" and let_go(file, tried) == ["weights"]
     alone = build(Experiment, {"recipe": "generate"}, where="command line", base=file)
-    assert let_go(file, alone) == ["data.train", "sft.epochs", "weights.method", "loss.beta"]
+    assert let_go(file, alone) == ["data.train", "sft", "weights", "loss"]
 
 
 def test_losses_of_a_recipe_follow_from_what_they_need() -> None:

@@ -110,9 +110,10 @@ def carried(before: Any, kind: type[T]) -> T:
 
 
 def let_go(before: Any, after: Any) -> list[str]:
-    """Dotted names of values that were chosen for another kind, and that the new kind does not have."""
-    there = {name for name, *_ in leaves(after)}
-    return [name for name in chosen(before) if name not in there]
+    """Values that were chosen for another kind, and that the new kind does not have: names of fields or sections."""
+    there, sections = {name for name, *_ in leaves(after)}, _fields(after)
+    gone = (name for name in chosen(before) if name not in there)
+    return list(dict.fromkeys(name if (top := name.partition(".")[0]) in sections else top for name in gone))
 
 
 def describe(cls: type, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
@@ -164,7 +165,9 @@ def _of_kind(variants: Mapping[str, type], current: Any, name: Any, where: str, 
         kind = variants[_cast(Literal[tuple(variants)], name, where, dotted)]
     except ConfigError as error:
         owners = [owner for owner, line in _owners(dotted) if name in line[1].split("|")]
-        raise ConfigError(f"{error}; `recipe: {owners[0]}` has it" if owners else str(error)) from None
+        if not owners:
+            raise
+        raise ConfigError(f"{str(error).partition('; did')[0]}; `recipe: {owners[0]}` has it") from None
     return current if kind is type(current) else carried(current, kind)
 
 
@@ -244,7 +247,7 @@ def _cast(kind: Any, value: Any, where: str, name: str, *, nullable: bool = Fals
             number = float(value) if kind is float else int(str(value).replace("_", ""))
             if number == number and abs(number) != float("inf"):
                 return number
-    elif kind is str and isinstance(value, str | int | float):
+    elif kind is str and isinstance(value, str | int | float) and value != "null":
         return str(value)
     raise ConfigError(f"{where}: {name} is {value!r}; it must be {_type_name(kind)}{', or null' if nullable else ''}")
 
