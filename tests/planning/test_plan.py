@@ -102,9 +102,7 @@ def test_the_plan_is_the_program_that_training_runs(
         assert found == expected
 
 
-@pytest.mark.parametrize(
-    "fields", [{}, {"lora.rank": 2}, {"scores": "online", "mesh.tensor": 2, "mesh.fsdp": 4}]
-)
+@pytest.mark.parametrize("fields", [{}, {"lora.rank": 2}, {"scores": "online", "mesh.tensor": 2, "mesh.fsdp": 4}])
 def test_what_is_resident_is_what_the_program_is_given(tiny: dict[str, object], fields: dict[str, object]) -> None:
     step = lowered({**tiny, **fields})
     held = resident(step.state, step.frozen, step.batch, step.roles)

@@ -1,6 +1,6 @@
 """Everything a configuration is. Nothing here reads a file."""
 
-from tisdpo_jax.config.build import build, carried, describe, get, leaves, let_go, nest, parse_yaml, replaced, resolved
+from tisdpo_jax.config.build import build, carried, describe, get, leaves, let_go, nest, replaced, resolved
 from tisdpo_jax.config.places import KINDS, check_address, check_path, check_places, download, is_address, named_places
 from tisdpo_jax.config.prompt_pairs import PROMPT_PAIRS, with_prompts
 from tisdpo_jax.config.recipes import (
@@ -25,6 +25,7 @@ from tisdpo_jax.config.schema import (
     SamplingSection,
     StageSection,
 )
+from tisdpo_jax.config.values import parse_yaml
 
 __all__ = [
     "KINDS",
