@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ from tisdpo_jax.objectives import Dlma, Dpo, SimPo
 PACKAGE = Path(__file__).resolve().parents[2] / "tisdpo_jax"
 
 
-@functools.cache
 def attributes_read() -> set[str]:
     """Names of all attributes that the package reads, outside config/."""
     names: set[str] = set()
@@ -47,9 +45,9 @@ def attributes_read() -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("name", sorted({name for kind in RECIPES.values() for name, *_ in describe(kind)}))
-def test_every_field_is_read_somewhere(name: str) -> None:
-    assert name.rpartition(".")[2] in attributes_read()
+def test_every_field_is_read_somewhere() -> None:
+    names = {name for kind in RECIPES.values() for name, *_ in describe(kind)}
+    assert len(names) > 150 and not {name for name in names if name.rpartition(".")[2] not in attributes_read()}
 
 
 def test_yaml_numbers_are_cast_by_field_type() -> None:
