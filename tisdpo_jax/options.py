@@ -19,14 +19,14 @@ def option(
     at_most: float | None = None,
     variants: Mapping[str, type] | None = None,
     place: Place = "",
-    needed: str = "",
+    needed: bool = False,
 ) -> Any:
     """A field: its default (None: absent, `null`), the line that `--help` prints for it, and the numbers that it takes.
 
     Args:
       variants: name -> dataclass, for a section that is one of several; its field `name` or `method` says which.
       place: what a path or name in it is for.
-      needed: what to write, for a field without which nothing can be done.
+      needed: it may be absent in a file, but not when something is done.
     """
     limits = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
     metadata = {"doc": doc, "limits": limits, "variants": variants, "place": place, "needed": needed}

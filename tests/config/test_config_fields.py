@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ from tisdpo_jax.objectives import Dlma, Dpo, SimPo
 PACKAGE = Path(__file__).resolve().parents[2] / "tisdpo_jax"
 
 
-@functools.cache
 def attributes_read() -> set[str]:
     """Names of all attributes that the package reads, outside config/."""
     names: set[str] = set()
@@ -47,9 +45,9 @@ def attributes_read() -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("name", sorted({name for kind in RECIPES.values() for name, *_ in describe(kind)}))
-def test_every_field_is_read_somewhere(name: str) -> None:
-    assert name.rpartition(".")[2] in attributes_read()
+def test_every_field_is_read_somewhere() -> None:
+    names = {name for kind in RECIPES.values() for name, *_ in describe(kind)}
+    assert len(names) > 150 and not {name for name in names if name.rpartition(".")[2] not in attributes_read()}
 
 
 def test_yaml_numbers_are_cast_by_field_type() -> None:
@@ -78,7 +76,8 @@ def test_yaml_numbers_are_cast_by_field_type() -> None:
         ({"losss": {}}, "unknown field losss; did you mean loss?"),
         ({"recipe": "dop"}, "recipe is 'dop'; it must be one of sft, dpo, tisdpo, dlma, evaluate, generate; did you"),
         ({"recipe": "dpo", "dlma": {}}, "unknown field dlma for recipe dpo; `recipe: dlma` has it"),
-        ({"loss": {"name": "simpo"}}, "it must be one of tisdpo, dlma, dlma+tisdpo; `recipe: dpo` has it"),
+        ({"loss": {"name": "dpo"}}, "it must be one of tisdpo, dlma, dlma+tisdpo; `recipe: dpo` has it"),
+        ({"data": {"system": "null"}}, "data.system is 'null'; it must be text"),
         ({"contrast": {"scores": "online"}}, "unknown field contrast.scores; did you mean scores?"),
         ({"data": {"eval": ""}}, "data.eval is ''; write null, or leave it out"),
         ({"data": {"limit": "many"}}, "data.limit is 'many'; it must be a whole number, or null"),
@@ -165,9 +164,9 @@ def test_another_recipe_keeps_what_both_have() -> None:
     file = build(Experiment, values, where="x.yaml")
     tried = build(Experiment, {"recipe": "dpo"}, where="command line", base=file)
     assert isinstance(tried, DpoRecipe) and tried.loss == Dpo(beta=0.2) and tried.sft.epochs == 1
-    assert tried.data.train == "p.jsonl" and let_go(file, tried) == ["weights.method"]
+    assert tried.data.train == "p.jsonl" and let_go(file, tried) == ["weights"]
     alone = build(Experiment, {"recipe": "generate"}, where="command line", base=file)
-    assert let_go(file, alone) == ["data.train", "sft.epochs", "weights.method", "loss.beta"]
+    assert let_go(file, alone) == ["data.train", "sft", "weights", "loss"]
 
 
 def test_losses_of_a_recipe_follow_from_what_they_need() -> None:

@@ -139,18 +139,10 @@ def _main(arguments: list[str]) -> int:
     if any(argument in ("-h", "--help") for argument in rest):
         print(f"{_usage(verb)}\n\n{options.help_text(rest, verb)}")
         return DONE
-    if verb == "inspect":
-        from tisdpo_jax.cli.inspect import inspect
+    if verb in ("evaluate", "inspect", "plan"):
+        from tisdpo_jax.cli import verbs
 
-        return inspect(rest)
-    if verb == "plan":
-        from tisdpo_jax.cli.plan import plan_verb
-
-        return plan_verb(rest)
-    if verb == "evaluate":
-        from tisdpo_jax.cli.evaluate import evaluate_verb
-
-        return evaluate_verb(rest)
+        return {"evaluate": verbs.evaluate_verb, "inspect": verbs.inspect, "plan": verbs.plan_verb}[verb](rest)
     file, overrides, _ = options.read_arguments(rest)
     if file is None and not overrides:
         example = "--model.path demo --sampling.prompts FILE" if verb == "generate" else "configs/quickstart.yaml"
@@ -175,7 +167,7 @@ def _main(arguments: list[str]) -> int:
 
 def _usage(verb: str = "") -> str:
     if verb == "evaluate":
-        from tisdpo_jax.cli.evaluate import USAGE as usage_of_evaluate
+        from tisdpo_jax.cli.verbs import USAGE as usage_of_evaluate
 
         return usage_of_evaluate
     verbs = "\n".join(f"  {verb:<9} {what}" for verb, what in VERBS.items())

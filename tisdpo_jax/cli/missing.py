@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from pathlib import Path
@@ -23,30 +24,22 @@ def configuration_file(name: str | Path) -> Path:
     try:
         if path.is_file():
             return path
-        names = _near(path)
+        beside, shipped = sorted(path.parent.glob("*.y*ml")), [_shown(file) for file in _shipped()]
     except OSError as error:
         raise ConfigError(f"{path}: no such configuration file ({error.strerror})") from None
     if path.is_dir():
-        inside = sorted(str(file) for file in path.glob("*.y*ml"))[:3]
-        raise ConfigError(
-            f"{path}: is a directory, not a configuration file" + (f"; there is {', '.join(inside)}" if inside else "")
-        )
-    if names:
-        raise ConfigError(f"{path}: no such configuration file; did you mean {' or '.join(map(str, names))}?")
-    shipped = [_shown(file) for file in _shipped()]
-    hint = f"; shipped are {', '.join(shipped)}" if shipped else "; `tisdpo run --help` lists what one may hold"
-    raise ConfigError(f"{path}: no such configuration file{hint}")
-
-
-def _near(path: Path) -> list[str]:
-    """Files of the same folder and shipped ones whose names are like that of `path`, the likeliest first."""
-    beside = sorted(file for file in path.parent.glob("*") if file.suffix in (".yaml", ".yml")) if path.parent else []
-    found: list[str] = []
-    for files in (beside, _shipped()):
-        by_name = {file.stem.lower(): file for file in files}
-        near = difflib.get_close_matches(path.name.lower().removesuffix(path.suffix.lower()), by_name, n=1, cutoff=0.6)
-        found += [shown for name in near if (shown := _shown(by_name[name])) not in found]
-    return found
+        inside = ", ".join(map(str, sorted(path.glob("*.y*ml"))[:3]))
+        hint = f"; there is {inside}" if inside else ""
+        raise ConfigError(f"{path}: is a directory, not a configuration file{hint}")
+    near: dict[str, None] = {}
+    stem = path.name.lower().removesuffix(path.suffix.lower())
+    for files in (beside, shipped):
+        by_name = {Path(file).stem.lower(): str(file) for file in files}
+        near |= dict.fromkeys(by_name[match] for match in difflib.get_close_matches(stem, by_name, n=1))
+    hint = "`tisdpo run --help` lists what one may hold"
+    if near or shipped:
+        hint = f"did you mean {' or '.join(near)}?" if near else f"shipped are {', '.join(shipped)}"
+    raise ConfigError(f"{path}: no such configuration file; {hint}")
 
 
 def _shipped() -> list[Path]:
@@ -93,7 +86,6 @@ def check_hub_name(field: str, place: Place, value: str) -> None:
 
 
 def _exists(path: Path) -> bool:
-    try:
+    with contextlib.suppress(OSError):  # a name that no file can have
         return path.exists()
-    except OSError:  # a name that no file can have
-        return False
+    return False

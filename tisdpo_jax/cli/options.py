@@ -77,8 +77,8 @@ def load(file: Path | None, overrides: dict[str, str], verb: str = "run") -> Exp
     else:
         config = build(Experiment, {"run_dir": f"runs/{file.stem}"} | read_yaml(file), where=str(file))
     before, config = config, build(Experiment, nest(overrides, where=COMMAND_LINE), where=COMMAND_LINE, base=config)
-    for name in let_go(before, config):
-        log.info("%s: %s does nothing here: the command line chooses a recipe or kind without it", file, name)
+    if names := let_go(before, config):
+        log.info("%s: the recipe or kind that the command line chooses does not have %s", file, ", ".join(names))
     return config
 
 

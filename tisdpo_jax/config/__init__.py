@@ -1,6 +1,6 @@
 """Everything a configuration is. Nothing here reads a file."""
 
-from tisdpo_jax.config.build import build, carried, describe, get, leaves, let_go, nest, parse_yaml, replaced, resolved
+from tisdpo_jax.config.build import build, carried, describe, get, leaves, let_go, nest, replaced, resolved
 from tisdpo_jax.config.places import KINDS, check_address, check_path, check_places, download, is_address, named_places
 from tisdpo_jax.config.prompt_pairs import PROMPT_PAIRS, with_prompts
 from tisdpo_jax.config.recipes import (
@@ -16,48 +16,37 @@ from tisdpo_jax.config.recipes import (
 from tisdpo_jax.config.rules import idle, validate, without
 from tisdpo_jax.config.schema import (
     ContrastSection,
-    DataSection,
     DlmaSection,
-    EvaluationSection,
     GenerateSection,
     JudgeSection,
     LoggingSection,
-    LoraSection,
     MeshSection,
-    ModelSection,
     OptimizerSection,
-    PromptData,
     SamplingSection,
     StageSection,
-    TrainSection,
 )
+from tisdpo_jax.config.values import parse_yaml
 
 __all__ = [
     "KINDS",
     "PROMPT_PAIRS",
     "RECIPES",
     "ContrastSection",
-    "DataSection",
     "DlmaRecipe",
     "DlmaSection",
     "DpoRecipe",
     "EvaluateRecipe",
-    "EvaluationSection",
     "Experiment",
     "GenerateRecipe",
     "GenerateSection",
     "JudgeSection",
     "LoggingSection",
-    "LoraSection",
     "MeshSection",
-    "ModelSection",
     "OptimizerSection",
-    "PromptData",
     "SamplingSection",
     "SftRecipe",
     "StageSection",
     "TisDpoRecipe",
-    "TrainSection",
     "build",
     "carried",
     "check_address",

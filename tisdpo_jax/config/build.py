@@ -1,8 +1,7 @@
 """From nested mappings to the dataclasses: one way in for YAML files and `--dotted.override value` alike.
 
-Values are cast by field type (PyYAML reads `5e-7` as a string; text for a list or a mapping is read as YAML). An
-unknown name, or a value that does not fit, is a ConfigError that says where it stands, which field it is, and the
-nearest right name.
+An unknown name, or a value that does not fit, is a ConfigError that says where it stands, which field it is, and the
+nearest right name, or the recipe that has it.
 """
 
 from __future__ import annotations
@@ -10,18 +9,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
-import yaml
-
 from tisdpo_jax.config.recipes import RECIPES, Experiment, TisDpoRecipe
+from tisdpo_jax.config.values import cast, type_name
 from tisdpo_jax.errors import ConfigError
 
 T = TypeVar("T")
-NULLS = ("null", "none", "~")
 
 
 def build(cls: type[T], values: Mapping[str, Any], *, where: str, base: T | None = None) -> T:
@@ -110,9 +106,10 @@ def carried(before: Any, kind: type[T]) -> T:
 
 
 def let_go(before: Any, after: Any) -> list[str]:
-    """Dotted names of values that were chosen for another kind, and that the new kind does not have."""
-    there = {name for name, *_ in leaves(after)}
-    return [name for name in chosen(before) if name not in there]
+    """Values that were chosen for another kind, and that the new kind does not have: names of fields or sections."""
+    there, sections = {name for name, *_ in leaves(after)}, _fields(after)
+    gone = (name for name in chosen(before) if name not in there)
+    return list(dict.fromkeys(name if (top := name.partition(".")[0]) in sections else top for name in gone))
 
 
 def describe(cls: type, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
@@ -129,7 +126,7 @@ def _describe(section: Any, prefix: str) -> Iterator[tuple[str, str, Any, str]]:
         elif dataclasses.is_dataclass(value):
             yield from _describe(value, f"{name}.")
         else:
-            yield name, _type_name(hints[field.name]), value, field.metadata.get("doc", "")
+            yield name, type_name(hints[field.name]), value, field.metadata.get("doc", "")
 
 
 def _describe_variants(variants: Mapping[str, type], default: Any, prefix: str) -> Iterator[tuple[str, str, Any, str]]:
@@ -161,10 +158,12 @@ def _fields(kind: Any) -> dict[str, dataclasses.Field[Any]]:
 def _of_kind(variants: Mapping[str, type], current: Any, name: Any, where: str, dotted: str) -> Any:
     """The section that values go over: of the kind that they name, with what was chosen for both kinds."""
     try:
-        kind = variants[_cast(Literal[tuple(variants)], name, where, dotted)]
+        kind = variants[cast(Literal[tuple(variants)], name, where, dotted)]
     except ConfigError as error:
         owners = [owner for owner, line in _owners(dotted) if name in line[1].split("|")]
-        raise ConfigError(f"{error}; `recipe: {owners[0]}` has it" if owners else str(error)) from None
+        if not owners:
+            raise
+        raise ConfigError(f"{str(error).partition('; did')[0]}; `recipe: {owners[0]}` has it") from None
     return current if kind is type(current) else carried(current, kind)
 
 
@@ -192,7 +191,7 @@ def _build(base: Any, values: Any, where: str, prefix: str, root: Any) -> Any:
             changed[name] = _build(current, {} if value is None else value, where, f"{prefix}{name}.", root)
         else:
             nullable = fields[name].default is None
-            changed[name] = _cast(hints[name], value, where, prefix + name, nullable=nullable)
+            changed[name] = cast(hints[name], value, where, prefix + name, nullable=nullable)
     return dataclasses.replace(base, **changed)
 
 
@@ -211,93 +210,3 @@ def _suggestion(name: str, section: Any, prefix: str, root: Any) -> str:
     inside = [dotted for dotted in elsewhere if dotted.startswith(prefix)]
     close = inside or elsewhere or difflib.get_close_matches(prefix + name, everywhere, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else f"; {prefix.rstrip('.') or 'there'} has: {', '.join(here)}"
-
-
-def _cast(kind: Any, value: Any, where: str, name: str, *, nullable: bool = False) -> Any:
-    """The value as what a field holds; one that may be None, or whose default is, takes null too."""
-    parts = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
-    nullable = nullable or types.NoneType in parts
-    if nullable and (value is None or str(value).lower() in NULLS):
-        return None
-    if nullable and value == "":
-        raise ConfigError(f"{where}: {name} is ''; write null, or leave it out")
-    parts = tuple(part for part in parts if part is not types.NoneType)
-    if len(parts) > 1 and type(value) in parts:
-        return value
-    kind = parts[-1]
-    if typing.get_origin(kind) in (tuple, dict):
-        return _cast_many(kind, value, where, name)
-    if typing.get_origin(kind) is Literal:
-        choices = typing.get_args(kind)
-        for choice in choices:
-            if value == choice or str(value) == str(choice):
-                return choice
-        near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"{where}: {name} is {value!r}; it must be one of {', '.join(map(str, choices))}{hint}")
-    if kind is bool:
-        truths = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
-        if str(value).lower() in truths:
-            return truths[str(value).lower()]
-    elif kind in (int, float) and not isinstance(value, bool):
-        with contextlib.suppress(TypeError, ValueError):
-            number = float(value) if kind is float else int(str(value).replace("_", ""))
-            if number == number and abs(number) != float("inf"):
-                return number
-    elif kind is str and isinstance(value, str | int | float):
-        return str(value)
-    raise ConfigError(f"{where}: {name} is {value!r}; it must be {_type_name(kind)}{', or null' if nullable else ''}")
-
-
-def _cast_many(kind: Any, value: Any, where: str, name: str) -> Any:
-    """A list or a mapping; text is read as YAML."""
-    whole = parse_yaml(value, f"{where}: {name}") if isinstance(value, str) else value
-    if typing.get_origin(kind) is tuple and isinstance(whole, list | tuple):
-        return tuple(_cast(typing.get_args(kind)[0], item, where, name) for item in whole)
-    if (
-        typing.get_origin(kind) is dict
-        and isinstance(whole, Mapping)
-        and all(key and item != "" for key, item in whole.items())
-    ):
-        return {str(key): _cast(typing.get_args(kind)[1], item, where, f"{name}.{key}") for key, item in whole.items()}
-    raise ConfigError(f"{where}: {name} is {value!r}; it must be {_type_name(kind)}")
-
-
-def _type_name(kind: Any) -> str:
-    if typing.get_origin(kind) is Literal:
-        return "|".join(map(str, typing.get_args(kind)))
-    if typing.get_origin(kind) is tuple:
-        return "a list, as [one, two]"
-    if typing.get_origin(kind) is dict:
-        return "a mapping, as {name: value}"
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        parts = [_type_name(part) for part in typing.get_args(kind)]
-        return " or ".join(parts)
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
-    return names.get(kind, str(kind))
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """What a YAML text says. Raises: ConfigError with the line, also where a key stands twice."""
-    try:
-        return yaml.load(text, Loader=_Strict)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{where}{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-
-
-class _Strict(yaml.SafeLoader):
-    """YAML in which a key stands once: of two, PyYAML would take the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"{key.value!r} stands twice; remove one of them", key.start_mark
-                    )
-                seen.add(key.value)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping

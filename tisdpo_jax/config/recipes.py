@@ -6,27 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from tisdpo_jax.config.schema import (
-    ContrastSection,
-    DataSection,
-    DlmaSection,
-    EvaluationSection,
-    GenerateSection,
-    LoggingSection,
-    LoraSection,
-    MeasureSection,
-    MeshSection,
-    ModelSection,
-    NoContrast,
-    PairsData,
-    PromptData,
-    PromptsSection,
-    ResponseData,
-    SamplingSection,
-    SftSection,
-    StageSection,
-    TrainSection,
-)
+from tisdpo_jax.config import schema
 from tisdpo_jax.estimators import ESTIMATORS, Estimator, Importance
 from tisdpo_jax.objectives import OBJECTIVES, Dlma, Dpo, Objective, Sft, TisDpo, implicit_beta
 from tisdpo_jax.options import option
@@ -44,18 +24,18 @@ class _AnyRecipe:
 
     verbs: ClassVar[tuple[str, ...]] = ()  # of the command
     seed: int = 0
-    lora: LoraSection = LoraSection()
-    data: PromptData
-    sft: StageSection = SftSection()
-    contrast: NoContrast = NoContrast()
-    sampling: SamplingSection = SamplingSection()
-    dlma: DlmaSection = DlmaSection(rounds=0)
+    lora: schema.LoraSection = schema.LoraSection()
+    data: schema.PromptData
+    sft: schema.StageSection = schema.SftSection()
+    contrast: schema.NoContrast = schema.NoContrast()
+    sampling: schema.SamplingSection = schema.SamplingSection()
+    dlma: schema.DlmaSection = schema.DlmaSection(rounds=0)
     weights: Estimator = Importance()
     loss: Objective = Sft()
     scores: Scores = "cached"
     reference_states: States = "live"
-    train: TrainSection = TrainSection()
-    evaluation: MeasureSection = MeasureSection()
+    train: schema.TrainSection = schema.TrainSection()
+    evaluation: schema.MeasureSection = schema.MeasureSection()
 
     @property
     def beta(self) -> float:
@@ -68,22 +48,17 @@ class Experiment(_AnyRecipe):
     """What every recipe has."""
 
     recipe: str = option("", "what is done")
-    run_dir: str = option(
-        "runs/default",
-        "directory that is written to, and resumed from; without it, runs/ and the name of the configuration file",
-        place="output",
-    )
+    run_dir: str = option("runs/default", "is written to, and resumed from; else runs/NAME of the file", place="output")
     compile_cache: str | None = option(
         "~/.cache/tisdpo_jax/xla",
-        "directory of compiled programs, so that another start of a run compiles nothing; null keeps none, and one "
-        "that JAX_COMPILATION_CACHE_DIR names is taken instead",
+        "compiled programs, for the next start; null keeps none, and JAX_COMPILATION_CACHE_DIR goes before it",
     )
-    model: ModelSection = option(ModelSection(), "the model and how it is computed")
-    mesh: MeshSection = option(MeshSection(), "device mesh")
-    logging: LoggingSection = option(LoggingSection(), "metrics")
+    model: schema.ModelSection = option(schema.ModelSection(), "the model and how it is computed")
+    mesh: schema.MeshSection = option(schema.MeshSection(), "device mesh")
+    logging: schema.LoggingSection = option(schema.LoggingSection(), "metrics")
 
     @property
-    def trainings(self) -> dict[str, StageSection]:
+    def trainings(self) -> dict[str, schema.StageSection]:
         """The trainings that there will be, by the names of their sections."""
         fields: Mapping[str, Any] = self.__dataclass_fields__
         named = {name: getattr(self, name) for name in ("train", "sft") if name in fields}
@@ -98,9 +73,9 @@ class _Training(Experiment):
 
     verbs: ClassVar[tuple[str, ...]] = ("run", "show", "train", "score", "evaluate", "export", "inspect", "plan")
     seed: int = option(0, "seed of adapter initialisation")
-    lora: LoraSection = option(LoraSection(), "adapters")
-    train: TrainSection = option(TrainSection(), "training of the policy")
-    evaluation: EvaluationSection = option(EvaluationSection(), "held-out evaluation and the report")
+    lora: schema.LoraSection = option(schema.LoraSection(), "adapters")
+    train: schema.TrainSection = option(schema.TrainSection(), "training of the policy")
+    evaluation: schema.EvaluationSection = option(schema.EvaluationSection(), "held-out evaluation and the report")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +89,8 @@ class _Referenced(_Training):
 
 @dataclasses.dataclass(frozen=True)
 class _OnPairs(_Referenced):
-    data: DataSection = option(DataSection(), "preference pairs")
-    sft: SftSection = option(SftSection(), "supervised fine-tuning on chosen responses before anything else")
+    data: schema.DataSection = option(schema.DataSection(), "preference pairs")
+    sft: schema.SftSection = option(schema.SftSection(), "supervised fine-tuning before anything else")
     scores: Scores = option("cached", "log-likelihoods of reference, pi+ and pi-: once, to disk, or in every step")
 
 
@@ -123,7 +98,7 @@ class _OnPairs(_Referenced):
 class SftRecipe(_Training):
     verbs: ClassVar[tuple[str, ...]] = ("run", "show", "train", "evaluate", "export", "inspect", "plan")
     recipe: Literal["sft"] = option("sft", "supervised fine-tuning on chosen responses")
-    data: DataSection = option(DataSection(), "preference pairs")
+    data: schema.DataSection = option(schema.DataSection(), "preference pairs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +110,7 @@ class DpoRecipe(_OnPairs):
 @dataclasses.dataclass(frozen=True)
 class TisDpoRecipe(_OnPairs):
     recipe: Literal["tisdpo"] = option("tisdpo", "token weights, from two contrastive models or from the records")
-    contrast: ContrastSection = option(ContrastSection(), "the two contrastive models")
+    contrast: schema.ContrastSection = option(schema.ContrastSection(), "the two contrastive models")
     weights: Estimator = option(Importance(), "token importance weights", variants=ESTIMATORS)
     loss: Objective = option(TisDpo(), "objective of the policy", variants=WEIGHTED)
 
@@ -144,10 +119,10 @@ class TisDpoRecipe(_OnPairs):
 class DlmaRecipe(_Referenced):
     verbs: ClassVar[tuple[str, ...]] = ("run", "show", "train", "score", "evaluate", "export", "plan")
     recipe: Literal["dlma"] = option("dlma", "pairs from prompts alone: rounds of sampling, scoring and training")
-    data: ResponseData = option(ResponseData(), "how prompts and answers become tokens")
-    sampling: SamplingSection = option(SamplingSection(), "answers to prompts")
-    dlma: DlmaSection = option(DlmaSection(), "pairs from prompts alone")
-    contrast: PromptsSection = option(PromptsSection(), "the two opposite prompts")
+    data: schema.ResponseData = option(schema.ResponseData(), "how prompts and answers become tokens")
+    sampling: schema.SamplingSection = option(schema.SamplingSection(), "answers to prompts")
+    dlma: schema.DlmaSection = option(schema.DlmaSection(), "pairs from prompts alone")
+    contrast: schema.PromptsSection = option(schema.PromptsSection(), "the two opposite prompts")
     weights: Estimator = option(Importance(), "token importance weights", variants=ESTIMATORS)
     loss: Objective = option(Dlma(), "objective of the policy", variants=OF_PAIRS)
 
@@ -156,8 +131,8 @@ class DlmaRecipe(_Referenced):
 class EvaluateRecipe(Experiment):
     verbs: ClassVar[tuple[str, ...]] = ("evaluate",)
     recipe: Literal["evaluate"] = option("evaluate", "models that are there, measured on pairs and by a judge")
-    data: PairsData = option(PairsData(), "how pairs become tokens")
-    evaluation: MeasureSection = option(MeasureSection(), "what is measured on what")
+    data: schema.PairsData = option(schema.PairsData(), "how pairs become tokens")
+    evaluation: schema.MeasureSection = option(schema.MeasureSection(), "what is measured on what")
     beta: float = option(0.1, "scale of the implicit reward", above=0)
 
 
@@ -165,9 +140,9 @@ class EvaluateRecipe(Experiment):
 class GenerateRecipe(Experiment):
     verbs: ClassVar[tuple[str, ...]] = ("generate",)
     recipe: Literal["generate"] = option("generate", "answers to prompts, and nothing else")
-    data: PromptData = option(PromptData(), "how prompts become tokens")
-    sampling: GenerateSection = option(GenerateSection(), "answers to prompts")
-    contrast: PromptsSection = option(PromptsSection(), "the two opposite prompts, of which sampling.show takes one")
+    data: schema.PromptData = option(schema.PromptData(), "how prompts become tokens")
+    sampling: schema.GenerateSection = option(schema.GenerateSection(), "answers to prompts")
+    contrast: schema.PromptsSection = option(schema.PromptsSection(), "the two opposite prompts")
 
 
 RECIPES: dict[str, type[Experiment]] = {

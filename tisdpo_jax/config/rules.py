@@ -38,7 +38,7 @@ def validate(config: E, *, trains: bool = True) -> E:
             raise ConfigError(f"{name} is {value}; {wrong}{', or null' if 'None' in str(field.type) else ''}")
     for name, field, value in leaves(config):
         if value is None and field.metadata["needed"] and (trains or name != "data.train"):
-            raise ConfigError(f"{name} is not set; {field.metadata['needed']}")
+            raise ConfigError(f"{name} is not set; name {field.metadata['doc']}")
     for complained in _combinations(config):
         raise ConfigError(complained)
     for name, why in idle(config).items():
@@ -126,14 +126,16 @@ def _data(config: Experiment) -> Iterator[Rule]:
     yield held_out or bool(config.evaluation.data), "there are no held-out pairs", ("data.eval_limit",)
     yield held_out, "there are no held-out pairs (data.eval, data.eval_fraction)", ("train.eval_every",)
     yield data.on_error == "skip", "data.on_error is fail", ("data.max_invalid",)
-    names = {field.name: f"evaluation.judge.{field.name}" for field in dataclasses.fields(judge)}
-    others = tuple(name for field, name in names.items() if field != "by")
-    yield judge.by is not None, "evaluation.judge.by is null", others
-    of_endpoints = tuple(names[field] for field in ("endpoint_model", "criterion", "concurrency", "timeout", "retries"))
-    yield is_address(judge.by), "evaluation.judge.by is no endpoint", of_endpoints
-    yield not is_address(judge.by), "an endpoint gives verdicts, no scores", (names["tie_band"],)
-    alone = tuple(names[field] for field in ("models", "prompts", "limit", "temperature", "tie_band", "anchor"))
-    yield config.recipe != "dlma", "DLMA compares the model before with the model after", alone
+    others = tuple(field.name for field in dataclasses.fields(judge) if field.name != "by")
+    of_endpoints = ("endpoint_model", "criterion", "concurrency", "timeout", "retries")
+    alone = tuple(name for name in others if name not in of_endpoints)
+    for used, why, fields in (
+        (judge.by is not None, "evaluation.judge.by is null", others),
+        (is_address(judge.by), "evaluation.judge.by is no endpoint", of_endpoints),
+        (not is_address(judge.by), "an endpoint gives verdicts, no scores", ("tie_band",)),
+        (config.recipe != "dlma", "DLMA compares the model before with the model after", alone),
+    ):
+        yield used, why, tuple(f"evaluation.judge.{name}" for name in fields)
 
 
 def _combinations(config: Experiment) -> Iterator[str]:

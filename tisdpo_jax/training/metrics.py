@@ -105,7 +105,7 @@ class _Writers:
     """TensorBoard and W&B of a run directory: opened when the first training begins, one of each for the whole run."""
 
     def __init__(self, run_dir: Path, section: LoggingSection, config: Mapping[str, Any]) -> None:
-        self._run_dir, self._project, self._config = run_dir, section.wandb, dict(config)
+        self._run_dir, self._project, self._config = run_dir, section.wandb or "", dict(config)
         self._opened: dict[str, Any] = {}
         # what is not installed is said now, not after the weights are read
         wanted = {"tensorboard": ("tensorboardX", section.tensorboard), "wandb": ("wandb", section.wandb)}
