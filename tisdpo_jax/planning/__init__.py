@@ -1,10 +1,9 @@
 """What a training step will need, read from the compiled program, without the hardware."""
 
-from tisdpo_jax.planning import lengths, topology, useful
+from tisdpo_jax.planning import topology, useful
 from tisdpo_jax.planning.advice import advise
 from tisdpo_jax.planning.program import Program, dump_options, read_program
-from tisdpo_jax.planning.report import StagePlan, plan_text
-from tisdpo_jax.planning.resident import resident
+from tisdpo_jax.planning.report import StagePlan, plan_text, resident
 from tisdpo_jax.planning.topology import Spec, Topology, open_topology
 
 __all__ = [
@@ -14,7 +13,6 @@ __all__ = [
     "Topology",
     "advise",
     "dump_options",
-    "lengths",
     "open_topology",
     "plan_text",
     "read_program",

@@ -16,7 +16,7 @@ from tisdpo_jax.data import EncodedSet
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.models import SIZES, Model, TransformerConfig, abstract_params
 from tisdpo_jax.planning import Topology
-from tisdpo_jax.planning import lengths as measured
+from tisdpo_jax.planning import useful as measured
 from tisdpo_jax.stages import DEMO_CACHE, Session, check_batches, compute_config, open_data
 
 LengthsFrom = Literal["", "data", "hh", "full"]

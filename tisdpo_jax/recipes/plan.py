@@ -39,7 +39,6 @@ from tisdpo_jax.planning import (
     resident,
     useful,
 )
-from tisdpo_jax.planning import lengths as measured
 from tisdpo_jax.recipes.abstract import Lengths, LengthsFrom, abstract_session, read_lengths, read_transformer
 from tisdpo_jax.recipes.tisdpo import roles_of, tisdpo, wanted_reads
 from tisdpo_jax.roles import Frozen, Role, Roles, bind, policy_role
@@ -202,7 +201,7 @@ def _blank_states(session: Session) -> States:
     """A cache of hidden states as long as a run's, of one row that is read everywhere."""
     width, dtype = session.model.config.hidden_size, session.config.model.dtype
     row = np.zeros((1, width), np.uint16 if dtype == "bfloat16" else np.float32)
-    rows = int(measured.measure(session.train)[:, 1:].sum())
+    rows = int(useful.measure(session.train)[:, 1:].sum())
     return States(np.broadcast_to(row, (rows, width)), session.train.responses.starts, dtype)
 
 
@@ -215,7 +214,7 @@ def _scored(session: Session, role: Role, sides: tuple[int, ...]) -> useful.Flop
 def _lengths(encoded: EncodedSet, view: str, sides: tuple[int, ...]) -> useful.Lengths:
     """Tokens of the prompt in a view, and of the responses of these sides."""
     prompts = encoded.prompts(view).sizes
-    return np.stack([prompts, *(measured.measure(encoded)[:, 1 + side] for side in sides)], 1)
+    return np.stack([prompts, *(useful.measure(encoded)[:, 1 + side] for side in sides)], 1)
 
 
 def compile_plan(session: Session, spec: Spec, step: Lowered, lengths: str, note: str = "") -> StagePlan:
