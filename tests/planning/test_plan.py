@@ -21,7 +21,7 @@ from tisdpo_jax.planning.report import StagePlan, plan_text, resident
 from tisdpo_jax.planning.topology import CHIPS, open_topology, parse_topology
 from tisdpo_jax.recipes import abstract
 from tisdpo_jax.recipes import plan as recipe
-from tisdpo_jax.training import programs as step_programs
+from tisdpo_jax.training import step as step_programs
 
 CPU = parse_topology("cpu:8")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -2,7 +2,7 @@
 
 from tisdpo_jax.artifacts.graph import Given, Line, Run, Stage, Stored, changes, order, show
 from tisdpo_jax.artifacts.key import differences, digest, plain
-from tisdpo_jax.artifacts.store import clean, replacing, sha256, write_text
+from tisdpo_jax.artifacts.store import append_jsonl, clean, read_jsonl, replacing, sha256, write_jsonl, write_text
 from tisdpo_jax.artifacts.workspace import lease
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Run",
     "Stage",
     "Stored",
+    "append_jsonl",
     "changes",
     "clean",
     "differences",
@@ -18,8 +19,10 @@ __all__ = [
     "lease",
     "order",
     "plain",
+    "read_jsonl",
     "replacing",
     "sha256",
     "show",
+    "write_jsonl",
     "write_text",
 ]

@@ -168,7 +168,7 @@ class StagePlan:
             *("chips", "hbm", "peak", "reserved", "capacity", "fits", "flops", "waste", "waste_beside_remat"),
             *("seconds", "interconnect_seconds", "mfu", "pairs_per_second"),
         )
-        del values["spec"], values["needed"]
+        del values["spec"], values["needed"], values["recomputed"]
         return values | {
             "topology": self.spec.name,
             "rows": [{"view": view, "rows": rows, "tokens": tokens} for view, rows, tokens in self.rows],
