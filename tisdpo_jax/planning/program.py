@@ -213,8 +213,8 @@ class _Walk:
                     *instruction.names("true_computation"),
                     *instruction.names("false_computation"),
                 ]
-                branches: list[_Tally] = [self.scope(frame.enter(instruction, name)) for name in names]
-                tally.update(max(branches, key=_size))
+                largest = max((self.scope(frame.enter(instruction, name)) for name in names), key=_size)
+                tally.update(largest)
             elif opcode in ("fusion", "call", "async-start"):
                 for name in instruction.names("calls", "to_apply"):
                     inside = fused or opcode == "fusion"
