@@ -35,7 +35,7 @@ from tisdpo_jax.interchange.huggingface import huggingface_config
 from tisdpo_jax.models import Model, TransformerConfig, abstract_params, init_params
 from tisdpo_jax.models.zoo import SIZES
 from tisdpo_jax.partitioning import param_shardings
-from tisdpo_jax.planning import lengths, useful
+from tisdpo_jax.planning import useful
 from tisdpo_jax.planning.topology import Spec, Topology
 from tisdpo_jax.stages import Splits, compute_config
 from tisdpo_jax.verbs.abstract import abstract_session
@@ -210,7 +210,7 @@ def speed(
 def open_steps(fields: dict[str, str], model: TransformerConfig, case: str, device: Any, count: int) -> Steps:
     """The step of a case with random weights, on pairs as long as those of HH."""
     config = validate(load(None, fields | CASES[case]))
-    encoded = lengths.blank_pairs(hh_triples(count), "HH")
+    encoded = useful.blank_pairs(hh_triples(count), "HH")
     here = Topology(Spec("here", "gpu", (1,)), (device,))
     session = abstract_session(config, model, here)
     session.model = Model(model, compute_config(config))  # for this device, where a plan would take a stand-in
@@ -221,9 +221,9 @@ def open_steps(fields: dict[str, str], model: TransformerConfig, case: str, devi
 
 def hh_triples(count: int) -> np.ndarray:
     """Tokens of prompt, chosen and rejected response of `count` pairs, `[count, 3]`."""
-    triples = lengths.cut(lengths.hh_lengths(), **SIZE)
+    triples = useful.cut(useful.hh_lengths(), **SIZE)
     triples = np.random.Generator(np.random.Philox(0)).permutation(triples)  # they are sorted
-    return lengths.repeat(triples, count)[:count]
+    return useful.repeat(triples, count)[:count]
 
 
 if __name__ == "__main__":

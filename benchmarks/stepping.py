@@ -20,8 +20,7 @@ from tisdpo_jax.recipes import graph_of
 from tisdpo_jax.stages import Session, Splits, feed, new_trained
 from tisdpo_jax.training import optim
 from tisdpo_jax.training.passes import on_devices
-from tisdpo_jax.training.programs import compile_step, state_shardings
-from tisdpo_jax.training.step import init_state
+from tisdpo_jax.training.step import compile_step, init_state, state_shardings
 from tisdpo_jax.types import Params
 
 

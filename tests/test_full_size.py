@@ -19,8 +19,7 @@ from tisdpo_jax.recipes import graph_of
 from tisdpo_jax.stages.session import check_batches, compute_config
 from tisdpo_jax.testing import device_mesh
 from tisdpo_jax.training import optim
-from tisdpo_jax.training.programs import state_shardings
-from tisdpo_jax.training.step import init_state, train_step
+from tisdpo_jax.training.step import init_state, state_shardings, train_step
 from tisdpo_jax.types import Batch
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))

@@ -13,6 +13,7 @@ damaged                  set aside as `NAME.quarantined`, once an older step is 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import shutil
@@ -45,11 +46,16 @@ def fingerprint(tree: Any) -> dict[str, str]:
     Every bit counts at its place: a sum, modulo 2^32, over elements of a hash of (place, bits), so the order of
     summation does not matter, while a change of sign, a transposition or two layers changed over do.
     """
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    sums = jax.device_get(_hashes([leaf for _, leaf in leaves]))
+    sums = jax.device_get(_hashes(jax.tree.leaves(tree)))
+    kinds = zip(_kinds(tree).items(), sums, strict=True)
+    return {path: f"{kind} {int(high):08x}{int(low):08x}" for (path, kind), (high, low) in kinds}
+
+
+def _kinds(tree: Any) -> dict[str, str]:
+    """Path -> dtype and shape, `float32[64,48]`, of every leaf."""
     return {
-        jax.tree_util.keystr(path): f"{_kind(leaf)} {int(high):08x}{int(low):08x}"
-        for (path, leaf), (high, low) in zip(leaves, sums, strict=True)
+        jax.tree_util.keystr(path): f"{np.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 
@@ -80,18 +86,25 @@ def _mixed(x: jax.Array) -> jax.Array:
     return x ^ (x >> np.uint32(16))
 
 
-def _kind(leaf: Any) -> str:
-    return f"{np.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
-
-
 def abstract(tree: Any) -> Any:
     """Shapes, dtypes and shardings of a tree of arrays: what `load_tree` needs to know."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
 def save_tree(path: Path, tree: Any, identity: Mapping[str, Any]) -> None:
-    """One tree, written and waited for. Raises: CheckpointError when it cannot be written."""
-    _patiently(path, tree, identity)
+    """One tree, written and waited for. Raises: CheckpointError when that fails, tried TRIES times."""
+    for number in range(1, TRIES + 1):
+        try:
+            _writer(path, tree, identity).result()
+            return
+        except Exception as error:  # whatever the file system or Orbax says
+            _discard(path)
+            if number == TRIES:
+                raise CheckpointError(
+                    f"{path}: cannot be written: {_line(error)}; make room, or permit it, and start again"
+                ) from error
+            log.warning("%s: could not be written: %s; tried again", path, _line(error))
+            time.sleep(number)
 
 
 def load_tree(path: Path, like: Any, identity: Mapping[str, Any] | None) -> tuple[Any, dict[str, Any]]:
@@ -114,12 +127,15 @@ def load_identity(path: Path) -> dict[str, Any]:
     return identity
 
 
-def other_configuration(path: Path, changed: Sequence[str]) -> CheckpointError:
+def other_configuration(
+    path: Path, changed: Sequence[str], what: str = "was made with another configuration"
+) -> CheckpointError:
     """The refusal of what was made with something else; `changed` as `artifacts.differences` gives it."""
-    return CheckpointError(
-        f"{path}: was made with another configuration: {'; '.join(changed)}. Nothing was changed: "
-        "go back to those values, or use a new run_dir"
-    )
+    return _refused(f"{path}: {what}: {'; '.join(changed)}", "go back to those values")
+
+
+def _refused(what: str, remedy: str = "use the version that wrote it") -> CheckpointError:
+    return CheckpointError(f"{what}. Nothing was changed: {remedy}, or use a new run_dir")
 
 
 class Checkpoints:
@@ -159,7 +175,7 @@ class Checkpoints:
         """Writes a step and waits for it. Raises: CheckpointError when that fails, tried several times."""
         self.wait()
         if step not in self.steps():
-            _patiently(self.directory / str(step), state, identity)
+            save_tree(self.directory / str(step), state, identity)
             self._prune()
 
     def wait(self) -> None:
@@ -185,15 +201,12 @@ class Checkpoints:
         _discard(self.directory / str(step))
         reason = f"{self.directory}: checkpoint {step} could not be written: {_line(error)}"
         if self._failures >= TRIES:
+            newest = f"step {self.steps()[-1]}" if self.steps() else "the start of the stage"
             raise CheckpointError(
                 f"{reason}; that was number {self._failures} in a row. Make room, or permit it, and start again: "
-                f"it goes on from {self._newest()}"
+                f"it goes on from {newest}"
             ) from error
         log.warning("%s; training goes on, and the next checkpoint tries again", reason)
-
-    def _newest(self) -> str:
-        steps = self.steps()
-        return f"step {steps[-1]}" if steps else "the start of the stage"
 
     def restore(self, like: Any, identity: Mapping[str, Any]) -> tuple[int, Any] | None:
         """(step, state) of the newest step that can be trusted; None when nothing was ever saved here.
@@ -203,33 +216,32 @@ class Checkpoints:
         Raises: CheckpointError when a step was made with another configuration, when one is out of reach, and when
           there are steps, or some that were set aside, but none that can be trusted.
         """
-        steps, damaged = self.steps(), dict[int, DamagedError]()
         self._clean()
-        records: dict[int, dict[str, Any]] = {}
-        for step in steps:
+        steps = {step: self.directory / str(step) for step in self.steps()}
+        records, damaged = dict[int, dict[str, Any]](), dict[int, DamagedError]()
+        for step, path in steps.items():
             try:
-                records[step] = _read_record(self.directory / str(step))
+                records[step] = _read_record(path)
             except DamagedError as error:
                 damaged[step] = error
         for step, record in records.items():
-            _check_record(self.directory / str(step), record, like, identity)
+            _check_record(steps[step], record, like, identity)
         for step in reversed(records):
             try:
-                state = _read_state(self.directory / str(step), records[step], like)
+                state = _read_state(steps[step], records[step], like)
             except DamagedError as error:
                 damaged[step] = error
                 continue
             for other in sorted(other for other in damaged if other > step):
                 log.warning("checkpoint set aside: %s", damaged[other])
-                quarantine(self.directory / str(other))
+                quarantine(steps[other])
             return step, state
         for reason in damaged.values():
             log.warning("%s", reason)
-        if steps or self.set_aside():
-            names = ", ".join([*map(str, steps), *self.set_aside()])
+        if there := [*map(str, steps), *self.set_aside()]:
             raise CheckpointError(
-                f"{self.directory}: there are checkpoints ({names}), but none that can be restored; nothing was "
-                "changed. Bring one back (from a copy, or by its old name), or delete that directory to train this "
+                f"{self.directory}: there are checkpoints ({', '.join(there)}), but none that can be restored; nothing "
+                "was changed. Bring one back (from a copy, or by its old name), or delete that directory to train this "
                 "stage from its start"
             )
         return None
@@ -248,11 +260,9 @@ class Checkpoints:
 def quarantine(path: Path) -> None:
     """Renames what is damaged, to a name that is free. Every process calls it."""
     if jax.process_index() == 0:
-        number, target = 1, path.with_name(f"{path.name}{QUARANTINED}")
-        while target.exists():
-            number += 1
-            target = path.with_name(f"{path.name}{QUARANTINED}-{number}")
-        path.rename(target)
+        endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        names = (path.with_name(f"{path.name}{QUARANTINED}{ending}") for ending in endings)
+        path.rename(next(name for name in names if not name.exists()))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"quarantine {path.name}")
 
@@ -277,21 +287,6 @@ def _writer(path: Path, tree: Any, identity: Mapping[str, Any]) -> Any:
     return ocp.save_checkpointables_async(place, {"state": tree, "info": info})
 
 
-def _patiently(path: Path, tree: Any, identity: Mapping[str, Any]) -> None:
-    for number in range(1, TRIES + 1):
-        try:
-            _writer(path, tree, identity).result()
-            return
-        except Exception as error:  # whatever the file system or Orbax says
-            _discard(path)
-            if number == TRIES:
-                raise CheckpointError(
-                    f"{path}: cannot be written: {_line(error)}; make room, or permit it, and start again"
-                ) from error
-            log.warning("%s: could not be written: %s; tried again", path, _line(error))
-            time.sleep(number)
-
-
 def _discard(path: Path) -> None:
     """Removes what a save that failed has left: on a full disk it is in the way of the next."""
     if jax.process_index() == 0:
@@ -306,38 +301,27 @@ def _read_record(path: Path) -> dict[str, Any]:
     except Exception as error:  # Orbax raises many kinds; _fault tells them apart
         raise _fault(path, error) from error
     if set(info) == {"fingerprint", "run"}:
-        raise CheckpointError(
-            f"{path}: made by an older version of this program, which this one does not read; nothing was changed: "
-            "use that version, or a new run_dir"
-        )
-    found = info.get("record")
-    content = found.tobytes() if isinstance(found, np.ndarray | jax.Array) else b""
+        raise _refused(f"{path}: made by an older version of this program, which this one does not read")
+    stored = info.get("record")
+    content = stored.tobytes() if isinstance(stored, np.ndarray | jax.Array) else b""
     if hashlib.sha256(content[32:]).digest() != content[:32]:
         raise DamagedError(f"{path}: its record does not match its digest: damaged")
     record: dict[str, Any] = json.loads(content[32:])
     if record["format"] != FORMAT:
-        raise CheckpointError(
-            f"{path}: its format is {record['format']!r}, this version reads {FORMAT!r}; nothing was changed: "
-            "use the version that wrote it, or a new run_dir"
-        )
+        raise _refused(f"{path}: its format is {record['format']!r}, this version reads {FORMAT!r}")
     return record
 
 
 def _check_record(path: Path, record: Mapping[str, Any], like: Any, identity: Mapping[str, Any] | None) -> None:
     """Raises: CheckpointError where a step is whole, but of another configuration."""
-    if identity is not None:
-        changed = differences(record["identity"], identity)
-        if changed:
-            raise other_configuration(path, changed)
-    kinds = {key: value.rpartition(" ")[0] for key, value in record["fingerprint"].items()}
-    wanted = {jax.tree_util.keystr(p): _kind(leaf) for p, leaf in jax.tree_util.tree_flatten_with_path(like)[0]}
-    changed = differences(kinds, wanted)
+    changed = [] if identity is None else differences(record["identity"], identity)
     if changed:
-        more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise CheckpointError(
-            f"{path}: holds other arrays than this configuration trains: {'; '.join(changed[:3])}{more}. Nothing was "
-            "changed: go back to the configuration that made it, or use a new run_dir"
-        )
+        raise other_configuration(path, changed)
+    kinds = {key: value.rpartition(" ")[0] for key, value in record["fingerprint"].items()}
+    changed = differences(kinds, _kinds(like))
+    if changed:
+        more = [f"and {len(changed) - 3} more"] if len(changed) > 3 else []
+        raise other_configuration(path, changed[:3] + more, "holds other arrays than this configuration trains")
 
 
 def _read_state(path: Path, record: Mapping[str, Any], like: Any) -> Any:
@@ -346,7 +330,10 @@ def _read_state(path: Path, record: Mapping[str, Any], like: Any) -> Any:
         tree = ocp.load_checkpointables(path.resolve(), {"state": like})["state"]
     except Exception as error:  # Orbax raises many kinds; _fault tells them apart
         failure = error
-    if not _all_processes(failure is None):
+    everywhere = failure is None
+    if jax.process_count() > 1:
+        everywhere = bool(multihost_utils.process_allgather(np.asarray(everywhere)).all())
+    if not everywhere:
         if failure is None:
             raise CheckpointError(f"{path}: another process could not read its part; nothing was changed")
         raise _fault(path, failure) from failure
@@ -357,17 +344,10 @@ def _read_state(path: Path, record: Mapping[str, Any], like: Any) -> Any:
     return tree
 
 
-def _all_processes(good: bool) -> bool:
-    if jax.process_count() == 1:
-        return good
-    return bool(multihost_utils.process_allgather(np.asarray(good)).all())
-
-
 def _fault(path: Path, error: Exception) -> CheckpointError:
     """Damage, or something that stands between us and a step that may be whole: only the first moves anything."""
     what = f"{path}: cannot be restored: {_line(error)}"
-    unreadable = _unreadable(path)
-    if unreadable:
+    if unreadable := _unreadable(path):
         return CheckpointError(f"{path}: cannot be read ({unreadable}); nothing was changed: permit it, or try again")
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return CheckpointError(f"{what}. Memory ran out; nothing was changed")

@@ -247,11 +247,11 @@ def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(axes)))
 
 
-def map_with_path(function: Callable[[str, Any], Any], tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def map_with_path(function: Callable[[str, Any], Any], tree: dict[str, Any]) -> dict[str, Any]:
     """`function(path, leaf)` over a nested dict, path as in `layers/attention/q/kernel`."""
-    return {
-        key: map_with_path(function, value, f"{prefix}{key}/")
-        if isinstance(value, dict)
-        else function(prefix + key, value)
-        for key, value in tree.items()
-    }
+
+    def of(path: Any, leaf: Any) -> Any:
+        return function(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+
+    mapped: dict[str, Any] = jax.tree_util.tree_map_with_path(of, tree, is_leaf=lambda x: not isinstance(x, dict))
+    return mapped

@@ -83,7 +83,7 @@ def test_a_parameter_of_another_rank_raises(mesh: Mesh) -> None:
     [
         ({"vocab_size": 63}, r"'embed/embedding': its axis 'vocab' of size 63 .* mesh tensor = 2; change mesh\.tensor"),
         ({"hidden_size": 31}, r"'embed/embedding': its axis 'embed' of size 31 .* mesh fsdp = 2; change mesh\.fsdp"),
-        ({"intermediate_size": 47}, r"'layers/mlp/gate/kernel': its axis 'mlp' of size 47 .*change mesh\.tensor"),
+        ({"intermediate_size": 47}, r"'layers/mlp/down/kernel': its axis 'mlp' of size 47 .*change mesh\.tensor"),
     ],
 )
 def test_a_dimension_that_does_not_divide_raises_and_is_never_replicated(

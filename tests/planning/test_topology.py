@@ -58,7 +58,7 @@ def test_too_few_virtual_devices_say_what_to_set() -> None:
 
 
 def test_without_libtpu_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topology, "has_libtpu", lambda: False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "tisdpo_jax\[tpu\]"'):
         open_topology(parse_topology("v5e:8x8"))
 

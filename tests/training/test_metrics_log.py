@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tisdpo_jax.artifacts import read_jsonl
 from tisdpo_jax.config import LoggingSection
 from tisdpo_jax.errors import UserError
 from tisdpo_jax.training.interrupt import Interrupted
@@ -78,6 +79,21 @@ def test_a_run_of_many_parts_is_one_run(tmp_path: Path, opened: dict[str, list[R
     ]
     assert writer.lines[0] == ("round-1/policy/train/loss", 0.5, 1)
     assert json.loads((tmp_path / "round-1" / "metrics.jsonl").read_text())["stage"] == "policy"
+
+
+def test_a_resumed_stage_drops_what_is_done_again_and_a_line_that_was_torn(tmp_path: Path) -> None:
+    section = LoggingSection(progress=False)
+    with MetricsLog(tmp_path, section) as log:
+        for stage, step in (("plus", 2), ("policy", 1), ("policy", 2)):
+            log.write(stage, step, "train", {"loss": float("nan")})
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"stage": "pol')
+        log.begin("policy", done=1, total=3)
+        log.write("policy", 2, "train", {"loss": 0.5})
+    rows = [row for _, row in read_jsonl(tmp_path / "metrics.jsonl")]
+    assert [(row["stage"], row["step"], row["loss"]) for row in rows] == [
+        *(("plus", 2, None), ("policy", 1, None), ("policy", 2, 0.5))
+    ]
 
 
 @pytest.mark.parametrize(("error", "end"), [(Interrupted("stop"), {}), (UserError("no"), {"exit_code": 1})])

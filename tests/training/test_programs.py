@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import pytest
 
+from tisdpo_jax import partitioning
 from tisdpo_jax.config import LoggingSection, OptimizerSection, StageSection
 from tisdpo_jax.data import Batches, EncodedSet, Order, fit
 from tisdpo_jax.models import Model
@@ -19,7 +20,7 @@ from tisdpo_jax.objectives import Dpo
 from tisdpo_jax.roles import Frozen, Role, Roles, policy_role
 from tisdpo_jax.scoring import Text
 from tisdpo_jax.testing import device_mesh, random_encoded, random_params, tiny_config
-from tisdpo_jax.training import programs
+from tisdpo_jax.training import step as programs
 from tisdpo_jax.training.interrupt import Interrupt
 from tisdpo_jax.training.loop import Job, train
 from tisdpo_jax.training.metrics import MetricsLog
@@ -38,7 +39,7 @@ def run(directory: Path, encoded: EncodedSet, *, sides: tuple[int, int] = (0, 1)
     section = StageSection(optimizer=OptimizerSection(**fields))
     job = Job("plus", PLAN, section, Batches(encoded, layout), order, directory, {})
     place = lambda seed: jax.device_put(random_params(seed, MODEL.config), shardings)  # noqa: E731 (one line says it)
-    shardings = programs.partitioning.param_shardings(random_params(0, MODEL.config), mesh)
+    shardings = partitioning.param_shardings(random_params(0, MODEL.config), mesh)
     frozen: Frozen = {"params": {"base": place(0)}, "lora": {}}
     with jax.set_mesh(mesh), MetricsLog(directory, LoggingSection(progress=False)) as metrics:
         return train(job, place(1), frozen, mesh=mesh, metrics=metrics, interrupt=Interrupt())
@@ -91,7 +92,7 @@ def test_a_directory_that_jax_was_given_stays(tmp_path: Path, monkeypatch: pytes
 PROGRAM = """
 import sys
 import jax
-from tisdpo_jax.training.programs import keep_on_disk
+from tisdpo_jax.training.step import keep_on_disk
 
 events = []
 jax.monitoring.register_event_listener(lambda name, **_: events.append(name))

@@ -15,13 +15,14 @@ from tisdpo_jax import partitioning
 from tisdpo_jax.data import fit, make_batch
 from tisdpo_jax.estimators import LogUniform
 from tisdpo_jax.models import ComputeConfig, Model, init_adapters
-from tisdpo_jax.objectives import OBJECTIVES, Sft
+from tisdpo_jax.objectives import OBJECTIVES, Inputs, Loss, Needs, Sft
 from tisdpo_jax.roles import Role, Roles, contrast_roles, policy_role
 from tisdpo_jax.scoring import Text
 from tisdpo_jax.testing import batch_of, device_mesh, random_adapters, random_encoded, random_params, tiny_config
 from tisdpo_jax.training.objective import StepSpec, step_key, token_weights
+from tisdpo_jax.training.objective import _metric_sums as metric_sums
 from tisdpo_jax.training.objective import objective as eager_objective
-from tisdpo_jax.training.step import accumulate, global_norm, init_state, train_step, working_copy
+from tisdpo_jax.training.step import accumulate, global_norm, init_state, means, train_step, working_copy
 
 CONFIG = tiny_config()
 objective = jax.jit(eager_objective, static_argnums=0)
@@ -227,6 +228,33 @@ def test_metrics_do_not_know_the_weights(trees, batch):
     np.testing.assert_allclose(result.sums["objective"][0], result.total)
     np.testing.assert_allclose(plain.sums["dpo_loss"][0], plain.total, rtol=1e-5)
     assert abs(float(result.total - plain.total)) > 1e-3
+
+
+class Group:
+    """An objective of groups of any size."""
+
+    name, title, beta, needs = "group", "a group", 0.5, Needs("reference||policy")
+
+    def loss(self, inputs):
+        return Loss(inputs.logps.sum(), jnp.float32(1.0))
+
+
+def test_metrics_of_groups_that_are_no_pairs_are_means_over_responses():
+    """As many as there are: here 3, of which one group has 2 and a filler none."""
+    mask = np.ones((3, 3, 4), np.float32)
+    mask[0, 2], mask[2] = 0, 0
+    mask[1, 1, 2:] = 0
+    logps, reference, kl = (np.random.default_rng(seed).normal(size=mask.shape) * mask for seed in range(3))
+    weights = 1 + mask
+    group = Inputs(*(jnp.asarray(x) for x in (logps, mask, reference, kl)), {"token_weights": jnp.asarray(weights)})
+    found = means(metric_sums(Group(), group, Group().loss(group)))
+    summed, real = (logps - reference).sum(-1), mask.any(-1)
+    assert found["rewards/mean"] == pytest.approx(0.5 * summed[real].mean(), rel=1e-5)
+    assert found["logps/mean"] == pytest.approx(logps.sum(-1)[real].mean(), rel=1e-5)
+    by_response = kl.sum(-1)[real] / mask.sum(-1)[real]
+    assert found["forward_kl/mean"] == pytest.approx(by_response.mean(), rel=1e-5)
+    assert (found["weights/mean"], found["weights/mean_std"]) == (2.0, 0.0)
+    assert not {"rewards/margins", "rewards/chosen"} & found.keys()
 
 
 def test_dlma_takes_the_margin_column(trees, batch):

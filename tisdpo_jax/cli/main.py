@@ -140,9 +140,9 @@ def _main(arguments: list[str]) -> int:
         print(f"{_usage(verb)}\n\n{options.help_text(rest, verb)}")
         return DONE
     if verb in ("evaluate", "inspect", "plan"):
-        from tisdpo_jax.cli import verbs
+        from tisdpo_jax.cli.verbs import evaluate_verb, inspect, plan_verb
 
-        return {"evaluate": verbs.evaluate_verb, "inspect": verbs.inspect, "plan": verbs.plan_verb}[verb](rest)
+        return {"evaluate": evaluate_verb, "inspect": inspect, "plan": plan_verb}[verb](rest)
     file, overrides, _ = options.read_arguments(rest)
     if file is None and not overrides:
         example = "--model.path demo --sampling.prompts FILE" if verb == "generate" else "configs/quickstart.yaml"

@@ -1,11 +1,10 @@
 """What a training step will need, read from the compiled program, without the hardware."""
 
-from tisdpo_jax.planning import lengths, topology, useful
+from tisdpo_jax.planning import topology, useful
 from tisdpo_jax.planning.advice import advise
 from tisdpo_jax.planning.compiled import Compiled, compile_step_program, memory_asked
 from tisdpo_jax.planning.program import Program, dump_options, read_program
-from tisdpo_jax.planning.report import StagePlan, plan_text
-from tisdpo_jax.planning.resident import resident
+from tisdpo_jax.planning.report import StagePlan, plan_text, resident
 from tisdpo_jax.planning.topology import Spec, Topology, open_topology
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "advise",
     "compile_step_program",
     "dump_options",
-    "lengths",
     "memory_asked",
     "open_topology",
     "plan_text",

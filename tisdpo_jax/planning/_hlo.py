@@ -1,28 +1,45 @@
-"""The text of a compiled program as data: computations, instructions, shapes, and how often a loop runs.
+"""The text of a compiled program as data: computations, instructions, shapes; how often a loop runs; flops of products.
 
-Only what `program.py` asks for is read. Computations call one another with arguments, so a value is looked up along
-the calls that led to it: a `Frame`.
+Only what `program.py` asks for is read. Computations call one another with arguments, so an integer is looked up along
+the calls that led to it: a `SourceFrame`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-BITS = {"pred": 8, "token": 0, "opaque": 0, "s4": 4, "u4": 4, "s2": 2, "u2": 2, "c64": 64, "c128": 128}
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([\d,<=\s]*)\]")
 _NAME = re.compile(r"%([\w.\-]+)")
+_MARKS = re.compile(r'"(?:\\.|[^"\\])*"|[()]')
 # What hands on its first operand, as far as an integer is concerned.
 _SAME = {"copy", "convert", "bitcast", "reshape", "copy-start", "copy-done", "optimization-barrier", "broadcast"}
+_CALLS = ("fusion", "call", "async-start")
+_ARITHMETIC: Mapping[str, Callable[[int, int], int]] = {
+    **{"add": operator.add, "subtract": operator.sub, "multiply": operator.mul, "minimum": min, "maximum": max},
+    **{
+        "LT": operator.lt,
+        "LE": operator.le,
+        "GT": operator.gt,
+        "GE": operator.ge,
+        "NE": operator.ne,
+        "EQ": operator.eq,
+    },
+}
+_ROUNDS = 1 << 16  # of a loop whose length is not written down, before it counts as unknown
+# Matrix products of each splash attention kernel: q k', and p v; with the gradients' own behind.
+_SPLASH = (("dkv_dq", 5), ("dkv", 4), ("dq", 3), ("fwd", 2))
+_BLOCK = 128  # tokens of a block of splash attention, its default
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One array: element type and dimensions, padding of the layout not counted."""
+    """One array: element type (`bf16`, `f8e4m3fn`, `pred`) and dimensions, padding of the layout not counted."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -32,19 +49,14 @@ class Shape:
         return math.prod(self.dims)
 
     @property
+    def is_integer(self) -> bool:
+        return self.elements == 1 and self.dtype[0] in "sup"  # s32, u32, pred
+
+    @property
     def bytes(self) -> int:
-        return -(-self.elements * bits(self.dtype) // 8)
-
-    def __str__(self) -> str:
-        return f"{self.dtype}[{','.join(map(str, self.dims))}]"
-
-
-def bits(dtype: str) -> int:
-    """Bits of an element: `bf16` 16, `f8e4m3fn` 8, `pred` 8."""
-    if dtype in BITS:
-        return BITS[dtype]
-    found = re.match(r"[a-z]+(\d+)", dtype)
-    return int(found.group(1)) if found else 0
+        digits = re.match(r"[a-z]+(\d+)", self.dtype)  # a token has none, and no bytes
+        bits = 8 if self.dtype == "pred" else int(digits[1]) if digits else 0
+        return -(-self.elements * bits // 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,23 +70,17 @@ class Instruction:
     inner: str
     attributes: str
 
-    def attribute(self, name: str) -> str | None:
-        """The value of `name=value`: a name without its %, or what stands between braces."""
-        found = re.search(rf"\b{name}=(?:%?([\w.\-]+)|\{{([^}}]*)\}})", self.attributes)
-        return None if found is None else found.group(1) or found.group(2) or ""
+    def attribute(self, name: str) -> str:
+        """The value of `name=value`: a name without its %, or what stands between braces; "" where there is none."""
+        value = re.search(rf"\b{name}=(?:%?([\w.\-]+)|\{{([^}}]*)\}})", self.attributes)
+        return (value[1] or value[2] or "") if value else ""
 
-    def names(self, attribute: str) -> tuple[str, ...]:
-        """Computations that an attribute names, one or several."""
-        value = self.attribute(attribute)
-        return () if not value else tuple(part.strip().lstrip("%") for part in value.split(","))
+    def names(self, *attributes: str) -> list[str]:
+        """Computations that the first of some attributes names, one or several."""
+        return re.findall(r"[\w.\-]+", next(filter(None, map(self.attribute, attributes)), ""))
 
-    def numbers(self, attribute: str) -> tuple[int, ...]:
-        value = self.attribute(attribute)
-        return () if not value else tuple(int(part) for part in value.split(","))
-
-    @property
-    def bytes(self) -> int:
-        return sum(shape.bytes for shape in self.results)
+    def numbers(self, attribute: str) -> list[int]:
+        return [int(digits) for digits in re.findall(r"\d+", self.attribute(attribute))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +89,12 @@ class Computation:
     instructions: Mapping[str, Instruction]
     root: str
 
+    def operands(self, instruction: Instruction) -> list[Instruction]:
+        return [self.instructions[name] for name in instruction.operands if name in self.instructions]
+
     def shapes(self, instruction: Instruction) -> list[Shape]:
         """First result of each operand."""
-        found = [self.instructions[name] for name in instruction.operands if name in self.instructions]
-        return [operand.results[0] for operand in found if operand.results]
+        return [operand.results[0] for operand in self.operands(instruction) if operand.results]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +103,6 @@ class Module:
     entry: str
     devices: int  # that run the program together
 
-    def frame(self) -> SourceFrame:
-        return SourceFrame(self, self.computations[self.entry], None, None)
-
 
 @dataclasses.dataclass(frozen=True)
 class SourceFrame:
@@ -105,164 +110,140 @@ class SourceFrame:
 
     module: Module
     computation: Computation
-    caller: Instruction | None
-    parent: SourceFrame | None
+    caller: Instruction | None = None
+    parent: SourceFrame | None = None
+    carried: Mapping[int, int] | None = None  # integers of a loop's tuple in one of its rounds
 
-    def enter(self, caller: Instruction, name: str) -> SourceFrame:
-        return SourceFrame(self.module, self.module.computations[name], caller, self)
+    def enter(self, caller: Instruction, name: str, carried: Mapping[int, int] | None = None) -> SourceFrame:
+        return SourceFrame(self.module, self.module.computations[name], caller, self, carried)
 
-    def number(self, name: str) -> int | None:
-        """The integer that `name` holds when the frame is entered; None where it cannot be known."""
-        instruction = self.computation.instructions.get(name)
-        if instruction is None:
+    def number(self, name: str = "", index: int | None = None) -> int | None:
+        """The integer that `name` (else the root) holds, or element `index` of the tuple; None where it is not known.
+
+        That of a comparison is 0 or 1.
+        """
+        value = self.computation.instructions.get(name or self.computation.root)
+        if value is None or (index is None and not (value.results and value.results[0].is_integer)):
             return None
-        if instruction.opcode == "constant":
-            found = re.fullmatch(r"-?\d+", instruction.inner.strip())
-            return int(found.group()) if found else None
-        if instruction.opcode in _SAME:
-            return self.number(instruction.operands[0])
-        if instruction.opcode == "get-tuple-element":
-            return self._element(instruction.operands[0], instruction.numbers("index")[0])
-        if instruction.opcode == "parameter" and self.parent is not None and self.caller is not None:
-            if self.caller.opcode == "while":
+        if value.opcode in _SAME:
+            return self.number(value.operands[0], index)
+        if value.opcode in _CALLS:
+            return self.enter(value, value.names("calls", "to_apply")[0]).number(index=index)
+        if value.opcode == "parameter" and self.caller and self.parent:
+            if self.caller.opcode in _CALLS:
+                return self.parent.number(self.caller.operands[int(value.inner)], index)
+            if self.caller.opcode != "while" or index is None:
                 return None
-            return self.parent.number(self.caller.operands[int(instruction.inner)])
-        if instruction.opcode == "fusion":
-            inner = self.enter(instruction, instruction.names("calls")[0])
-            return inner.number(inner.computation.root)
-        if instruction.opcode in ("add", "subtract", "multiply", "minimum", "maximum"):
-            left, right = (self.number(operand) for operand in instruction.operands)
-            return None if left is None or right is None else _compute(instruction.opcode, left, right)
-        return None
-
-    def _element(self, name: str, index: int) -> int | None:
-        """Element `index` of the tuple `name`."""
-        instruction = self.computation.instructions.get(name)
-        if instruction is None:
+            return self.parent._kept(self.caller, index) if self.carried is None else self.carried.get(index)
+        if index is not None:
+            if value.opcode == "tuple":
+                return self.number(value.operands[index])
+            return self._kept(value, index) if value.opcode == "while" else None
+        if value.opcode == "constant":
+            return int(value.inner) if re.fullmatch(r"\s*-?\d+\s*", value.inner) else None
+        if value.opcode == "get-tuple-element":
+            return self.number(value.operands[0], value.numbers("index")[0])
+        compute = _ARITHMETIC.get(value.attribute("direction") if value.opcode == "compare" else value.opcode)
+        if compute is None:
             return None
-        if instruction.opcode == "tuple":
-            return self.number(instruction.operands[index])
-        if instruction.opcode in _SAME:
-            return self._element(instruction.operands[0], index)
-        if instruction.opcode == "while":  # behind a loop stands what stood before it, if the loop hands it on
-            body = self.module.computations[instruction.names("body")[0]]
-            return self._element(instruction.operands[0], index) if _handed_on(body, index) else None
-        if instruction.opcode == "parameter" and self.parent is not None and self.caller is not None:
-            operand = 0 if self.caller.opcode == "while" else int(instruction.inner)
-            return self.parent._element(self.caller.operands[operand], index)
-        return None
+        left, right = (self.number(operand) for operand in value.operands)
+        return None if left is None or right is None else int(compute(left, right))
+
+    def _kept(self, loop: Instruction, index: int) -> int | None:
+        """An element of a loop's tuple in any of its rounds, and behind it: what stood before, if a round keeps it."""
+        before = self.number(loop.operands[0], index)
+        if before is None:
+            return None
+        after = self.enter(loop, loop.names("body")[0], {index: before}).number(index=index)
+        return before if after == before else None
 
     def trips(self, loop: Instruction) -> int | None:
-        """How often the body of a `while` runs: as the compiler wrote it down, or from its condition."""
+        """How often the body of a `while` runs: as the compiler wrote it down, or by going through its rounds."""
         written = re.search(r'known_trip_count\\?"?:\{\\?"?n\\?"?:\\?"?(\d+)', loop.attributes)
         if written:
-            return int(written.group(1))
-        condition, body = (self.enter(loop, loop.names(name)[0]) for name in ("condition", "body"))
-        test = _comparison(condition, condition.computation.root)
-        if test is None:
-            return None
-        frame, compare = test
-        direction = compare.attribute("direction") or ""
-        for counter, bound in (compare.operands, compare.operands[::-1]):
-            index = _counter(frame, counter)
-            if index is not None:
-                start, step = self._element(loop.operands[0], index), _step(body, index)
-                end = frame.number(bound)
-                if start is not None and end is not None and step:
-                    sign = {"LT": 0, "GT": 0, "NE": 0, "LE": 1, "GE": 1}.get(direction)
-                    if sign is None:
-                        return None
-                    distance = (end - start) * (1 if step > 0 else -1) + sign
-                    return max(-(-distance // abs(step)), 0)
+            return int(written[1])
+        body, condition = loop.names("body")[0], loop.names("condition")[0]
+        computation = self.module.computations[body]
+        elements = range(len(computation.instructions[computation.root].operands))
+        integers = {index: self.number(loop.operands[0], index) for index in elements}
+        for trips in range(_ROUNDS):
+            known = {index: number for index, number in integers.items() if number is not None}
+            goes_on = self.enter(loop, condition, known).number()
+            if not goes_on:
+                return None if goes_on is None else trips
+            integers = {index: self.enter(loop, body, known).number(index=index) for index in known}
         return None
 
 
-def _compute(opcode: str, left: int, right: int) -> int:
-    if opcode == "add":
-        return left + right
-    if opcode == "subtract":
-        return left - right
-    if opcode == "multiply":
-        return left * right
-    return min(left, right) if opcode == "minimum" else max(left, right)
+def dot_flops(frame: SourceFrame, dot: Instruction) -> int:
+    left = frame.computation.shapes(dot)[0]
+    contracted = math.prod(left.dims[axis] for axis in dot.numbers("lhs_contracting_dims"))
+    return 2 * dot.results[0].elements * contracted
 
 
-def _comparison(frame: SourceFrame, name: str) -> tuple[SourceFrame, Instruction] | None:
-    instruction = frame.computation.instructions[name]
-    if instruction.opcode == "compare":
-        return frame, instruction
-    if instruction.opcode in ("fusion", "call"):
-        inner = frame.enter(instruction, (instruction.names("calls") or instruction.names("to_apply"))[0])
-        return _comparison(inner, inner.computation.root)
-    return _comparison(frame, instruction.operands[0]) if instruction.opcode in _SAME else None
+def convolution_flops(frame: SourceFrame, call: Instruction) -> int:
+    """Multiplications with a real element of the input: padding and the holes of a dilation cost nothing.
 
+    The TPU compiler writes matrix products as convolutions, batch dimensions as dilated windows.
+    """
+    left, right = frame.computation.shapes(call)[:2]
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", call.attributes)
+    if labels is None:
+        return 0
+    inputs, kernel, outputs = labels.groups()
+    window = call.attribute("window")
 
-def _counter(frame: SourceFrame, name: str) -> int | None:
-    """The element of the loop's tuple that changes and that `name` is; None for anything else."""
-    instruction = frame.computation.instructions[name]
-    if instruction.opcode in _SAME:
-        return _counter(frame, instruction.operands[0])
-    if frame.caller is None or frame.parent is None:
-        return None
-    if instruction.opcode == "parameter" and frame.caller.opcode != "while":
-        return _counter(frame.parent, frame.caller.operands[int(instruction.inner)])
-    if instruction.opcode != "get-tuple-element" or frame.caller.opcode != "while":
-        return None
-    index = instruction.numbers("index")[0]
-    body = frame.module.computations[frame.caller.names("body")[0]]
-    return None if _handed_on(body, index) else index
+    def of_window(name: str, place: int, default: int) -> int:
+        """Number `place` of a field of `window={size=1x4 pad=0_0x3_3 ...}`; the first of a pair of paddings."""
+        values = re.search(rf"\b{name}=([\dx_\-]+)", window)
+        return int(values[1].split("x")[place].split("_")[0]) if values else default
 
-
-def _handed_on(body: Computation, index: int) -> bool:
-    """Whether a loop leaves element `index` of its tuple as it is."""
-    root = body.instructions[body.root]
-    if root.opcode != "tuple":
-        return False
-    name = root.operands[index]
-    while body.instructions[name].opcode in _SAME:
-        name = body.instructions[name].operands[0]
-    value = body.instructions[name]
-    return value.opcode == "get-tuple-element" and value.numbers("index") == (index,)
-
-
-def _step(body: SourceFrame, index: int) -> int | None:
-    """What a round of the loop adds to element `index`."""
-    root = body.computation.instructions[body.computation.root]
-    if root.opcode != "tuple":
-        return None
-    frame, name = body, root.operands[index]
-    for _ in range(8):
-        value = frame.computation.instructions[name]
-        if value.opcode == "fusion":
-            frame = frame.enter(value, value.names("calls")[0])
-            name = frame.computation.root
-        elif value.opcode in _SAME:
-            name = value.operands[0]
-        elif value.opcode in ("add", "subtract"):
-            numbers = [frame.number(operand) for operand in value.operands]
-            counters = [_leads_to(frame, operand, index) for operand in value.operands]
-            for counter, number in zip(counters, numbers[::-1], strict=True):
-                if counter and number is not None:
-                    return number if value.opcode == "add" else -number
-            return None
-        else:
-            return None
-    return None
-
-
-def _leads_to(frame: SourceFrame, name: str, index: int) -> bool:
-    value = frame.computation.instructions[name]
-    if value.opcode in _SAME:
-        return _leads_to(frame, value.operands[0], index)
-    if value.opcode == "parameter" and frame.parent is not None and frame.caller is not None:
-        return frame.caller.opcode != "while" and _leads_to(
-            frame.parent, frame.caller.operands[int(value.inner)], index
+    positions = 1
+    for place, label in enumerate(sorted(label for label in outputs if label.isdigit())):
+        positions *= _positions(
+            size=left.dims[inputs.index(label)],
+            kernel=right.dims[kernel.index(label)],
+            output=call.results[0].dims[outputs.index(label)],
+            stride=of_window("stride", place, 1),
+            low=of_window("pad", place, 0),
+            spread=of_window("lhs_dilate", place, 1),
+            kernel_spread=of_window("rhs_dilate", place, 1),
         )
-    return value.opcode == "get-tuple-element" and value.numbers("index") == (index,)
+    features = right.dims[kernel.index("i")] * right.dims[kernel.index("o")]
+    batch = left.dims[inputs.index("b")] // int(call.attribute("batch_group_count") or 1)
+    return 2 * batch * features * positions
 
 
-def parse(text: str) -> Module:
-    """Reads `compiled.as_text()`. Raises: ValueError for a text that holds no program."""
+def _positions(*, size: int, kernel: int, output: int, stride: int, low: int, spread: int, kernel_spread: int) -> int:
+    """Pairs of (output, kernel) positions of one dimension that meet an element of the input."""
+    if kernel == 1 and low == 0 and spread == 1 and (output - 1) * stride < size:
+        return output
+    extent = (size - 1) * spread + 1
+    return sum(
+        1
+        for out in range(output)
+        for tap in range(kernel)
+        if 0 <= (place := out * stride - low + tap * kernel_spread) < extent and place % spread == 0
+    )
+
+
+def splash_flops(name: str, operands: list[Shape]) -> int | None:
+    """Flops of one call of a splash attention kernel under a causal mask, from the shapes of its operands.
+
+    Blocks that no query sees are not visited: of n blocks a row, (n + 1) / 2. Segments hide, but skip nothing.
+    None for another kernel.
+    """
+    products = next((count for part, count in _SPLASH if "splash" in name and part in name), None)
+    arrays = [shape for shape in operands if len(shape.dims) >= 3 and shape.dtype in ("bf16", "f32", "f16")]
+    if products is None or len(arrays) < 2:
+        return None
+    query, key = arrays[0].dims, arrays[1].dims  # [..., H, Tq, head_dim], [..., Hkv, Tk, head_dim]
+    blocks = max(key[-2] // _BLOCK, 1)
+    return round(2 * products * math.prod(query[:-1]) * key[-2] * query[-1] * (blocks + 1) / (2 * blocks))
+
+
+def parse(text: str) -> SourceFrame:
+    """Reads `compiled.as_text()`: its entry. Raises: ValueError for a text that holds no program."""
     computations: dict[str, Computation] = {}
     entry, name, root = "", "", ""
     instructions: dict[str, Instruction] = {}
@@ -270,50 +251,35 @@ def parse(text: str) -> Module:
         if line.startswith("}"):
             computations[name] = Computation(name, instructions, root or next(reversed(instructions), ""))
         elif line[:1] not in ("", " ") and not line.startswith("HloModule"):
-            header = _HEADER.match(line)
-            if header:
-                name, instructions, root = header.group(2), {}, ""
-                entry = name if header.group(1) else entry
-        else:
-            found = _INSTRUCTION.match(line)
-            if found:
-                instruction = _instruction(found.group(2), line[found.end() :])
-                instructions[instruction.name] = instruction
-                root = instruction.name if found.group(1) else root
+            if header := _HEADER.match(line):
+                name, instructions, root = header[2], {}, ""
+                entry = name if header[1] else entry
+        elif begin := _INSTRUCTION.match(line):
+            instructions[begin[2]] = _instruction(begin[2], line[begin.end() :])
+            root = begin[2] if begin[1] else root
     if entry not in computations:
         raise ValueError("the text of the compiled program has no ENTRY computation; is it `compiled.as_text()`?")
-    head = text[: text.find("\n")]
-    counts = [int(count) for count in re.findall(r"(?:num_partitions|replica_count)=(\d+)", head)]
-    return Module(computations, entry, math.prod(counts))
+    counts = re.findall(r"(?:num_partitions|replica_count)=(\d+)", text[: text.find("\n")])
+    return SourceFrame(Module(computations, entry, math.prod(map(int, counts))), computations[entry])
 
 
 def _instruction(name: str, text: str) -> Instruction:
     end = _closing(text, 0) + 1 if text.startswith("(") else text.find(" ")
     results = tuple(
-        Shape(dtype, tuple(int(size.strip().removeprefix("<=")) for size in dims.split(",") if size.strip()))
-        for dtype, dims in _ARRAY.findall(text[:end])
+        Shape(dtype, tuple(map(int, re.findall(r"\d+", dims)))) for dtype, dims in _ARRAY.findall(text[:end])
     )
     opening = text.index("(", end)
     closing = _closing(text, opening)
-    inner = text[opening + 1 : closing]
-    opcode = text[end:opening].strip()
+    inner, opcode = text[opening + 1 : closing], text[end:opening].strip()
     operands = () if opcode in ("constant", "parameter") else tuple(_NAME.findall(inner))
     return Instruction(name, opcode, results, operands, inner, text[closing + 1 :])
 
 
 def _closing(text: str, opening: int) -> int:
     """Where the parenthesis that opens at `opening` closes; those within quotes do not count."""
-    depth, quoted = 0, False
-    for place in range(opening, len(text)):
-        character = text[place]
-        if character == '"' and text[place - 1] != "\\":
-            quoted = not quoted
-        elif quoted:
-            continue
-        elif character == "(":
-            depth += 1
-        elif character == ")":
-            depth -= 1
-            if depth == 0:
-                return place
+    depth = 0
+    for mark in _MARKS.finditer(text, opening):
+        depth += {"(": 1, ")": -1}.get(mark[0], 0)
+        if depth == 0:
+            return mark.start()
     raise ValueError(f"the text of the compiled program is cut: {text[:80]!r}")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
+from typing import NamedTuple
 
-from tisdpo_jax.config import Experiment, StageSection
+from tisdpo_jax.config import Experiment, StageSection, get
 from tisdpo_jax.planning.report import StagePlan
 from tisdpo_jax.planning.topology import GIB
 
 SECTIONS = {"sft": "sft", "plus": "contrast.training", "minus": "contrast.training", "policy": "train"}
+_MOMENTS = {"adamw": 1.0, "rmsprop": 0.5, "adafactor": 0.01}  # of those of adamw, for matrices
 
 
-@dataclasses.dataclass(frozen=True)
-class Saving:
+class Saving(NamedTuple):
     text: str  # "train.gradient_accumulation_steps 4 (now 2)"
     saves: float  # bytes on a chip, by arithmetic
 
@@ -33,84 +32,57 @@ def advise(config: Experiment, plan: StagePlan) -> tuple[str, ...]:
 
 def savings(config: Experiment, plan: StagePlan) -> list[Saving]:
     """Everything that this configuration still leaves to save."""
-    held = {(item.name, item.term): item.chip for item in plan.resident}
-    trained = held.get(("trained", "parameters"), 0)
-    moments = held.get(("trained", "optimizer"), 0)
-    width = 4 if config.model.param_dtype == "float32" else 2
-    gradients = trained // width * _gradient_width(config, plan.stage)
+    model, held = config.model, {(item.name, item.term): item.chip for item in plan.resident}
+    section: StageSection | None = get(config, SECTIONS[plan.stage]) if plan.stage in SECTIONS else None
+    trained, moments = held.get(("trained", "parameters"), 0), held.get(("trained", "optimizer"), 0)
+    width = 4 if model.param_dtype == "float32" else 2
+    # float32 sums over micro-batches, else nearly all in the dtype of the computation
+    summed = section is not None and section.gradient_accumulation_steps > 1
+    gradients = trained // width * (2 if model.dtype == "bfloat16" and not summed else 4)
     resident = sum(held.values())
     temporaries = max((plan.reserved or 0) - resident - gradients, 0)
-    found = [Saving(f"twice the chips ({2 * plan.chips})", (resident + gradients + temporaries) / 2)]
-    if plan.stage == "score":
-        found.append(Saving("half of evaluation.batch_size", temporaries / 2))
-    else:
-        name = SECTIONS[plan.stage]
-        section = _section(config, name)
-        found += _batch_changes(name, section, plan, temporaries)
-        found += _optimizer_changes(name, section, moments)
-    if config.model.remat == "none":
-        found.append(Saving("model.remat full (now none)", 0.8 * temporaries))
-    elif config.model.remat == "dots":
-        found.append(Saving("model.remat full (now dots)", 0.6 * temporaries))
-    if config.model.param_dtype == "float32" and trained:
-        found.append(Saving("model.param_dtype bfloat16 (now float32)", (trained + moments) / 2))
     contrasts = sum(held.get((name, "parameters"), 0) for name in ("plus", "minus"))
+    frozen = sum(size for (name, term), size in held.items() if term == "parameters" and name != "trained")
+    copies = plan.mesh.get("data", 1)
+    changes = [Saving(f"twice the chips ({2 * plan.chips})", (resident + gradients + temporaries) / 2)]
+    if section is None:
+        changes.append(Saving("half of evaluation.batch_size", temporaries / 2))
+    else:
+        changes += _of_section(SECTIONS[plan.stage], section, plan, temporaries, moments)
+    if model.remat != "full":
+        share = {"none": 0.8, "dots": 0.6}[model.remat]
+        changes.append(Saving(f"model.remat full (now {model.remat})", share * temporaries))
+    if model.param_dtype == "float32" and trained:
+        changes.append(Saving("model.param_dtype bfloat16 (now float32)", (trained + moments) / 2))
     if trained:
         # the base takes the place of the trained copy, where no reference held it already
         added = 0 if ("base", "parameters") in held else trained * 2 // width
-        found.append(Saving("lora.rank 16 (now 0)", trained + moments + gradients + contrasts - added))
+        changes.append(Saving("lora.rank 16 (now 0)", trained + moments + gradients + contrasts - added))
     if config.scores == "online" and contrasts:
-        found.append(Saving("scores cached (now online)", contrasts))
-    frozen = sum(item.chip for item in plan.resident if item.term == "parameters" and item.name != "trained")
-    if config.model.frozen_dtype == "bfloat16" and frozen:
-        found.append(Saving("model.frozen_dtype int8 (now bfloat16)", frozen / 2))
-    for item in plan.resident:
-        alone = item.name == "base" and item.used_by == ("reference",)
-        if alone and plan.stage == "policy" and config.loss.needs.direction:
-            found.append(Saving("reference_states cached (now live)", item.chip))
-    copies = plan.mesh.get("data", 1)
+        changes.append(Saving("scores cached (now online)", contrasts))
+    if model.frozen_dtype == "bfloat16" and frozen:
+        changes.append(Saving("model.frozen_dtype int8 (now bfloat16)", frozen / 2))
+    if plan.stage == "policy" and config.loss.needs.direction:
+        alone = [item for item in plan.resident if item.name == "base" and item.used_by == ("reference",)]
+        changes += [Saving("reference_states cached (now live)", item.chip) for item in alone]
     if copies > 1:
-        found.append(Saving(f"mesh.data 1 and mesh.fsdp -1 (now data {copies})", resident * (1 - 1 / copies)))
-    return found
+        changes.append(Saving(f"mesh.data 1 and mesh.fsdp -1 (now data {copies})", resident * (1 - 1 / copies)))
+    return changes
 
 
-def _gradient_width(config: Experiment, stage: str) -> int:
-    """Bytes of an entry: float32 sums over micro-batches, else nearly all in the dtype of the computation."""
-    summed = stage in SECTIONS and _section(config, SECTIONS[stage]).gradient_accumulation_steps > 1
-    return 2 if config.model.dtype == "bfloat16" and not summed else 4
-
-
-def _section(config: Experiment, name: str) -> StageSection:
-    section: StageSection = config.contrast.training if name == "contrast.training" else getattr(config, name)
-    return section
-
-
-def _batch_changes(name: str, section: StageSection, plan: StagePlan, temporaries: float) -> list[Saving]:
+def _of_section(name: str, section: StageSection, plan: StagePlan, temporaries: float, moments: int) -> list[Saving]:
+    """Smaller parts of a batch, or a smaller batch where there are none; and optimizers that keep less."""
+    steps, size, now = section.gradient_accumulation_steps, section.batch_size, section.optimizer.name
     shards = plan.mesh.get("data", 1) * plan.mesh.get("fsdp", 1)
-    parts = 2 * section.gradient_accumulation_steps
-    if section.batch_size % (parts * shards) == 0:
-        return [
-            Saving(
-                f"{name}.gradient_accumulation_steps {parts} (now {section.gradient_accumulation_steps})",
-                temporaries / 2,
-            )
-        ]
-    smallest = shards * section.gradient_accumulation_steps
-    if section.batch_size > smallest:
-        size = max(smallest, section.batch_size // 2 // smallest * smallest)
-        return [
-            Saving(
-                f"{name}.batch_size {size} (now {section.batch_size})", temporaries * (1 - size / section.batch_size)
-            )
-        ]
-    return []
-
-
-def _optimizer_changes(name: str, section: StageSection, moments: int) -> list[Saving]:
-    kept = {"adamw": 1.0, "rmsprop": 0.5, "adafactor": 0.01}  # of the moments of adamw, for matrices
-    now = section.optimizer.name
-    return [
-        Saving(f"{name}.optimizer.name {other} (now {now})", moments * (1 - kept[other] / kept[now]))
-        for other in ("rmsprop", "adafactor")
-        if kept[other] < kept[now] and not math.isclose(kept[other], kept[now])
-    ]
+    smallest = shards * steps
+    changes = []
+    if size % (2 * smallest) == 0:
+        changes.append(Saving(f"{name}.gradient_accumulation_steps {2 * steps} (now {steps})", temporaries / 2))
+    elif size > smallest:
+        less = max(smallest, size // 2 // smallest * smallest)
+        changes.append(Saving(f"{name}.batch_size {less} (now {size})", temporaries * (1 - less / size)))
+    for other, kept in _MOMENTS.items():
+        if kept < _MOMENTS[now]:
+            saved = moments * (1 - kept / _MOMENTS[now])
+            changes.append(Saving(f"{name}.optimizer.name {other} (now {now})", saved))
+    return changes

@@ -6,14 +6,22 @@ instead: every computation as often as it runs. Memory is the compiler's own.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import re
 from pathlib import Path
 from typing import Any
 
-from tisdpo_jax.planning._flops import convolution_flops, dot_flops, library_flops, splash_flops
-from tisdpo_jax.planning._hlo import Instruction, Shape, SourceFrame, parse
+from tisdpo_jax.planning._hlo import (
+    Instruction,
+    Shape,
+    SourceFrame,
+    convolution_flops,
+    dot_flops,
+    parse,
+    splash_flops,
+)
 
 COLLECTIVES = (
     *("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all"),
@@ -138,55 +146,37 @@ def reserved(directory: Path) -> int:
 
 def read_text(text: str) -> Program:
     """Reads `compiled.as_text()`; memory is not in it."""
-    module = parse(text)
-    walk = _Walk(module.devices)
-    total = walk.scope(module.frame())
-    kernels = [Kernel(name, count, flops) for name, (count, flops) in sorted(total.kernels.items())]
+    entry = parse(text)
+    walk = _Walk(entry.module.devices)
+    tally = walk.scope(entry)
+    kernels = []
+    for name in sorted(key[1] for key in tally if key[0] == "kernel"):
+        flops = None if tally["unknown", name] else tally["kernel flops", name]
+        kernels.append(Kernel(name, tally["kernel", name], flops))
+    collectives = (
+        Collective(kind, tally["collective", kind], tally["bytes", kind], tally["wire", kind])
+        for kind in sorted(key[1] for key in tally if key[0] == "collective")
+    )
+    buffers = (Buffer(shape.dtype, shape.dims, count, shape.bytes) for shape, count in walk.buffers.items())
     return Program(
-        matmul_flops=total.flops,
-        cycles=total.cycles,
-        collectives=tuple(Collective(kind, *values) for kind, values in sorted(total.collectives.items())),
+        matmul_flops=tally["flops", ""],
+        cycles=tally["cycles", ""],
+        collectives=tuple(collectives),
         kernels=tuple(kernels),
-        buffers=_buffers(walk.buffers),
+        buffers=tuple(sorted(buffers, key=lambda buffer: (-buffer.bytes, buffer.dtype, buffer.shape))),
         memory=None,
         unknown_loops=tuple(walk.unknown_loops),
         unknown_kernels=tuple(kernel.name for kernel in kernels if kernel.flops is None),
     )
 
 
-def large_buffers(program: Program, *, dtype: str | None = None, at_least: int = 0) -> tuple[Buffer, ...]:
-    """Buffers of `at_least` so many bytes, of one element type (`f32`, `bf16`, ...) or of all."""
-    return tuple(buffer for buffer in program.buffers if buffer.bytes >= at_least and dtype in (None, buffer.dtype))
+_Tally = collections.Counter[tuple[str, str]]
+"""(what, of which kind) -> how often or how much, over a computation and what it calls."""
 
 
-def _buffers(found: dict[Shape, int]) -> tuple[Buffer, ...]:
-    buffers = (Buffer(shape.dtype, shape.dims, count, shape.bytes) for shape, count in found.items())
-    return tuple(sorted(buffers, key=lambda buffer: (-buffer.bytes, buffer.dtype, buffer.shape)))
-
-
-@dataclasses.dataclass
-class _Tally:
-    """Sums over a computation, and what it calls."""
-
-    flops: int = 0
-    cycles: int = 0
-    collectives: dict[str, tuple[int, int, int]] = dataclasses.field(default_factory=dict)
-    kernels: dict[str, tuple[int, int | None]] = dataclasses.field(default_factory=dict)
-
-    def add(self, other: _Tally, times: int = 1) -> None:
-        self.flops += times * other.flops
-        self.cycles += times * other.cycles
-        for kind, values in other.collectives.items():
-            old = self.collectives.get(kind, (0, 0, 0))
-            self.collectives[kind] = tuple(a + times * b for a, b in zip(old, values, strict=True))  # type: ignore[assignment]
-        for name, (count, flops) in other.kernels.items():
-            old_count, old_flops = self.kernels.get(name, (0, 0))
-            known = None if flops is None or old_flops is None else old_flops + times * flops
-            self.kernels[name] = (old_count + times * count, known)
-
-    def size(self) -> tuple[int, int, int]:
-        """By which the branches of a conditional are compared."""
-        return self.cycles, self.flops, sum(values[1] for values in self.collectives.values())
+def _size(tally: _Tally) -> tuple[int, int, int]:
+    """By which the branches of a conditional are compared."""
+    return tally["cycles", ""], tally["flops", ""], sum(value for key, value in tally.items() if key[0] == "bytes")
 
 
 class _Walk:
@@ -194,7 +184,7 @@ class _Walk:
 
     def __init__(self, devices: int) -> None:
         self.devices = devices
-        self.buffers: dict[Shape, int] = {}
+        self.buffers = collections.Counter[Shape]()
         self.unknown_loops: list[str] = []
 
     def scope(self, frame: SourceFrame) -> _Tally:
@@ -208,88 +198,70 @@ class _Walk:
             opcode = instruction.opcode
             if not fused:
                 cycles = re.search(r'estimated_cycles\\?"?:\\?"?(\d+)', instruction.attributes)
-                tally.cycles += int(cycles.group(1)) if cycles else 0
-                self._note(instruction)
+                tally["cycles", ""] += int(cycles[1]) if cycles else 0
+                if opcode not in _VIEWS and not opcode.endswith("-done"):
+                    self.buffers.update(set(instruction.results))
             kind = opcode.removesuffix("-start")
             if opcode == "while":
-                self._loop(frame, instruction, tally)
+                trips = frame.trips(instruction)
+                if trips is None:
+                    self.unknown_loops.append(instruction.name)
+                body = self.scope(frame.enter(instruction, instruction.names("body")[0]))
+                tally.update({key: value * (1 if trips is None else trips) for key, value in body.items()})
             elif opcode == "conditional":
-                names = instruction.names("branch_computations") or (
+                names = instruction.names("branch_computations") or [
                     *instruction.names("true_computation"),
                     *instruction.names("false_computation"),
-                )
-                branches = [self.scope(frame.enter(instruction, name)) for name in names]
-                tally.add(max(branches, key=_Tally.size))
+                ]
+                largest = max((self.scope(frame.enter(instruction, name)) for name in names), key=_size)
+                tally.update(largest)
             elif opcode in ("fusion", "call", "async-start"):
-                for name in instruction.names("calls") or instruction.names("to_apply"):
+                for name in instruction.names("calls", "to_apply"):
                     inside = fused or opcode == "fusion"
                     self._visit(frame.enter(instruction, name), tally, seen=seen, fused=inside)
             elif opcode == "dot":
-                tally.flops += dot_flops(frame, instruction)
+                tally["flops", ""] += dot_flops(frame, instruction)
             elif opcode == "convolution":
-                tally.flops += convolution_flops(frame, instruction)
-            elif opcode == "custom-call":
-                self._custom_call(frame, instruction, tally)
+                tally["flops", ""] += convolution_flops(frame, instruction)
+            elif opcode == "custom-call" and 'custom_call_target="tpu_custom_call"' in instruction.attributes:
+                name = re.sub(r"[.\d]+$", "", instruction.name)
+                flops = splash_flops(instruction.name, frame.computation.shapes(instruction))
+                tally.update({("kernel", name): 1, ("kernel flops", name): flops or 0})
+                tally["unknown", name] += flops is None
             elif kind in COLLECTIVES:
                 self._collective(frame, instruction, kind, tally, seen=seen, fused=fused)
-
-    def _note(self, instruction: Instruction) -> None:
-        if instruction.opcode not in _VIEWS and not instruction.opcode.endswith("-done"):
-            for shape in set(instruction.results):
-                self.buffers[shape] = self.buffers.get(shape, 0) + 1
-
-    def _loop(self, frame: SourceFrame, loop: Instruction, tally: _Tally) -> None:
-        trips = frame.trips(loop)
-        if trips is None:
-            self.unknown_loops.append(loop.name)
-            trips = 1
-        tally.add(self.scope(frame.enter(loop, loop.names("body")[0])), trips)
-
-    def _custom_call(self, frame: SourceFrame, call: Instruction, tally: _Tally) -> None:
-        target = call.attribute("custom_call_target") or ""
-        quoted = re.search(r'custom_call_target="([^"]*)"', call.attributes)
-        target = quoted.group(1) if quoted else target
-        if target == "tpu_custom_call":
-            flops = splash_flops(call.name, frame.computation.shapes(call))
-            tally.add(_Tally(kernels={re.sub(r"[.\d]+$", "", call.name): (1, flops)}))
-        elif "gemm" in target or "matmul" in target.lower():
-            tally.flops += library_flops(frame, call)
 
     def _collective(
         self, frame: SourceFrame, instruction: Instruction, kind: str, tally: _Tally, *, seen: set[Any], fused: bool
     ) -> None:
         """Counts it once. The TPU compiler deals an asynchronous one out over several fusions, each with a copy."""
-        computation = frame.computation
-        scattered = kind == "all-reduce" and fused and "all-reduce-scatter" in computation.name
+        scattered = kind == "all-reduce" and fused and "all-reduce-scatter" in frame.computation.name
         if fused and not scattered:
             key = (kind, instruction.attribute("channel_id"), instruction.results)
             if key in seen:
                 return
             seen.add(key)
-        operands = [computation.instructions[name] for name in instruction.operands if name in computation.instructions]
-        given = sum(operand.bytes for operand in operands)
-        made = instruction.bytes
-        if instruction.opcode.endswith("-start") and kind not in ("all-reduce",):
-            made = max(made - given, 0)  # the results of a start hold its operands too
+        taken = sum(shape.bytes for operand in frame.computation.operands(instruction) for shape in operand.results)
+        returned = sum(shape.bytes for shape in instruction.results)
+        if instruction.opcode.endswith("-start") and kind != "all-reduce":
+            returned = max(returned - taken, 0)  # the results of a start hold its operands too
             if kind == "collective-permute":  # and flags of a few bytes
-                made = given
-        size = max(given, made)
+                returned = taken
+        size = max(taken, returned)
         kind = "reduce-scatter" if scattered else kind
         group = _group(instruction, self.devices)
         share = {"all-reduce": 2 * (group - 1) / group, "collective-permute": 1.0, "collective-broadcast": 1.0}
-        wire = size * share.get(kind, (group - 1) / group)
-        tally.add(_Tally(collectives={kind: (1, size, round(wire))}))
+        wire = round(size * share.get(kind, (group - 1) / group))
+        tally.update({("collective", kind): 1, ("bytes", kind): size, ("wire", kind): wire})
 
 
 def _group(instruction: Instruction, devices: int) -> int:
     """Devices that take part in one run of a collective."""
     text = instruction.attributes
-    mesh = re.search(r"replica_groups=(?:@?\w*)?mesh\[([^\]]*)\]\s*\{([^}]*)\}", text)
-    if mesh:
-        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh.group(1))}
-        return math.prod(sizes.get(name, 1) for name in re.findall(r"'([^']+)'", mesh.group(2))) or 1
-    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", text)
-    if iota:
-        return int(iota.group(2))
+    if mesh := re.search(r"replica_groups=(?:@?\w*)?mesh\[([^\]]*)\]\s*\{([^}]*)\}", text):
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
+        return math.prod(sizes.get(name, 1) for name in re.findall(r"'([^']+)'", mesh[2])) or 1
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", text):
+        return int(iota[2])
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", text)
-    return len(listed.group(1).split(",")) if listed else devices
+    return len(listed[1].split(",")) if listed else devices

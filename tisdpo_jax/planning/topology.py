@@ -74,7 +74,7 @@ class Topology:
     @property
     def platform(self) -> str:
         """What the program is compiled for: `tpu` or `cpu`."""
-        return "cpu" if self.spec.chip is None else "tpu"
+        return "tpu" if self.spec.chip else "cpu"
 
     @property
     def note(self) -> str:
@@ -87,14 +87,14 @@ class Topology:
 def parse_topology(text: str) -> Spec:
     """`v5e:8x8`, `v5p:4x4x4`, `cpu:8` -> Spec. Raises: ConfigError for an unknown chip or a malformed shape."""
     kind, _, shape = text.partition(":")
-    if kind not in CHIPS and kind not in VIRTUAL:
-        known = ", ".join((*CHIPS, *VIRTUAL))
-        raise ConfigError(f"topology {text!r}: unknown chip {kind!r}; one of {known}, as in v5e:8x8 or cpu:8")
-    axes = CHIPS[kind].axes if kind in CHIPS else 1
-    example = f"{kind}:" + "x".join(("4",) * axes if axes > 1 else ("8",))
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or shape.count("x") != axes - 1:
-        what = {1: "a number of devices", 2: "two sizes", 3: "three sizes"}[axes]
-        raise ConfigError(f"topology {text!r}: {kind} wants {what} behind the colon, as in {example}")
+    axes = {name: chip.axes for name, chip in CHIPS.items()} | dict.fromkeys(VIRTUAL, 1)
+    if kind not in axes:
+        raise ConfigError(f"topology {text!r}: unknown chip {kind!r}; one of {', '.join(axes)}, as in v5e:8x8 or cpu:8")
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or shape.count("x") != axes[kind] - 1:
+        what, example = {1: ("a number of devices", "8"), 2: ("two sizes", "4x4"), 3: ("three sizes", "4x4x4")}[
+            axes[kind]
+        ]
+        raise ConfigError(f"topology {text!r}: {kind} wants {what} behind the colon, as in {kind}:{example}")
     return Spec(text, kind, tuple(int(size) for size in shape.split("x")))
 
 
@@ -103,11 +103,14 @@ def prepare_topology(specs: Sequence[Spec]) -> None:
 
     The default back end becomes the CPU, so that a plan needs no accelerator and occupies none.
     """
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not ask a cloud machine what it is
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no TPU is used, so another process may have it
-    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
-    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    settings = {
+        "TPU_SKIP_MDS_QUERY": "1",  # do not ask a cloud machine what it is
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is used, so another process may have it
+        "TPU_STDERR_LOG_LEVEL": "3",
+        "TPU_MIN_LOG_LEVEL": "3",
+    }
+    os.environ.update({name: value for name, value in settings.items() if name not in os.environ})
     jax.config.update("jax_platforms", "cpu")
     wanted = max((spec.count for spec in specs if spec.chip is None), default=1)
     if wanted > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -125,7 +128,7 @@ def open_topology(spec: Spec) -> Topology:
                 f"XLA_FLAGS=--xla_force_host_platform_device_count={spec.count} before Python starts"
             )
         return Topology(spec, tuple(devices[: spec.count]))
-    if not has_libtpu():
+    if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f"topology {spec.name}: the TPU compiler is not installed; "
             '`pip install "tisdpo_jax[tpu]"` brings it, and needs no TPU'
@@ -136,15 +139,8 @@ def open_topology(spec: Spec) -> Topology:
     if 1 in spec.shape[:2]:  # a host has 2x2 chips, unless the slice is narrower
         options["chips_per_host_bounds"] = [min(2, size) for size in spec.shape[:2]] + [1]
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=spec.name, **options)
+        described = topologies.get_topology_desc(platform="tpu", topology_name=spec.name, **options)
     except Exception as error:  # libtpu raises bare runtime errors of several types
-        raise UserError(f"topology {spec.name}: libtpu refuses it ({_first_line(error)})") from None
-    return Topology(spec, tuple(found.devices))
-
-
-def has_libtpu() -> bool:
-    return importlib.util.find_spec("libtpu") is not None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise UserError(f"topology {spec.name}: libtpu refuses it ({reason})") from None
+    return Topology(spec, tuple(described.devices))

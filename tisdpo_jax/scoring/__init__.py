@@ -4,17 +4,13 @@ An argument of another shape, dtype or range is a ValueError that names it, when
 """
 
 from tisdpo_jax.scoring._fused import fused_logps, fused_logps_and_kl
-from tisdpo_jax.scoring._logits import Direction, kl_from_logits, logps_from_logits
-from tisdpo_jax.scoring._reward import contrast_scores
-from tisdpo_jax.scoring._rows import next_token, pairs, unpairs
-from tisdpo_jax.scoring._text import contrast, read, score, score_pair_of_models
-from tisdpo_jax.scoring.scorer import Scorer, Text
+from tisdpo_jax.scoring._logits import Direction, kl_from_logits, logps_from_logits, next_token, pairs, unpairs
+from tisdpo_jax.scoring.scorer import Scorer, Text, contrast_scores, read, score, score_pair_of_models
 
 __all__ = [
     "Direction",
     "Scorer",
     "Text",
-    "contrast",
     "contrast_scores",
     "fused_logps",
     "fused_logps_and_kl",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,10 +24,7 @@ class Parts(NamedTuple):
     tensor: tuple[str, ...] = ()
 
     def size(self, axes: tuple[str, ...]) -> int:
-        size = 1
-        for axis in axes:
-            size *= self.mesh.shape[axis]
-        return size
+        return math.prod(self.mesh.shape[axis] for axis in axes)
 
     def split(self) -> Parts:
         """Without the axes of one device, along which nothing travels."""
@@ -106,7 +104,8 @@ def _told(function: str, axes: Axes, mesh: Any) -> dict[str, tuple[str, ...]]:
         raise ValueError(
             f"{function}: axes is {axes!r}; it must be a dict with keys of {', '.join(PARTS)}, and mesh axes as values"
         )
-    part = {name: _names(axes.get(name, ())) for name in PARTS}
+    named = {name: axes.get(name, ()) for name in PARTS}
+    part = {name: (value,) if isinstance(value, str) else tuple(value) for name, value in named.items()}
     every = [axis for names in part.values() for axis in names]
     if mesh.empty:
         raise ValueError(
@@ -114,18 +113,16 @@ def _told(function: str, axes: Axes, mesh: Any) -> dict[str, tuple[str, ...]]:
             "use jax.set_mesh(mesh), or leave axes out on one device"
         )
     for axis in every:
+        wrong = ""
         if axis not in mesh.axis_names:
-            known = ", ".join(map(repr, mesh.axis_names))
-            raise ValueError(f"{function}: axes names {axis!r}, but the axes of the mesh are {known}")
-        if every.count(axis) > 1:
-            raise ValueError(f"{function}: axes names {axis!r} twice; an axis has one part")
-        if axis in _of_type(mesh, AxisType.Manual):
-            raise ValueError(
-                f"{function}: axes names {axis!r}, which a shard_map around the call has mapped: there each device has "
-                f"its own tokens and a whole head. Leave {axis!r} out"
+            wrong = f", but the axes of the mesh are {', '.join(map(repr, mesh.axis_names))}"
+        elif every.count(axis) > 1:
+            wrong = " twice; an axis has one part"
+        elif axis in _of_type(mesh, AxisType.Manual):
+            wrong = (
+                ", which a shard_map around the call has mapped: there each device has its own tokens and a whole "
+                f"head. Leave {axis!r} out"
             )
+        if wrong:
+            raise ValueError(f"{function}: axes names {axis!r}{wrong}")
     return part
-
-
-def _names(value: str | Sequence[str]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)

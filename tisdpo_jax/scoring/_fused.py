@@ -8,9 +8,8 @@ import numpy as np
 
 from tisdpo_jax import arguments
 from tisdpo_jax.scoring._axes import Axes, automatic, parts_of
-from tisdpo_jax.scoring._logits import DIRECTIONS, Direction
-from tisdpo_jax.scoring._split_head import How, fused
-from tisdpo_jax.scoring._targets import check_targets, of_targets
+from tisdpo_jax.scoring._logits import DIRECTIONS, Direction, check_targets, of_targets
+from tisdpo_jax.scoring._split_head import How, Tokens, fused
 
 Array = jax.Array
 
@@ -49,23 +48,8 @@ def fused_logps(
     Returns: `[...]` float32.
     Raises: ValueError for shapes, dtypes and targets that cannot be, and for axes that the mesh has not.
     """
-    function = "fused_logps"
-    given = targets
-    hidden, head, targets = _checked(function, hidden, head, targets)
-    _at_least_1(function, chunk)
-    _above_0(function, softcap=softcap)
-    mask = check_targets(function, given, targets.shape, head.shape[1], mask)
-    hidden = _silent(hidden, mask)
-
-    def run(hidden: Array, head: Array, targets: Array) -> tuple[Array, ...]:
-        parts = parts_of(function, axes, (hidden, head, targets))
-        hidden, head = _vary_together(hidden, head, targets)
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        (logps,) = fused(flat, head, None, None, targets.reshape(-1), parts, How(chunk, softcap=softcap))
-        return (logps.reshape(targets.shape),)
-
-    (logps,) = automatic(run, 1)(hidden, head, targets)
-    return of_targets(logps, targets, head.shape[1], mask)
+    (logps,) = _fused("fused_logps", [(hidden, head)], targets, mask, axes, How(chunk, softcap=softcap))
+    return logps
 
 
 def fused_logps_and_kl(
@@ -95,72 +79,63 @@ def fused_logps_and_kl(
     Returns: policy log-likelihoods, reference log-likelihoods, KL: each `[...]` float32.
     Raises: as `fused_logps`.
     """
-    function = "fused_logps_and_kl"
+    function, how = "fused_logps_and_kl", How(chunk, direction, softcap, reference_softcap)
     arguments.choice(function, "direction", direction, DIRECTIONS)
-    _at_least_1(function, chunk)
-    _above_0(function, softcap=softcap, reference_softcap=reference_softcap)
-    given = targets
-    hidden, head, targets = _checked(function, hidden, head, targets)
-    reference_hidden, reference_head, _ = _checked(
-        function, reference_hidden, reference_head, targets, whose="reference_"
-    )
-    if reference_head.shape[1] != head.shape[1]:
-        raise ValueError(
-            f"{function}: reference_head has shape {reference_head.shape} and head {head.shape}; the KL needs one "
-            "vocabulary, the last axis of both"
-        )
-    mask = check_targets(function, given, targets.shape, head.shape[1], mask)
-    hidden, reference_hidden = (_silent(x, mask) for x in (hidden, reference_hidden))
-    reference_hidden, reference_head = jax.lax.stop_gradient((reference_hidden, reference_head))
-
-    def run(hidden: Array, head: Array, *others: Array) -> tuple[Array, ...]:
-        parts = parts_of(function, axes, (hidden, head, *others))
-        reference_hidden, reference_head, targets = others
-        hidden, head = _vary_together(hidden, head, *others)
-        flat, reference = (x.reshape(-1, x.shape[-1]) for x in (hidden, reference_hidden))
-        how = How(chunk, direction, softcap, reference_softcap)
-        out = fused(flat, head, reference, reference_head, targets.reshape(-1), parts, how)
-        return tuple(x.reshape(targets.shape) for x in out)
-
-    logps, reference_logps, kl = automatic(run, 3)(hidden, head, reference_hidden, reference_head, targets)
-    if mask is not None:
-        kl = jnp.where(mask > 0, kl, 0.0)
-    logps, reference_logps = (of_targets(x, targets, head.shape[1], mask) for x in (logps, reference_logps))
+    models = [(hidden, head), (reference_hidden, reference_head)]
+    logps, reference_logps, kl = _fused(function, models, targets, mask, axes, how)
     return logps, reference_logps, kl
 
 
-def _checked(function: str, hidden: Array, head: Array, targets: Array, whose: str = "") -> tuple[Array, Array, Array]:
-    hidden_name, head_name = f"{whose}hidden", f"{whose}head"
-    hidden, head = arguments.floats(function, hidden_name, hidden), arguments.floats(function, head_name, head)
-    targets = arguments.integers(function, "targets", targets)
+def _fused(
+    function: str, models: list[tuple[Array, Array]], targets: Array, mask: Array | None, axes: Axes | None, how: How
+) -> list[Array]:
+    """Log-likelihoods under the first model, and under a second, to which no gradient flows, with their KL."""
+    if isinstance(how.chunk, bool) or not isinstance(how.chunk, int | np.integer) or how.chunk < 1:
+        raise ValueError(f"{function}: chunk is {how.chunk!r}; it must be a whole number of at least 1")
+    for name in ("softcap", "reference_softcap"):
+        if getattr(how, name) is not None:
+            arguments.number(function, name, getattr(how, name), above=0.0)
+    given, targets = targets, arguments.integers(function, "targets", targets)
+    names = ("", "reference_")
+    models = [_checked(function, name, *model, targets) for name, model in zip(names, models, strict=False)]
+    (_, head), others = models[0], models[1:]
+    if others and others[0][1].shape[1] != head.shape[1]:
+        raise ValueError(
+            f"{function}: reference_head has shape {others[0][1].shape} and head {head.shape}; the KL needs one "
+            "vocabulary, the last axis of both"
+        )
+    mask = check_targets(function, given, targets.shape, head.shape[1], mask)
+    if mask is not None:  # a NaN there would reach the gradient of the head
+        models = [(jnp.where(mask[..., None] > 0, x, jnp.zeros((), x.dtype)), kernel) for x, kernel in models]
+    reference = jax.lax.stop_gradient(models[1] if others else ())
+
+    def run(hidden: Array, head: Array, *others: Array) -> tuple[Array, ...]:
+        parts = parts_of(function, axes, (hidden, head, *others))
+        hidden, head = _vary_together(hidden, head, *others)
+        *reference, targets = others
+        flat = [x.reshape(-1, x.shape[-1]) for x in (hidden, *reference[:1])]
+        tokens = Tokens(flat[0], targets.reshape(-1), flat[1] if reference else None)
+        out = fused(tokens, (head, reference[1] if reference else None), parts, how)
+        return tuple(x.reshape(targets.shape) for x in out)
+
+    out = automatic(run, 3 if others else 1)(*models[0], *reference, targets)
+    logps = [of_targets(x, targets, head.shape[1], mask) for x in out[:2]]
+    return logps + [x if mask is None else jnp.where(mask > 0, x, 0.0) for x in out[2:]]
+
+
+def _checked(function: str, whose: str, hidden: Array, head: Array, targets: Array) -> tuple[Array, Array]:
+    names = f"{whose}hidden", f"{whose}head"
+    hidden, head = (arguments.floats(function, name, x) for name, x in zip(names, (hidden, head), strict=True))
     if head.ndim != 2 or not hidden.ndim or head.shape[0] != hidden.shape[-1]:
         turned = head.ndim == 2 and hidden.ndim and head.shape[1] == hidden.shape[-1]
         raise ValueError(
-            f"{function}: {head_name} has shape {head.shape} and {hidden_name} {hidden.shape}; they must be [D, V] and "
-            f"[..., D] of one D. {f'An embedding [V, D] becomes that by {head_name}.T' if turned else ''}".rstrip()
+            f"{function}: {names[1]} has shape {head.shape} and {names[0]} {hidden.shape}; they must be [D, V] and "
+            f"[..., D] of one D. {f'An embedding [V, D] becomes that by {names[1]}.T' if turned else ''}".rstrip()
         )
     if whose and hidden.shape[:-1] != targets.shape:
-        raise ValueError(
-            f"{function}: {hidden_name} has shape {hidden.shape}; it must be {targets.shape} and its own D"
-        )
+        raise ValueError(f"{function}: {names[0]} has shape {hidden.shape}; it must be {targets.shape} and its own D")
     arguments.same_shape(function, "targets", targets, "hidden without its last axis", hidden.shape[:-1])
-    return hidden, head, targets
-
-
-def _silent(hidden: Array, mask: Array | None) -> Array:
-    """Hidden states of 0 where the mask is 0: a NaN there would reach the gradient of the head."""
-    return hidden if mask is None else jnp.where(mask[..., None] > 0, hidden, jnp.zeros((), hidden.dtype))
-
-
-def _at_least_1(function: str, chunk: int) -> None:
-    if isinstance(chunk, bool) or not isinstance(chunk, int | np.integer) or chunk < 1:
-        raise ValueError(f"{function}: chunk is {chunk!r}; it must be a whole number of at least 1")
-
-
-def _above_0(function: str, **softcaps: float | None) -> None:
-    for name, value in softcaps.items():
-        if value is not None:
-            arguments.number(function, name, value, above=0.0)
+    return hidden, head
 
 
 def _vary_together(hidden: Array, head: Array, *others: Array) -> tuple[Array, Array]:

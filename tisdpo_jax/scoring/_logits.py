@@ -1,14 +1,14 @@
-"""Token log-likelihood and full-vocabulary KL from logits: the plain definitions, for small inputs."""
+"""Token log-likelihood and full-vocabulary KL from logits, for small inputs; what a target is; rows of other loops."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tisdpo_jax import arguments
-from tisdpo_jax.scoring._targets import check_targets, of_targets
 
 Array = jax.Array
 Direction = Literal["policy||reference", "reference||policy"]
@@ -104,3 +104,74 @@ def kl_terms(first: Array, second: Array) -> Array:
     terms = jnp.where(jnp.abs(d) < 1.0, p * (small + jnp.expm1(-small)), p * d - p + q)
     # where p is 0, its term is q
     return jnp.where(both, terms, jnp.where(no_second, 0.0, jnp.exp(jnp.where(no_second, 0.0, second))))
+
+
+def check_targets(function: str, targets: Array, shape: tuple[int, ...], vocabulary: int, mask: Any) -> Array | None:
+    """The mask, checked. Raises for a target that counts and is outside the vocabulary, where values can be seen.
+
+    Targets and mask as the caller gave them: once they are arrays of jax, constants of a traced function are not seen.
+    """
+    checked = None if mask is None else arguments.mask_like(function, mask, "targets", shape)
+    if arguments.visible(targets) and (mask is None or arguments.visible(mask)):
+        values = np.asarray(targets)
+        outside = (values < 0) | (values >= vocabulary)
+        if mask is not None:
+            outside &= np.asarray(mask) > 0
+        if outside.any():
+            place = tuple(map(int, np.argwhere(outside)[0]))
+            raise ValueError(
+                f"{function}: targets{list(place)} is {values[place]}, outside the vocabulary of {vocabulary} "
+                f"({outside.sum()} such). Say where tokens do not count, as in mask=targets != -100"
+            )
+    return checked
+
+
+def of_targets(logps: Array, targets: Array, vocabulary: int, mask: Array | None) -> Array:
+    """Log-likelihoods of targets: 0 where the mask is 0, NaN where the target is outside the vocabulary."""
+    # whatever was looked up for such a target is a number, or a 0 that reads as certainty
+    logps = jnp.where((targets >= 0) & (targets < vocabulary), logps, jnp.nan)
+    return logps if mask is None else jnp.where(mask > 0, logps, 0.0)
+
+
+def next_token(ids: Array, mask: Array) -> tuple[Array, Array]:
+    """Targets of `logits[..., :-1, :]` (or hidden states), and their mask: the shift by one.
+
+    Args:
+      ids: `[..., T]` integers, the tokens that the model reads; labels with -100 behind the mask will do.
+      mask: `[..., T]`, 1 on the tokens that count, response tokens as a rule. The first token of a row is predicted by
+        nothing, so it counts nowhere.
+
+    Returns: targets `[..., T - 1]`, 0 where the mask is, and the mask `[..., T - 1]`, float32.
+    Raises: ValueError for other shapes and dtypes.
+    """
+    ids = arguments.integers("next_token", "ids", ids)
+    if not ids.ndim or not ids.shape[-1]:
+        raise ValueError(f"next_token: ids has shape {ids.shape}; it must be [..., T] with at least one token")
+    real = arguments.mask_like("next_token", mask, "ids", ids.shape)[..., 1:] > 0
+    return jnp.where(real, ids[..., 1:], 0), real.astype(jnp.float32)
+
+
+def pairs(x: Array) -> Array:
+    """`[2B, ...]`, all chosen rows and then all rejected ones (TRL, Tunix, EasyDeL) -> `[B, 2, ...]`.
+
+    Rows of one pair must not stand beside each other: chosen, rejected, chosen, ... is `x.reshape(B, 2, ...)`.
+    Raises: ValueError for an odd number of rows.
+    """
+    return jnp.stack(jnp.split(_rows("pairs", x, 0, "[2B, ...], as many rejected rows as chosen ones"), 2), axis=1)
+
+
+def unpairs(x: Array) -> Array:
+    """`[B, 2, ...]` -> `[2B, ...]`, all chosen rows and then all rejected ones: the inverse of `pairs`.
+
+    Raises: ValueError when axis 1 is not of chosen and rejected.
+    """
+    x = _rows("unpairs", x, 1, "[B, 2, ...], axis 1 chosen and rejected")
+    return jnp.concatenate([x[:, 0], x[:, 1]])
+
+
+def _rows(function: str, x: Any, axis: int, expected: str) -> Array:
+    if not hasattr(x, "shape"):
+        raise ValueError(f"{function}: x is a {type(x).__name__}; it must be an array")
+    if x.ndim <= axis or x.shape[axis] % 2 or (axis and x.shape[axis] != 2):
+        raise ValueError(f"{function}: x has shape {x.shape}; it must be {expected}")
+    return jnp.asarray(x)

@@ -25,20 +25,20 @@ from tisdpo_jax.scoring._logits import Direction, kl_terms
 Array = jax.Array
 
 
-class _Tokens(NamedTuple):
+class Tokens(NamedTuple):
     """What belongs to each token, `[t, ...]`."""
 
     hidden: Array
     targets: Array
-    reference: Array | None
+    reference: Array | None = None
 
 
 class _Sums(NamedTuple):
     """What the backward pass knows of each token, `[t]`."""
 
     norm: Array  # log-sum-exp of the policy's logits
-    reference_norm: Array | None
-    kl: Array | None  # of the entries that both allow
+    reference_norm: Array | None = None
+    kl: Array | None = None  # of the entries that both allow
 
 
 class How(NamedTuple):
@@ -50,24 +50,26 @@ class How(NamedTuple):
     reference_softcap: float | None = None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def fused(
-    hidden: Array,
-    head: Array,
-    reference: Array | None,
-    reference_head: Array | None,
-    targets: Array,
-    parts: Parts,
-    how: How,
-) -> tuple[Array, ...]:
-    return _run_forward(_Tokens(hidden, targets, reference), head, reference_head, parts, how)[0]
+Heads = tuple[Array, Array | None]
 
 
-def _forward(hidden, head, reference, reference_head, targets, parts, how):  # type: ignore[no-untyped-def]
-    tokens = _Tokens(hidden.value, targets.value, None if reference is None else reference.value)
-    heads = head.value, None if reference_head is None else reference_head.value
-    out, sums = _run_forward(tokens, *heads, parts, how)
-    trained = () if head.perturbed else None  # decided when traced: an empty container in what is saved, or none
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def fused(tokens: Tokens, heads: Heads, parts: Parts, how: How) -> tuple[Array, ...]:
+    """Log-likelihoods of the targets `[t]`; with a reference, its own and the KL too."""
+    return _run_forward(tokens, heads, parts, how)[0]
+
+
+def _run_forward(tokens: Tokens, heads: Heads, parts: Parts, how: How) -> tuple[tuple[Array, ...], _Sums]:
+    local = functools.partial(_local_forward, vocabulary=heads[0].shape[1], how=how)
+    with jax.named_scope("head"):
+        out = _on_mesh(local, (tokens,), heads, parts, heads_out=False)
+    return jax.tree.map(lambda x: x[: tokens.targets.shape[0]], out)
+
+
+def _forward(tokens, heads, parts, how):  # type: ignore[no-untyped-def]
+    trained = () if heads[0].perturbed else None  # decided when traced: an empty container in what is saved, or none
+    tokens, heads = jax.tree.map(lambda x: x.value, (tokens, heads), is_leaf=lambda x: hasattr(x, "perturbed"))
+    out, sums = _run_forward(tokens, heads, parts, how)
     return out, (tokens, heads, sums, trained)
 
 
@@ -75,43 +77,17 @@ def _backward(parts, how, saved, cotangents):  # type: ignore[no-untyped-def]
     tokens, heads, sums, trained = saved
     zero = jax.custom_derivatives.SymbolicZero
     given = [jnp.zeros_like(tokens.targets, jnp.float32) if isinstance(x, zero) else x for x in cotangents]
-    g_kl = None if how.direction is None else given[2]
-    by_token = tokens, sums, given[0], g_kl
-    hidden_grad, head_grad = _run_backward(by_token, heads, parts, how, trained is not None)
-    return hidden_grad, head_grad, None, None, None
-
-
-fused.defvjp(_forward, _backward, symbolic_zeros=True)
-
-
-def _run_forward(
-    tokens: _Tokens,
-    head: Array,
-    reference_head: Array | None,
-    parts: Parts,
-    how: How,
-) -> tuple[tuple[Array, ...], _Sums]:
-    count, vocabulary = tokens.targets.shape[0], head.shape[1]
-    local = functools.partial(_local_forward, vocabulary=vocabulary, how=how)
-    with jax.named_scope("head"):
-        out = _on_mesh(local, (tokens,), (head, reference_head), parts, heads_out=False)
-    return jax.tree.map(lambda x: x[:count], out)
-
-
-def _run_backward(
-    by_token: tuple[_Tokens, _Sums, Array, Array | None],
-    heads: tuple[Array, Array | None],
-    parts: Parts,
-    how: How,
-    trained: bool,
-) -> tuple[Array, Array | None]:
+    by_token = tokens, sums, given[0], None if how.direction is None else given[2]
     (width, vocabulary), dtype = heads[0].shape, heads[0].dtype
-    local = functools.partial(_local_backward, vocabulary=vocabulary, how=how, trained=trained)
+    local = functools.partial(_local_backward, vocabulary=vocabulary, how=how, trained=trained is not None)
     with jax.named_scope("head_gradient"):
         hidden_grad, head_grad = _on_mesh(local, by_token, heads, parts, heads_out=True)
     if head_grad is not None:
         head_grad = head_grad[:width, :vocabulary].astype(dtype)
-    return hidden_grad[: by_token[0].hidden.shape[0]], head_grad
+    return Tokens(hidden_grad[: tokens.hidden.shape[0]], None, None), (head_grad, None)  # type: ignore[arg-type]
+
+
+fused.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _on_mesh(function: Any, by_token: Any, heads: Any, parts: Parts, *, heads_out: bool) -> Any:
@@ -143,25 +119,24 @@ def _pad(x: Array, multiples: tuple[int, ...]) -> Array:
     return jnp.pad(x, pad) if any(after for _, after in pad) else x
 
 
+def _slices(tokens: Tokens, heads: Heads, vocabulary: int, parts: Parts, how: How) -> tuple[_Slice, _Slice | None]:
+    table = _Slice(heads[0], tokens.hidden, vocabulary, parts, how.softcap)
+    if heads[1] is None or tokens.reference is None:
+        return table, None
+    return table, _Slice(heads[1], tokens.reference, vocabulary, parts, how.reference_softcap)
+
+
 def _local_forward(
-    by_token: tuple[_Tokens],
-    heads: tuple[Array, Array | None],
-    parts: Parts,
-    *,
-    vocabulary: int,
-    how: How,
+    by_token: tuple[Tokens], heads: Heads, parts: Parts, *, vocabulary: int, how: How
 ) -> tuple[tuple[Array, ...], _Sums]:
     (tokens,) = by_token
-    table = _Slice(heads[0], tokens.hidden, vocabulary, parts, how.softcap)
-    reference = None
-    if heads[1] is not None and tokens.reference is not None:
-        reference = _Slice(heads[1], tokens.reference, vocabulary, parts, how.reference_softcap)
+    table, reference = _slices(tokens, heads, vocabulary, parts, how)
 
-    def block(_: None, cut: _Tokens) -> tuple[None, Any]:
+    def block(_: None, cut: Tokens) -> tuple[None, Any]:
         cut = jax.tree.map(functools.partial(_gather, group=parts.fsdp), cut)
         logps, norm = table.log_probs(cut.hidden)
         out: tuple[Array, ...] = (table.at(logps, cut.targets),)
-        sums = _Sums(norm, None, None)
+        sums = _Sums(norm)
         if reference is not None and cut.reference is not None:
             others, reference_norm = reference.log_probs(cut.reference)
             pair = (logps, others) if how.direction == "policy||reference" else (others, logps)
@@ -176,8 +151,8 @@ def _local_forward(
 
 
 def _local_backward(
-    by_token: tuple[_Tokens, _Sums, Array, Array | None],
-    heads: tuple[Array, Array | None],
+    by_token: tuple[Tokens, _Sums, Array, Array | None],
+    heads: Heads,
     parts: Parts,
     *,
     vocabulary: int,
@@ -185,10 +160,7 @@ def _local_backward(
     trained: bool,
 ) -> tuple[Array, Array | None]:
     tokens = by_token[0]
-    table = _Slice(heads[0], tokens.hidden, vocabulary, parts, how.softcap)
-    reference = None
-    if heads[1] is not None and tokens.reference is not None:
-        reference = _Slice(heads[1], tokens.reference, vocabulary, parts, how.reference_softcap)
+    table, reference = _slices(tokens, heads, vocabulary, parts, how)
 
     def block(head_grad: Array | None, inputs: Any) -> tuple[Array | None, Array]:
         cut, sums, g_logps, g_kl = jax.tree.map(functools.partial(_gather, group=parts.fsdp), inputs)
@@ -266,8 +238,7 @@ class _Slice:
         return self._ids == targets[:, None]
 
     def at(self, logps: Array, targets: Array) -> Array:
-        (found,) = self.sum((jnp.where(self.hit(targets), logps, 0.0).sum(-1),))
-        return found
+        return self.sum((jnp.where(self.hit(targets), logps, 0.0).sum(-1),))[0]
 
     def sum(self, values: tuple[Array, ...]) -> tuple[Array, ...]:
         over = self._over()

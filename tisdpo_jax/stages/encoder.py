@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tisdpo_jax.artifacts import digest
-from tisdpo_jax.config import Experiment, PromptData
+from tisdpo_jax.config import Experiment
 from tisdpo_jax.data import (
     EncodedSet,
     PairSet,
@@ -25,7 +25,7 @@ class Encoder:
     """One way from text to tokens for all that a run reads, scores and is evaluated on."""
 
     tokenizer: Any
-    section: PromptData
+    section: Any  # `data` of the configuration
     contrast: tuple[str, str] | None  # prompts of pi+ and pi-, where the construction has them
 
     @classmethod

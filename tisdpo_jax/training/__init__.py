@@ -3,12 +3,10 @@
 from tisdpo_jax.training import optim
 from tisdpo_jax.training.interrupt import Interrupt, listening
 from tisdpo_jax.training.loop import Job, train
-from tisdpo_jax.training.metrics import MetricsLog
+from tisdpo_jax.training.metrics import MetricsLog, Progress
 from tisdpo_jax.training.objective import StepSpec
 from tisdpo_jax.training.passes import collect, one_pass
-from tisdpo_jax.training.programs import compile_step, keep_on_disk, state_shardings
-from tisdpo_jax.training.progress import Progress
-from tisdpo_jax.training.step import evaluate_step, init_state, means
+from tisdpo_jax.training.step import compile_step, evaluate_step, init_state, keep_on_disk, means, state_shardings
 
 __all__ = [
     "Interrupt",

@@ -26,7 +26,7 @@ from tisdpo_jax.training.interrupt import Interrupt, Interrupted
 from tisdpo_jax.training.metrics import MetricsLog
 from tisdpo_jax.training.objective import StepSpec
 from tisdpo_jax.training.passes import ahead, on_devices
-from tisdpo_jax.training.programs import programs
+from tisdpo_jax.training.step import programs
 from tisdpo_jax.types import Params, TrainState
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl always, a progress bar, TensorBoard and W&B by choice. Process 0 only."""
+"""Where metrics go: metrics.jsonl always; a progress bar, TensorBoard and W&B by choice. Process 0 only."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ import logging
 import math
 import secrets
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import jax
 
-from tisdpo_jax.artifacts import write_text
+from tisdpo_jax.artifacts import append_jsonl, read_jsonl, write_jsonl, write_text
 from tisdpo_jax.config import LoggingSection
 from tisdpo_jax.errors import ConfigError, UserError
 from tisdpo_jax.training.interrupt import Interrupted
-from tisdpo_jax.training.progress import Progress
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+Item = TypeVar("Item", covariant=True)
+_QUIET_SECONDS = 15.0  # between two lines of progress where there is no terminal to redraw
 _NOTE = "wandb.json"  # in the run directory: project and id of the W&B run, which a resumed run goes on with
 
 
@@ -43,12 +46,8 @@ class MetricsLog:
         """A log of its own in `folder`, of a part of the run: TensorBoard and W&B are those of this one, where its
         stages are called PREFIX/STAGE. They stay open when it is closed."""
         part = copy.copy(self)
-        part._path, part._prefix, part._bar, part._owner = (
-            folder / self._path.name,
-            f"{prefix}/" if prefix else "",
-            None,
-            False,
-        )
+        part._path, part._prefix = folder / self._path.name, f"{prefix}/" if prefix else ""
+        part._bar, part._owner = None, False
         return part
 
     def __enter__(self) -> MetricsLog:
@@ -60,15 +59,16 @@ class MetricsLog:
     def begin(self, stage: str, *, done: int, total: int) -> None:
         """Opens the progress bar of a stage, and drops lines of steps that are about to be done again."""
         if self._writers is not None:
-            self._forget(stage, done)
+            if self._path.exists():
+                rows = [row for _, row in read_jsonl(self._path, mend=True)]
+                write_jsonl(self._path, (row for row in rows if row["stage"] != stage or row["step"] <= done))
             self._writers.open()
             self._bar = Progress(stage, total, done=done, enabled=self._shows)
 
     def write(self, stage: str, step: int, split: str, values: Mapping[str, float]) -> None:
         if self._writers is not None:
-            clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"stage": stage, "step": step, "split": split, **clean}) + "\n")
+            finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            append_jsonl(self._path, [{"stage": stage, "step": step, "split": split, **finite}], flush=False)
             self._writers.write(self._prefix + stage, step, split, values)
 
     def advance(self, shown: Mapping[str, float]) -> None:
@@ -86,19 +86,6 @@ class MetricsLog:
         if self._owner and self._writers is not None:
             error = sys.exc_info()[1]
             self._writers.close(failed=error is not None and not isinstance(error, Interrupted))
-
-    def _forget(self, stage: str, done: int) -> None:
-        if not self._path.exists():
-            return
-        kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the last line of a killed run; its step is done again
-            if row["stage"] != stage or row["step"] <= done:
-                kept.append(f"{line}\n")
-        write_text(self._path, "".join(kept))
 
 
 class _Writers:
@@ -175,3 +162,53 @@ def _load(module: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         raise ConfigError(f"logging.{extra} needs the package {module}: pip install 'tisdpo_jax[{extra}]'") from None
+
+
+class Sequenced(Sized, Iterable[Item], Protocol[Item]):
+    """Something with a length to go over."""
+
+
+class Progress:
+    """Counts units of a job of known size."""
+
+    def __init__(self, label: str, total: int, *, done: int = 0, unit: str = "step", enabled: bool = True) -> None:
+        self._label, self._total, self._done, self._unit = label, total, done, unit
+        self._enabled = enabled and jax.process_index() == 0
+        self._began = self._spoke = time.monotonic()
+        self._first = done
+        self._bar: Any = None
+        if self._enabled and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=done, desc=label, unit=unit, file=sys.stderr, dynamic_ncols=True)
+
+    def advance(self, shown: Mapping[str, float] | None = None) -> None:
+        """One unit is done; `shown` stands behind the count."""
+        self._done += 1
+        values = {name: f"{value:.4g}" for name, value in (shown or {}).items()}
+        if self._bar is not None:
+            self._bar.set_postfix(values, refresh=False)
+            self._bar.update(1)
+            return
+        now = time.monotonic()
+        if self._enabled and (self._done == self._total or now - self._spoke >= _QUIET_SECONDS):
+            self._spoke = now
+            left = (now - self._began) / (self._done - self._first) * (self._total - self._done)
+            words = "".join(f", {name} {value}" for name, value in values.items())
+            count = f"{self._unit} {self._done} of {self._total}"
+            log.info("%s: %s%s, about %.0f s left", self._label, count, words, left)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def progress(items: Sequenced[T], label: str, *, unit: str = "batch", enabled: bool = True) -> Iterator[T]:
+    """The items, with their progress shown."""
+    bar = Progress(label, len(items), unit=unit, enabled=enabled)
+    try:
+        for item in items:
+            yield item
+            bar.advance()
+    finally:
+        bar.close()

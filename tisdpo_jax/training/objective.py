@@ -54,7 +54,7 @@ def objective(plan: StepSpec, trained: Params, frozen: Frozen, batch: Batch, key
     with jax.named_scope("loss"):
         loss = plan.objective.loss(inputs)
     sums: Sums = {"objective": (loss.total, loss.denominator)}
-    if loss.pairs is not None:
+    if loss.pairs is not None or inputs.logps.shape[-2] > 2:
         sums |= _metric_sums(plan.objective, inputs, loss)
     return Result(loss.total, loss.denominator, sums)
 
@@ -102,48 +102,42 @@ def token_weights(plan: StepSpec, frozen: Frozen, batch: Batch, key: Array) -> A
 
 
 def _metric_sums(objective: Objective, inputs: Inputs, loss: Loss) -> Sums:
-    """Means over pairs, and of token weights over tokens.
+    """Means over pairs; where groups are none, over responses; and of token weights over tokens.
 
     Rewards, margins, accuracies and the DPO loss are those of plain sums over tokens, whatever the loss: weights are
     made with the label, so a weighted reward would tell which response is the chosen one. `evaluation.preference`
     has the same. Without a reference they are those of the loss itself.
     """
     logps, mask, reference_logps = inputs.logps, inputs.mask, inputs.reference_logps
-    real = (mask > 0).any((-1, -2)).astype(jnp.float32)  # filler rows count nowhere
-    pairs = real.sum()
-    if reference_logps is None:
-        assert loss.pairs is not None
-        rewards = jnp.stack([loss.pairs.chosen_reward, loss.pairs.rejected_reward], axis=-1)
-    else:
-        rewards = implicit_beta(objective) * (logps - reference_logps).sum(-1)
-    margins = rewards[:, 0] - rewards[:, 1]
     tokens = (mask > 0).astype(jnp.float32)
-    lengths = jnp.maximum(tokens.sum(-1), 1.0)
     w = inputs.columns.get("token_weights", tokens)
-    weighted = (w * logps).sum(-1)
-    per_pair = {
-        "rewards/chosen": rewards[:, 0],
-        "rewards/rejected": rewards[:, 1],
-        "rewards/accuracies": (margins > 0) + 0.5 * (margins == 0),
-        "rewards/margins": margins,
-        "logps/chosen": logps[:, 0].sum(-1),
-        "logps/rejected": logps[:, 1].sum(-1),
-        "logps/weighted_chosen": weighted[:, 0],
-        "logps/weighted_rejected": weighted[:, 1],
-    }
+    of_response = {"logps/{}": logps.sum(-1), "logps/weighted_{}": (w * logps).sum(-1)}  # [B, K] each
+    of_token = {"weights/{}": w, "weights/{}_squared": jnp.square(w)}
+    of_pair = {}
     if reference_logps is not None:
-        per_pair |= {
-            "dpo_loss": jax.nn.softplus(-margins),
-            "logps/reference_chosen": reference_logps[:, 0].sum(-1),
-            "logps/reference_rejected": reference_logps[:, 1].sum(-1),
-        }
+        of_response["logps/reference_{}"] = reference_logps.sum(-1)
+        of_response["rewards/{}"] = implicit_beta(objective) * (logps - reference_logps).sum(-1)
+    elif loss.pairs is not None:
+        of_response["rewards/{}"] = jnp.stack([loss.pairs.chosen_reward, loss.pairs.rejected_reward], axis=-1)
     if inputs.kl is not None:
         name = "kl" if objective.needs.direction == "policy||reference" else "forward_kl"
-        by_side = (inputs.kl * tokens).sum(-1) / lengths
-        per_pair |= {name: by_side.mean(-1), f"{name}/chosen": by_side[:, 0], f"{name}/rejected": by_side[:, 1]}
-    sums = {name: ((value * real).sum(), pairs) for name, value in per_pair.items()}
-    for side, name in enumerate(("chosen", "rejected")):
-        count = tokens[:, side].sum()
-        per_token = {f"weights/{name}": w, f"weights/{name}_squared": jnp.square(w)}
-        sums |= {key: ((value[:, side] * tokens[:, side]).sum(), count) for key, value in per_token.items()}
+        kl = of_response[f"{name}/{{}}"] = (inputs.kl * tokens).sum(-1) / jnp.maximum(tokens.sum(-1), 1.0)
+        of_pair[name] = kl.mean(-1)
+    real = (mask > 0).any((-1, -2)).astype(jnp.float32)  # filler rows count nowhere
+    sums: Sums = {}
+    if logps.shape[-2] != 2:
+        shown: dict[str, tuple[Any, Array]] = {"mean": (slice(None), (mask > 0).any(-1).astype(jnp.float32))}
+    else:
+        shown = {"chosen": (0, real), "rejected": (1, real)}
+        margins = of_response["rewards/{}"][:, 0] - of_response["rewards/{}"][:, 1]
+        of_pair["rewards/accuracies"] = (margins > 0) + 0.5 * (margins == 0)
+        of_pair["rewards/margins"] = margins
+        if reference_logps is not None:
+            of_pair["dpo_loss"] = jax.nn.softplus(-margins)
+        sums |= {name: ((value * real).sum(), real.sum()) for name, value in of_pair.items()}
+    for name, (index, counted) in shown.items():
+        for key, value in of_response.items():
+            sums[key.format(name)] = (value[:, index] * counted).sum(), counted.sum()
+        for key, value in of_token.items():
+            sums[key.format(name)] = (value[:, index] * tokens[:, index]).sum(), tokens[:, index].sum()
     return jax.lax.stop_gradient(sums)

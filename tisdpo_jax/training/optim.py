@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from tisdpo_jax.config import OptimizerSection
 from tisdpo_jax.partitioning import map_with_path
 
-Schedule = Callable[[Any], Any]
 
-
-def schedule(section: OptimizerSection, total_steps: int) -> Schedule:
+def schedule(section: OptimizerSection, total_steps: int) -> optax.Schedule:
     """Learning rate by step. Warm-up step s of w uses (s + 1) / (w + 1) of the peak: none is wasted at 0."""
-    decay_steps = max(total_steps - section.warmup_steps, 1)
-
-    def rate(step: Any) -> Any:
-        warm = jnp.minimum(1.0, (step + 1) / (section.warmup_steps + 1))
-        done = jnp.clip((step - section.warmup_steps) / decay_steps, 0.0, 1.0)
-        shape = {"constant": 0.0 * done, "linear": done, "cosine": 0.5 - 0.5 * jnp.cos(jnp.pi * done)}[section.schedule]
-        return section.learning_rate * warm * (1.0 - (1.0 - section.end_fraction) * shape)
-
-    return rate
+    peak, warmup = section.learning_rate, section.warmup_steps
+    steps = max(total_steps - warmup, 1)
+    after = {
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, peak * section.end_fraction, steps),
+        "cosine": optax.cosine_decay_schedule(peak, steps, section.end_fraction),
+    }[section.schedule]
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(peak / (warmup + 1), peak, warmup), after], [warmup])
 
 
 def optimizer(section: OptimizerSection, total_steps: int) -> optax.GradientTransformation:
@@ -52,16 +49,12 @@ def optimizer_shardings(opt_state: Any, params: Any, shardings: Any, default: An
 
     Optax keeps moments in trees of the parameters' own structure, so the end of a leaf's path is its parameter's.
     """
-    known = {
-        jax.tree_util.keystr(path): (leaf.shape, sharding)
-        for (path, leaf), sharding in zip(
-            jax.tree_util.tree_flatten_with_path(params)[0], jax.tree.leaves(shardings), strict=True
-        )
-    }
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    known = {path: (leaf.shape, lies) for (path, leaf), lies in zip(paths, jax.tree.leaves(shardings), strict=True)}
 
     def of(path: Any, leaf: Any) -> Any:
         for start in range(len(path)):
-            shape, sharding = known.get(jax.tree_util.keystr(path[start:]), (None, None))
+            shape, sharding = known.get(path[start:], (None, None))
             if shape == leaf.shape:
                 return sharding
         return default

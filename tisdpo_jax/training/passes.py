@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from tisdpo_jax import partitioning
 from tisdpo_jax.data import Batches, Share
 from tisdpo_jax.training.interrupt import Interrupt
-from tisdpo_jax.training.progress import progress
+from tisdpo_jax.training.metrics import progress
 
 Indices = npt.NDArray[np.int64]
 T = TypeVar("T")

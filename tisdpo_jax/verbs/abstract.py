@@ -15,7 +15,7 @@ from tisdpo_jax.config import Experiment
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.models import SIZES, Model, TransformerConfig
 from tisdpo_jax.planning import Topology
-from tisdpo_jax.planning import lengths as measured
+from tisdpo_jax.planning import useful as measured
 from tisdpo_jax.stages import (
     DEMO_CACHE,
     Encoder,

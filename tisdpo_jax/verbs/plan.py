@@ -33,7 +33,6 @@ from tisdpo_jax.planning import (
     resident,
     useful,
 )
-from tisdpo_jax.planning import lengths as measured
 from tisdpo_jax.recipes import graph_of, roles_of, wanted_reads
 from tisdpo_jax.roles import Frozen, Role, Roles, bind, policy_role
 from tisdpo_jax.stages import (
@@ -207,7 +206,7 @@ def _blank_states(session: Session, encoded: EncodedSet) -> States:
     """A cache of hidden states as long as a run's, of one row that is read everywhere."""
     width, dtype = session.model.config.hidden_size, session.config.model.dtype
     row = np.zeros((1, width), np.uint16 if dtype == "bfloat16" else np.float32)
-    rows = int(measured.measure(encoded)[:, 1:].sum())
+    rows = int(useful.measure(encoded)[:, 1:].sum())
     return States(np.broadcast_to(row, (rows, width)), encoded.responses.starts, dtype)
 
 
@@ -220,7 +219,7 @@ def _scored(model: TransformerConfig, encoded: EncodedSet, role: Role, sides: tu
 def _lengths(encoded: EncodedSet, view: str, sides: tuple[int, ...]) -> useful.Lengths:
     """Tokens of the prompt in a view, and of the responses of these sides."""
     prompts = encoded.prompts(view).sizes
-    return np.stack([prompts, *(measured.measure(encoded)[:, 1 + side] for side in sides)], 1)
+    return np.stack([prompts, *(useful.measure(encoded)[:, 1 + side] for side in sides)], 1)
 
 
 def compile_plan(session: Session, spec: Spec, step: Lowered, lengths: str, note: str = "") -> StagePlan:
