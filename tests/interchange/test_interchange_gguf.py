@@ -14,7 +14,8 @@ from tiny_decoders import BASE, FAMILIES, assert_trees_equal, random_params
 
 from tisdpo_jax.errors import CheckpointError, MissingKeyError, ShapeMismatchError, UnexpectedKeyError
 from tisdpo_jax.interchange import load_params, read_config
-from tisdpo_jax.interchange.gguf import ROPE_FACTORS, llama3_factors, open_gguf
+from tisdpo_jax.interchange.gguf import ROPE_FACTORS, open_gguf
+from tisdpo_jax.interchange.gguf.model import llama3_factors
 from tisdpo_jax.models import (
     Model,
     RopeConfig,

@@ -13,7 +13,7 @@ import pytest
 from tisdpo_jax.cli import main
 from tisdpo_jax.config import Experiment, build, idle, nest, validate, without
 from tisdpo_jax.errors import ConfigError, UserError
-from tisdpo_jax.models.zoo import SIZES
+from tisdpo_jax.models import SIZES
 from tisdpo_jax.planning.advice import savings
 from tisdpo_jax.planning.program import Memory, Program, large_buffers, read_program
 from tisdpo_jax.planning.report import StagePlan, plan_text

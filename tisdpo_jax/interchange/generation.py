@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tisdpo_jax.errors import CheckpointError
-from tisdpo_jax.interchange import gguf
 from tisdpo_jax.interchange._adapter_config import CONFIG as ADAPTER
-from tisdpo_jax.interchange._fields import read_json
+from tisdpo_jax.interchange._fields import is_whole, read_json
+from tisdpo_jax.interchange.gguf import read_metadata
 from tisdpo_jax.interchange.huggingface import CONFIG
 
 GENERATION = "generation_config.json"
@@ -30,7 +30,7 @@ def stop_ids(path: str | os.PathLike[str], tokenizer: Any = None) -> list[int]:
     path = Path(path).expanduser()
     ids: list[int] = []
     if path.is_file():
-        values = gguf.metadata(gguf.open_reader(path))
+        values = read_metadata(path)
         ids += [values[key] for key in _GGUF if isinstance(values.get(key), int)]
     else:
         ids += [end for name in (GENERATION, CONFIG) for end in _ends(path / name)]
@@ -85,4 +85,4 @@ def _ends(file: Path) -> list[int]:
 
 def _whole_numbers(value: Any) -> list[int] | None:
     values = [] if value is None else value if isinstance(value, list) else [value]
-    return values if all(isinstance(one, int) and not isinstance(one, bool) for one in values) else None
+    return values if all(map(is_whole, values)) else None

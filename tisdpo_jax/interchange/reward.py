@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from tisdpo_jax.errors import CheckpointError, MissingKeyError, ShapeMismatchError
-from tisdpo_jax.interchange._assemble import assemble, layout
+from tisdpo_jax.interchange._assemble import assemble, layout, whole_matrix
 from tisdpo_jax.interchange._fields import read_json
 from tisdpo_jax.interchange._safetensors import open_directory
 from tisdpo_jax.interchange.huggingface import CONFIG, read_huggingface_config
+from tisdpo_jax.interchange.load import HEAD, rotary_tables
 from tisdpo_jax.models import TransformerConfig, abstract_params
 from tisdpo_jax.types import Params
 
@@ -55,12 +55,9 @@ def load_reward_model(
             f"{source.files[SCORE]}: tensor {SCORE!r} has shape {list(source.shapes[SCORE])}; a reward model has one "
             f"label, [1, {config.hidden_size}]"
         )
-    abstract = abstract_params(config)
-    ignored = {SCORE, "lm_head.weight"} | {name for name in source.shapes if name.endswith(".rotary_emb.inv_freq")}
-    placed = shardings(abstract) if shardings is not None else None
-    params = assemble(layout(config), source, abstract, placed, dtype, ignored=ignored)
-    score = np.asarray(source.read(SCORE, (slice(None), slice(None))), np.float32)[0]
-    return config, params, jnp.asarray(score)
+    placed = shardings(abstract_params(config)) if shardings is not None else None
+    params = assemble(layout(config), source, placed, dtype, ignored={SCORE, HEAD} | rotary_tables(source))
+    return config, params, jnp.asarray(whole_matrix(source, SCORE)[0])
 
 
 def _architectures(file: Path) -> list[Any]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tisdpo_jax import partitioning
-from tisdpo_jax.models.head import capped
+from tisdpo_jax.models.leaves import capped
 from tisdpo_jax.types import Tree
 
 Array = jax.Array

@@ -19,8 +19,7 @@ from tisdpo_jax import partitioning
 from tisdpo_jax.models.attention import Mask, prepare
 from tisdpo_jax.models.block import WHOLE, LayerCache, Shared, block, inner, rms_norm
 from tisdpo_jax.models.config import ComputeConfig, Kind, TransformerConfig
-from tisdpo_jax.models.head import head_of
-from tisdpo_jax.models.leaves import take_rows
+from tisdpo_jax.models.leaves import head_of, take_rows
 from tisdpo_jax.models.recompute import through_layers
 from tisdpo_jax.models.rope import rope_tables
 from tisdpo_jax.types import Rows, Variables

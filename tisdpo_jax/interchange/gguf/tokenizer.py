@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from tisdpo_jax.errors import CheckpointError
-from tisdpo_jax.interchange.gguf import metadata, open_reader
+from tisdpo_jax.interchange.gguf.model import metadata, open_reader
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # of tokenizer.ggml.token_type
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece writes a blank so
