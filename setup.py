@@ -63,6 +63,8 @@ setup(
     install_requires=[
         "array-record",
         "flax>=0.11.2",
+        # fetches models of the hub, and says how tensors are cut into shards
+        "huggingface_hub",
         # importlib_resources is imported by tensorflow-datasets, which does not ask for it.
         "importlib_resources",
         "jax>=0.7.2",

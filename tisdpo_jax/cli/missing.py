@@ -7,12 +7,10 @@ import re
 from pathlib import Path
 
 import tisdpo_jax
-from tisdpo_jax.config import MODELS, PATHS, TOKENIZERS, Experiment, check_path, download
+from tisdpo_jax.config import MODELS, PATHS, TOKENIZERS, Experiment, check_path
 from tisdpo_jax.errors import ConfigError
 
-_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")  # ORG/NAME[@revision]
 _BARE = re.compile(r"[A-Za-z0-9][\w.-]*")  # old models of the hub have no ORG
-_FOLDERS = {"models", "model", "runs", "data", "datasets", "checkpoints", "weights", "configs", "export", "templates"}
 _FILES = (".gguf", ".json", ".jsonl", ".gz", ".jinja", ".jinja2", ".yaml", ".yml", ".safetensors", ".bin")
 
 
@@ -63,7 +61,7 @@ def _shown(file: Path) -> str:
 
 
 def check_hub_names(config: Experiment) -> None:
-    """Raises ConfigError for a field that names something of the Hugging Face hub where a local path is wanted."""
+    """Raises ConfigError for a field that names something of the Hugging Face hub where something else is wanted."""
     judge = config.evaluation.judge
     named = [("evaluation.judge.models", part.partition("=")[2].strip()) for part in judge.models.split(",")]
     for field in PATHS:
@@ -82,14 +80,15 @@ def check_hub_name(field: str, value: str) -> None:
     known = value in ("", "demo", "auto", "hh") or value.partition(":")[0] in PATHS.get(field, ())
     if known or value.lower().endswith(_FILES) or _exists(Path(value).expanduser()):
         return
-    hub = _HUB.fullmatch(value) is not None and value.partition("/")[0] not in _FOLDERS
-    if hub and _exists(Path(value.partition("/")[0])):
-        hub = False
-    if model and (hub or _BARE.fullmatch(value)):
+    from tisdpo_jax.interchange import is_hub_name  # late: it loads jax
+
+    hub = is_hub_name(value)
+    if model and _BARE.fullmatch(value):
         raise ConfigError(
-            f"{field} {value}: no such file or directory; a model of the Hugging Face hub is downloaded first: "
-            f"{download(value)}"
+            f"{field} {value}: no such file or directory; models of the Hugging Face hub are ORG/NAME[@revision]"
         )
+    if model:  # fetched when it is read
+        return
     if hub and field == "data.template":
         raise ConfigError(f"{field} {value}: no such file; it must be auto (the tokenizer's), hh, or a jinja file")
     if hub and "hf" in PATHS.get(field, ()):

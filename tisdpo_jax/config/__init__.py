@@ -10,7 +10,6 @@ from tisdpo_jax.config.places import (
     check_address,
     check_path,
     check_places,
-    download,
     is_address,
 )
 from tisdpo_jax.config.prompt_pairs import PROMPT_PAIRS, with_prompts
@@ -56,7 +55,6 @@ __all__ = [
     "check_path",
     "check_places",
     "describe",
-    "download",
     "get",
     "idle",
     "is_address",

@@ -82,10 +82,11 @@ def check_path(name: str, value: str, kinds: tuple[str, ...] = ()) -> str:
 def _remedy(name: str, scheme: str, value: str) -> str:
     if scheme == "file":
         return "write the path alone, without file://"
-    if name in MODELS + TOKENIZERS and (hub := re.search(r"(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", value)):
-        return f"models are read from this machine: {download(hub[1])}"
-    if name in MODELS + TOKENIZERS and scheme == "hf" and (hub := re.search(r":/*([\w.-]+/[\w.-]+)", value)):
-        return f"models are read from this machine: {download(hub[1])}"
+    hub = re.search(
+        r":/*([\w.-]+/[\w.-]+)" if scheme == "hf" else r"(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", value
+    )
+    if hub and name in MODELS + TOKENIZERS:
+        return f"a model of the hub is written as its name alone, {hub[1]}"
     if scheme == "hf" and "hf" in PATHS.get(name, ()):
         return "a data set of the Hugging Face hub is written hf:ORG/NAME[:SPLIT]"
     mount = f" (for example with {_BUCKETS[scheme]})" if scheme in _BUCKETS else ""
@@ -97,14 +98,6 @@ def _remedy(name: str, scheme: str, value: str) -> str:
         if scheme in _BUCKETS
         else f"{scheme}:// is not supported; give {known}"
     )
-
-
-def download(hub_id: str) -> str:
-    """How to get a model of the Hugging Face hub on this machine."""
-    name, _, revision = hub_id.partition("@")
-    folder = f"models/{name.rpartition('/')[2]}"
-    at = f" --revision {revision}" if revision else ""
-    return f"`hf download {name}{at} --local-dir {folder}` (of pip package huggingface_hub), then give {folder}"
 
 
 def is_address(text: str) -> bool:

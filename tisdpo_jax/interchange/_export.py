@@ -24,7 +24,7 @@ from tisdpo_jax.types import Params
 MARK = ".tisdpo_export"
 
 
-def export(
+def write_export(
     directory: str | os.PathLike[str],
     layout: Layout,
     params: Params,

@@ -46,6 +46,13 @@ def local_model(name: str | os.PathLike[str], files: tuple[str, ...] = ()) -> Pa
     return Path(name).expanduser()
 
 
+def model_name(path: Path) -> str:
+    """What tables call a model: ORG/NAME of the hub, else its directory's or its file's name."""
+    if path.parent.name == "snapshots":  # as the hub's cache lays it out
+        return path.parents[1].name.removeprefix("models--").replace("--", "/")
+    return path.stem if path.is_file() else path.name
+
+
 @functools.cache  # the hub is asked once a process
 def _fetched(name: str, files: tuple[str, ...]) -> Path:
     from huggingface_hub import errors, snapshot_download
@@ -67,7 +74,7 @@ def _fetched(name: str, files: tuple[str, ...]) -> Path:
             "neither a path here nor in the hub's cache, and the hub cannot be reached (or HF_HUB_OFFLINE is set); "
             f"check the network, or download it elsewhere ({_download(repository, revision)}) and name the folder"
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever the HTTP client of this huggingface_hub raises, and disks that are full
         reason = str(error).strip().splitlines()
         why = f"cannot be fetched from the hub ({reason[0] if reason else type(error).__name__}); run again to go on"
     else:

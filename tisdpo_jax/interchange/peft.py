@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from tisdpo_jax.errors import CheckpointError, MissingKeyError, ShapeMismatchError, UnexpectedKeyError
 from tisdpo_jax.interchange._adapter_config import CONFIG, AdapterConfig, read_adapter_config
 from tisdpo_jax.interchange._assemble import Layout, Leaf, TensorSource, check_tree, layout, tensor_part, whole_matrix
-from tisdpo_jax.interchange._export import export
+from tisdpo_jax.interchange._export import write_export
 from tisdpo_jax.interchange._fields import write_json
 from tisdpo_jax.interchange._safetensors import open_files
 from tisdpo_jax.interchange.generation import exported_generation
@@ -126,7 +126,7 @@ def save_peft(
         write_companions(target, tokenizer, chat_template, exported_generation(base_model, {}, stops))
 
     files = {WEIGHTS: [name for leaf in leaves.values() for name in leaf.names]}
-    export(directory, leaves, lora, np.dtype(next(iter(flat.values())).dtype), files, companions)
+    write_export(directory, leaves, lora, np.dtype(next(iter(flat.values())).dtype), files, companions)
 
 
 def load_peft(

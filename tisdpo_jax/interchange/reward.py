@@ -14,6 +14,7 @@ from tisdpo_jax.errors import CheckpointError, MissingKeyError, ShapeMismatchErr
 from tisdpo_jax.interchange._assemble import assemble, layout, whole_matrix
 from tisdpo_jax.interchange._fields import read_json
 from tisdpo_jax.interchange._safetensors import open_directory
+from tisdpo_jax.interchange.hub import local_model
 from tisdpo_jax.interchange.huggingface import CONFIG, read_huggingface_config
 from tisdpo_jax.interchange.load import HEAD, rotary_tables
 from tisdpo_jax.models import TransformerConfig, abstract_params
@@ -24,7 +25,7 @@ SCORE = "score.weight"
 
 def is_reward_model(path: str | os.PathLike[str]) -> bool:
     """Whether a directory says that it holds a model for sequence classification."""
-    file = Path(path).expanduser() / CONFIG
+    file = local_model(path) / CONFIG
     return file.is_file() and any("SequenceClassification" in str(name) for name in _architectures(file))
 
 
@@ -39,7 +40,7 @@ def load_reward_model(
 
     Raises: CheckpointError for other kinds of model, or more than one label; its subclasses where tensors do not fit.
     """
-    path = Path(path).expanduser()
+    path = local_model(path)
     if not is_reward_model(path):
         names = ", ".join(_architectures(path / CONFIG)) or "none"
         raise CheckpointError(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tisdpo_jax.interchange._assemble import check_tree, layout
-from tisdpo_jax.interchange._export import export
+from tisdpo_jax.interchange._export import write_export
 from tisdpo_jax.interchange._fields import read_json, write_json
 from tisdpo_jax.interchange._safetensors import INDEX, shards
 from tisdpo_jax.interchange.generation import GENERATION, exported_generation, special_ids
@@ -62,7 +62,7 @@ def save_huggingface(
         write_json(target / CONFIG, raw)
         write_companions(target, tokenizer, chat_template, exported_generation(base, raw, stops))
 
-    export(directory, leaves, params, stored, files, companions)
+    write_export(directory, leaves, params, stored, files, companions)
 
 
 def write_companions(

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import yaml
 
-from tisdpo_jax import reporting
+from tisdpo_jax import interchange, reporting
 from tisdpo_jax._version import __version__
 from tisdpo_jax.config import resolved
 from tisdpo_jax.recipes import pictures
@@ -51,7 +51,7 @@ def write_report(
     split = "eval" if session.eval is not None else "train"
     encoded, found = session.split(split), columns[split]
     report = Report(
-        title=f"{config.loss.title} of {_model(session)}: {session.run_dir.name}",
+        title=f"{config.loss.title} of {interchange.model_name(session.model_path)}: {session.run_dir.name}",
         facts=_facts(session),
         comparisons=tables,
         measures=measures,
@@ -123,18 +123,13 @@ def _facts(session: Session) -> tuple[tuple[str, str], ...]:
     mesh = ", ".join(f"{name} {size}" for name, size in session.mesh.shape.items())
     lora = f"LoRA rank {session.config.lora.rank}" if session.lora else "all parameters"
     return (
-        ("model", _model(session)),
+        ("model", interchange.model_name(session.model_path)),
         ("trained", lora),
         ("token weights", f"construction {session.config.contrast.construction}, {session.config.weights.method}"),
         ("training pairs", f"{len(session.train)} from {session.config.data.train}"),
         ("devices", f"{jax.device_count()} {jax.devices()[0].device_kind} ({mesh}), {jax.process_count()} process(es)"),
         ("software", f"tisdpo_jax {__version__}, jax {jax.__version__}"),
     )
-
-
-def _model(session: Session) -> str:
-    """The name of the model's directory, or of its file."""
-    return session.model_path.stem if session.model_path.is_file() else session.model_path.name
 
 
 def _counts(session: Session, split: str) -> DataCounts:

@@ -179,10 +179,10 @@ def model_path(config: Experiment) -> Path:
 
 
 def named_path(name: str) -> Path:
-    """Where the model is that a configuration names; `demo` is fetched first."""
+    """Where the model is that a configuration names; `demo` and models of the hub are fetched first."""
     if name == "demo":
         return interchange.demo_model_path(DEMO_CACHE.expanduser())
-    return Path(name).expanduser()
+    return interchange.local_model(name)
 
 
 def check_batches(config: Experiment, mesh: Mesh) -> None:
