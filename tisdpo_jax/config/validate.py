@@ -44,7 +44,7 @@ def _fail(message: str) -> None:
 
 def _required(config: Experiment, trains: bool) -> None:
     if not config.model.path:
-        _fail("model.path is empty; name a Hugging Face directory, a .gguf file, a model of the hub (ORG/NAME), or `demo`")
+        _fail("model.path is empty; name a Hugging Face directory, a .gguf file, ORG/NAME of the hub, or `demo`")
     if trains and config.dlma.rounds:
         if not config.sampling.prompts:
             _fail("sampling.prompts is empty; name a file of prompts, or `demo:prompts` (dlma.rounds asks for DLMA)")

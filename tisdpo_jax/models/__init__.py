@@ -2,9 +2,8 @@
 
 from tisdpo_jax.models.attention import Mask, attention
 from tisdpo_jax.models.block import LayerCache
-from tisdpo_jax.models.config import GEMMA, SIZES, ComputeConfig, Kind, RopeConfig, TransformerConfig
+from tisdpo_jax.models.config import GEMMA, SIZES, ComputeConfig, Kind, Model, RopeConfig, TransformerConfig
 from tisdpo_jax.models.decoder import (
-    Model,
     decode,
     empty_cache,
     hidden_states,

@@ -135,6 +135,19 @@ class ComputeConfig:
         _check_names(self)
 
 
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A decoder and how it is computed; hashable, so it can be a static argument."""
+
+    config: TransformerConfig
+    compute: ComputeConfig = ComputeConfig()
+
+    @property
+    def decoding(self) -> Model:
+        """Against a cache: that needs explicit positions, which only the xla back end honours, and no gradient."""
+        return dataclasses.replace(self, compute=dataclasses.replace(self.compute, attention="xla", remat="none"))
+
+
 # Sizes of released models, for plans and checks without their weights. A run reads its model's own config.
 _LLAMA31_ROPE = RopeConfig(500_000.0, "llama3", 8.0, 1.0, 4.0, 8192)
 GEMMA: dict[str, Any] = {
