@@ -26,7 +26,7 @@ from tisdpo_jax.interchange import (
     read_config,
     save_huggingface,
 )
-from tisdpo_jax.interchange.hub import _fetched
+from tisdpo_jax.interchange.fetch import _fetched
 from tisdpo_jax.testing.tokenizer import tiny_tokenizer
 from tisdpo_jax.types import Params
 
@@ -90,7 +90,7 @@ def refusal(kind: type[errors.HfHubHTTPError], code: int) -> errors.HfHubHTTPErr
         (lambda: refusal(errors.GatedRepoError, 403), r"granted on https://huggingface\.co/ORG/NAME.*hf auth login"),
         (lambda: refusal(errors.RepositoryNotFoundError, 404), "neither a path here nor a model that the hub shows"),
         (lambda: refusal(errors.RevisionNotFoundError, 404), "no revision v1"),
-        (lambda: errors.LocalEntryNotFoundError("x"), "HF_HUB_OFFLINE.*hf download ORG/NAME --revision v1"),
+        (lambda: errors.LocalEntryNotFoundError("x"), "OFFLINE.*hf download ORG/NAME --revision v1 --local-dir FOLDER"),
         (lambda: RuntimeError("timed out"), r"cannot be fetched from the hub \(timed out\)"),
         (lambda: OSError(28, "No space left on device"), "No space left on device.*run again"),
         (lambda: refusal(errors.HfHubHTTPError, 500), r"cannot be fetched from the hub \(no"),

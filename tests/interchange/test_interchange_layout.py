@@ -49,8 +49,7 @@ def test_flatten_and_unflatten_are_inverse() -> None:
     assert unflatten(flatten(tree)) == tree
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("max_shard_bytes", [10**9, 20_000])
+@pytest.mark.parametrize(("dtype", "max_shard_bytes"), [("float32", 10**9), ("bfloat16", 20_000), ("float16", 20_000)])
 def test_round_trip_is_bit_exact(checkpoint: Checkpoint, dtype: str, max_shard_bytes: int) -> None:
     directory, params = checkpoint(dtype=dtype, max_shard_bytes=max_shard_bytes)
     assert (directory / "model.safetensors.index.json").exists() == (max_shard_bytes == 20_000)
@@ -104,7 +103,7 @@ def test_non_contiguous_arrays_are_written_right(tmp_path: Path) -> None:
     assert_trees_equal(jax.tree.map(np.asarray, load_params(tmp_path / "model", BASE, dtype="float32")), params)
 
 
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 4, 2), (8, 1, 1)])
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2)])
 def test_any_mesh_reads_and_writes_the_same(tmp_path: Path, checkpoint: Checkpoint, sizes: tuple[int, ...]) -> None:
     directory, params = checkpoint()
     shardings = param_shardings(abstract_params(BASE), make_mesh(*sizes))

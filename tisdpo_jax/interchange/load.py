@@ -18,8 +18,8 @@ import numpy as np
 from tisdpo_jax.errors import CheckpointError, ShapeMismatchError
 from tisdpo_jax.interchange._assemble import Layout, TensorSource, assemble, check, layout
 from tisdpo_jax.interchange._safetensors import PICKLES, open_directory, refuse_pickle
+from tisdpo_jax.interchange.fetch import TOKENIZER, local_model
 from tisdpo_jax.interchange.gguf import ROPE_FACTORS, gguf_tokenizer, open_gguf, read_gguf_config
-from tisdpo_jax.interchange.hub import TOKENIZER, local_model
 from tisdpo_jax.interchange.huggingface import read_huggingface_config
 from tisdpo_jax.models import TransformerConfig, tensor_name
 from tisdpo_jax.types import Params

@@ -14,7 +14,7 @@ from tisdpo_jax.errors import CheckpointError, MissingKeyError, ShapeMismatchErr
 from tisdpo_jax.interchange._assemble import assemble, layout, whole_matrix
 from tisdpo_jax.interchange._fields import read_json
 from tisdpo_jax.interchange._safetensors import open_directory
-from tisdpo_jax.interchange.hub import local_model
+from tisdpo_jax.interchange.fetch import local_model
 from tisdpo_jax.interchange.huggingface import CONFIG, read_huggingface_config
 from tisdpo_jax.interchange.load import HEAD, rotary_tables
 from tisdpo_jax.models import TransformerConfig, abstract_params
@@ -26,7 +26,7 @@ SCORE = "score.weight"
 def is_reward_model(path: str | os.PathLike[str]) -> bool:
     """Whether a directory says that it holds a model for sequence classification."""
     file = local_model(path) / CONFIG
-    return file.is_file() and any("SequenceClassification" in str(name) for name in _architectures(file))
+    return file.is_file() and any("SequenceClassification" in name for name in _architectures(file))
 
 
 def load_reward_model(
@@ -61,6 +61,6 @@ def load_reward_model(
     return config, params, jnp.asarray(whole_matrix(source, SCORE)[0])
 
 
-def _architectures(file: Path) -> list[Any]:
-    found = read_json(file).get("architectures")
-    return found if isinstance(found, list) else []
+def _architectures(file: Path) -> list[str]:
+    names = read_json(file).get("architectures")
+    return [str(name) for name in names] if isinstance(names, list) else []

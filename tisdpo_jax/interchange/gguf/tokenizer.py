@@ -62,10 +62,8 @@ def gguf_tokenizer(path: Path) -> Any:
     whole = [token for token, of in zip(tokens, types, strict=True) if of == USER_DEFINED and token not in control]
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in whole])
 
-    add_bos = (
-        values.get("tokenizer.ggml.add_bos_token", kind == "llama" or _CUTS.get(cut) == "llama3")
-        and "bos_token" in named
-    )
+    adds_bos = kind == "llama" or _CUTS.get(cut) == "llama3"
+    add_bos = values.get("tokenizer.ggml.add_bos_token", adds_bos) and "bos_token" in named
     add_eos = values.get("tokenizer.ggml.add_eos_token", False) and "eos_token" in named
     before, after = [named["bos_token"]] if add_bos else [], [named["eos_token"]] if add_eos else []
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -91,8 +89,8 @@ def _byte_level(path: Path, tokens: list[str], merges: list[str], cut: str) -> T
         raise CheckpointError(f"{path}: no tokenizer.ggml.merges, which a gpt2 vocabulary needs; fetch the file again")
     if (like := _CUTS.get(cut)) is None:
         raise CheckpointError(
-            f"{path}: tokenizer.ggml.pre is {cut!r}; known: {', '.join(filter(None, _CUTS))}. Name a directory with the "
-            f"tokenizer's Hugging Face files as model.tokenizer"
+            f"{path}: tokenizer.ggml.pre is {cut!r}; known: {', '.join(filter(None, _CUTS))}. Name a directory with "
+            f"the tokenizer's Hugging Face files as model.tokenizer"
         )
     first: list[Any] = []
     if like == "smollm":
