@@ -59,8 +59,7 @@ def test_initial_a_has_the_spread_that_keeps_sizes() -> None:
     assert (a[0] != a[1]).any(), "each layer its own draw"
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
-@pytest.mark.parametrize("layer_loop", ["scan", "unroll"])
+@pytest.mark.parametrize(("family", "layer_loop"), [("qwen2", "scan"), ("qwen3", "unroll")])
 def test_merging_is_the_adapter_switched_on(family: str, layer_loop: str) -> None:
     lora = random_adapters(1, base(family))
     on = apply(model(family, layer_loop=layer_loop), {"params": base(family), "lora": lora}, TOKENS)

@@ -81,9 +81,8 @@ def test_rotation_rounds_once() -> None:
     np.testing.assert_array_equal(rotate(x, tables), rotate(x.astype("float32"), tables).astype("bfloat16"))
 
 
-@pytest.mark.parametrize("family", ["llama2", "qwen3"])
-def test_bfloat16_is_near_float32(family: str) -> None:
-    config = FAMILIES[family]
+def test_bfloat16_is_near_float32() -> None:
+    config = FAMILIES["qwen3"]
     params = random_params(0, config)
     apply = jax.jit(logits, static_argnums=0)
     exact = apply(Model(config), {"params": params}, TOKENS)

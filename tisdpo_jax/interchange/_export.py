@@ -123,11 +123,10 @@ def _remove_leftovers(directory: Path) -> None:
 def _settle(directory: Path) -> None:
     """All files as the umask says, whatever wrote them (safetensors: for the owner alone), and on the disk."""
     mode = (directory / MARK).stat().st_mode
-    for folder, _, files in os.walk(directory):
-        for file in files:
-            os.chmod(Path(folder) / file, mode)
-            _sync(Path(folder) / file)
-        _sync(Path(folder))
+    for path in (*directory.rglob("*"), directory):
+        if path.is_file():
+            path.chmod(mode)
+        _sync(path)
 
 
 def _sync(path: Path) -> None:
