@@ -65,6 +65,8 @@ setup(
         "flax>=0.11.2",
         # as huggingface_hub asks for it
         "httpx2>=2,<3",
+        # fetches models of the hub, and says how tensors are cut into shards
+        "huggingface_hub",
         # importlib_resources is imported by tensorflow-datasets, which does not ask for it.
         "importlib_resources",
         "jax>=0.7.2",

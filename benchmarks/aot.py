@@ -81,7 +81,7 @@ HEADER = [
 
 def read_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     parser = argparse.ArgumentParser(prog="aot.py", description="Steps compiled ahead of time for TPU slices.")
-    parser.add_argument("--models", default="llama2_7b,llama31_8b", help="shapes of models.zoo, comma-separated")
+    parser.add_argument("--models", default="llama2_7b,llama31_8b", help="shapes of models.SIZES, comma-separated")
     parser.add_argument("--topologies", default="v5e:8x8,v5p:4x4x4,v6e:8x8", help="comma-separated")
     parser.add_argument("--cases", default="dpo live,tisdpo states", help="only cases that begin like this")
     parser.add_argument("--pairs-per-chip", type=int, default=8, help="pairs of a step, for each chip (8)")

@@ -32,8 +32,7 @@ from stepping import Steps
 from tisdpo_jax.cli.options import load
 from tisdpo_jax.config import validate
 from tisdpo_jax.interchange.huggingface import huggingface_config
-from tisdpo_jax.models import Model, TransformerConfig, abstract_params, init_params
-from tisdpo_jax.models.zoo import SIZES
+from tisdpo_jax.models import SIZES, Model, TransformerConfig, abstract_params, init_params
 from tisdpo_jax.partitioning import param_shardings
 from tisdpo_jax.planning import useful
 from tisdpo_jax.planning.topology import Spec, Topology
@@ -53,7 +52,7 @@ SIZE = {"max_length": 512, "max_response": 256}  # tokens
 def read_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu.py", description="DPO and TIS-DPO steps on one GPU.")
     models = "smollm2_135m,llama32_1b,llama31_8b"
-    parser.add_argument("--models", default=models, help=f"shapes of models.zoo, or tiny ({models})")
+    parser.add_argument("--models", default=models, help=f"shapes of models.SIZES, or tiny ({models})")
     parser.add_argument("--cases", default="", help="only cases that begin like this, comma-separated")
     parser.add_argument("--pairs", type=int, default=16, help="pairs of the step that is timed (16)")
     parser.add_argument("--steps", type=int, default=5, help="steps that are timed (5)")

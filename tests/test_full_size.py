@@ -13,8 +13,7 @@ import pytest
 from tisdpo_jax import partitioning
 from tisdpo_jax.cli.options import load
 from tisdpo_jax.data import EncodedGroup, EncodedSet, fit, make_batch
-from tisdpo_jax.models import Model, abstract_params, head_only, init_adapters
-from tisdpo_jax.models.zoo import SIZES
+from tisdpo_jax.models import SIZES, Model, abstract_params, head_only, init_adapters
 from tisdpo_jax.recipes import graph_of
 from tisdpo_jax.stages.session import check_batches, compute_config
 from tisdpo_jax.testing import device_mesh

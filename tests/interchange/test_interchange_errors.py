@@ -267,7 +267,7 @@ def test_export_replaces_its_own_and_never_looks_finished(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("tisdpo_jax.interchange.save.json.dumps", dies)  # weights are written, config.json is not
+        patch.setattr("tisdpo_jax.interchange._fields.json.dumps", dies)  # weights are written, config.json is not
         with pytest.raises(KeyboardInterrupt):
             save_huggingface(directory, doubled, BASE)
         with pytest.raises(KeyboardInterrupt):

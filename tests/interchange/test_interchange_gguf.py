@@ -14,7 +14,8 @@ from tiny_decoders import BASE, FAMILIES, assert_trees_equal, random_params
 
 from tisdpo_jax.errors import CheckpointError, MissingKeyError, ShapeMismatchError, UnexpectedKeyError
 from tisdpo_jax.interchange import load_params, read_config
-from tisdpo_jax.interchange.gguf import ROPE_FACTORS, llama3_factors, open_gguf
+from tisdpo_jax.interchange.gguf import ROPE_FACTORS, open_gguf
+from tisdpo_jax.interchange.gguf.model import llama3_factors
 from tisdpo_jax.models import (
     Model,
     RopeConfig,
@@ -75,7 +76,7 @@ def test_float32_files_are_read_bit_for_bit(tmp_path: Path, name: str) -> None:
         assert_trees_equal(loaded, params)
 
 
-KINDS = ["F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K"]
+KINDS = ["F16", "BF16", "Q8_0", "Q4_1", "Q4_K"]  # numbers, and blocks of 32 and of 256
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -97,13 +98,9 @@ def test_every_quantisation_on_one_device_and_many(tmp_path: Path, kind: str) ->
     np.testing.assert_array_equal(np.asarray(whole["layers"]["attention"]["q"]["kernel"][1]), halves.T)
     np.testing.assert_array_equal(np.asarray(whole["embed"]["embedding"]), dequantised("token_embd.weight"))
     if not kind.endswith("_K"):  # random blocks there
-        step = {"F32": 0, "F16": 1e-3, "BF16": 8e-3, "Q8_0": 0.02, "Q5": 0.12, "Q4": 0.25}[
-            kind[:2] if kind[:2] in ("Q4", "Q5") else kind
-        ]
+        step = {"F16": 1e-3, "BF16": 8e-3, "Q8_0": 0.02, "Q4_1": 0.25}[kind]
         for path, got in flatten(whole).items():
-            np.testing.assert_allclose(
-                np.asarray(got), np.asarray(flatten(params)[path]), atol=max(step, 1e-9), err_msg=path
-            )
+            np.testing.assert_allclose(np.asarray(got), np.asarray(flatten(params)[path]), atol=step, err_msg=path)
 
 
 def test_only_the_wanted_rows_are_dequantised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,14 +212,13 @@ def test_quantisations_that_cannot_be_undone_are_refused(tmp_path: Path, monkeyp
     ("name", "kind"),
     [
         *(
-            ("llama2", "F32"),
             ("smollm2", "F16"),
             ("qwen2", "F32"),
             ("qwen3", "F32"),
-            ("wide", "Q8_0"),
             ("wide", "Q6_K"),
+            ("gemma2", "F32"),
+            ("gemma3", "F32"),
         ),
-        *(("gemma2", "F32"), ("gemma3", "F32")),
     ],
 )
 def test_transformers_own_conversion_says_the_same(tmp_path: Path, name: str, kind: str) -> None:

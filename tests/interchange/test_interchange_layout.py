@@ -37,8 +37,9 @@ def test_layout_covers_the_parameters_of_every_family(family: TransformerConfig)
 
 
 def test_adapter_layout_is_the_kernels_layout() -> None:
-    leaves = adapter_layout(BASE, projections())
+    leaves = adapter_layout(BASE, projections(), rank=3)
     assert {path.rpartition("/")[0] for path in leaves} == set(projections())
+    assert leaves["layers/mlp/down/a"].tensor_shape == (3, 48) and leaves["layers/mlp/down/b"].tensor_shape == (32, 3)
     assert leaves["layers/mlp/down/b"].names[2] == "base_model.model.model.layers.2.mlp.down_proj.lora_B.weight"
 
 
@@ -48,8 +49,7 @@ def test_flatten_and_unflatten_are_inverse() -> None:
     assert unflatten(flatten(tree)) == tree
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("max_shard_bytes", [10**9, 20_000])
+@pytest.mark.parametrize(("dtype", "max_shard_bytes"), [("float32", 10**9), ("bfloat16", 20_000), ("float16", 20_000)])
 def test_round_trip_is_bit_exact(checkpoint: Checkpoint, dtype: str, max_shard_bytes: int) -> None:
     directory, params = checkpoint(dtype=dtype, max_shard_bytes=max_shard_bytes)
     assert (directory / "model.safetensors.index.json").exists() == (max_shard_bytes == 20_000)
@@ -103,7 +103,7 @@ def test_non_contiguous_arrays_are_written_right(tmp_path: Path) -> None:
     assert_trees_equal(jax.tree.map(np.asarray, load_params(tmp_path / "model", BASE, dtype="float32")), params)
 
 
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 4, 2), (8, 1, 1)])
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2)])
 def test_any_mesh_reads_and_writes_the_same(tmp_path: Path, checkpoint: Checkpoint, sizes: tuple[int, ...]) -> None:
     directory, params = checkpoint()
     shardings = param_shardings(abstract_params(BASE), make_mesh(*sizes))
@@ -130,8 +130,7 @@ def test_each_part_is_read_once_and_nothing_else(checkpoint: Checkpoint) -> None
     """On 2x2x2 devices every part of a kernel lies on two devices, and is read for one of them."""
     directory, _ = checkpoint()
     source, reads = counting(open_directory(directory))
-    abstract = abstract_params(BASE)
-    assemble(layout(BASE), source, abstract, param_shardings(abstract, make_mesh(2, 2, 2)), "float32")
+    assemble(layout(BASE), source, param_shardings(abstract_params(BASE), make_mesh(2, 2, 2)), "float32")
     assert reads.keys() == source.shapes.keys()
     for name, indices in reads.items():
         seen = np.zeros(source.shapes[name], int)
@@ -153,7 +152,6 @@ def test_one_device_of_many_reads_only_its_part(checkpoint: Checkpoint) -> None:
     shardings = flatten(param_shardings(abstract, mesh))
     mine = mesh.devices.flat[3]
     parts = {path: shardings[path].devices_indices_map(leaf.shape)[mine] for path, leaf in flatten(abstract).items()}
-    cut = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in flatten(abstract).items()}
 
     class Mine:  # stands in for a sharding in a process that holds one device
         def __init__(self, path: str) -> None:
@@ -164,7 +162,7 @@ def test_one_device_of_many_reads_only_its_part(checkpoint: Checkpoint) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "make_array_from_callback", from_callback)
-        held = assemble(layout(BASE), source, unflatten(cut), unflatten({path: Mine(path) for path in cut}), "float32")
+        held = assemble(layout(BASE), source, unflatten({path: Mine(path) for path in parts}), "float32")
     elements = sum(x.size for x in jax.tree.leaves(held))
     touched = sum(np.zeros(source.shapes[name])[index].size for name, indices in reads.items() for index in indices)
     assert touched == elements < sum(np.prod(shape) for shape in source.shapes.values()) / 4

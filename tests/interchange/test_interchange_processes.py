@@ -33,7 +33,7 @@ def counting(name, index):
     read.setdefault(name, []).append(index)
     return source.read(name, index)
 counted = _assemble.TensorSource(source.path, source.files, source.shapes, counting)
-params = _assemble.assemble(_assemble.layout(config), counted, abstract, shardings, "float32")
+params = _assemble.assemble(_assemble.layout(config), counted, shardings, "float32")
 held = sum(np.zeros(source.shapes[name])[index].size for name, many in read.items() for index in many)
 print("READ", held, sum(int(np.prod(shape)) for shape in source.shapes.values()))
 interchange.save_huggingface(directory / "out", params, config, max_shard_bytes=20_000)

@@ -22,7 +22,7 @@ from tisdpo_jax.types import Params
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-TOKENS = np.random.default_rng(7).integers(0, 96, (2, 24))
+TOKENS = np.random.default_rng(7).integers(0, 96, (2, 56))
 SIZES: dict[str, Any] = {
     "vocab_size": 96,
     "hidden_size": 32,
@@ -115,20 +115,14 @@ def load_theirs(directory: Path) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
-def test_imported_logits(reference: tuple[Any, Path]) -> None:
+def test_imported_and_exported_logits(reference: tuple[Any, Path], tmp_path: Path) -> None:
     model, directory = reference
-    config = read_config(directory)
-    expected = theirs(model, TOKENS)
+    config, expected = read_config(directory), theirs(model, TOKENS)
     assert expected.std() > 0.3  # a model that says something
-    got = ours(config, load_params(directory, config, dtype="float32"), TOKENS)
-    np.testing.assert_allclose(got, expected, atol=1e-4, rtol=0)
-
-
-def test_exported_logits(reference: tuple[Any, Path], tmp_path: Path) -> None:
-    model, directory = reference
-    config = read_config(directory)
-    save_huggingface(tmp_path / "out", load_params(directory, config, dtype="float32"), config, max_shard_bytes=30_000)
-    np.testing.assert_allclose(theirs(load_theirs(tmp_path / "out"), TOKENS), theirs(model, TOKENS), atol=1e-4, rtol=0)
+    params = load_params(directory, config, dtype="float32")
+    np.testing.assert_allclose(ours(config, params, TOKENS), expected, atol=1e-4, rtol=0)
+    save_huggingface(tmp_path / "out", params, config, max_shard_bytes=30_000)
+    np.testing.assert_allclose(theirs(load_theirs(tmp_path / "out"), TOKENS), expected, atol=1e-4, rtol=0)
     assert read_config(tmp_path / "out") == config
 
 
@@ -151,7 +145,7 @@ def greedy(config: TransformerConfig, params: Params, prompt: np.ndarray, count:
     return rows
 
 
-@pytest.mark.parametrize("name", ["llama3", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"])
+@pytest.mark.parametrize("name", ["llama3", "gemma3"])
 def test_greedy_text(name: str, tmp_path: Path) -> None:
     model, directory = make_reference(name, tmp_path)
     prompt = TOKENS[:, :6]

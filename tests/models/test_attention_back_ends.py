@@ -86,9 +86,10 @@ def seen_by(length: int, window: int | None, segments: Any) -> np.ndarray:
     return seen
 
 
-@pytest.mark.parametrize("window", [None, 1, 4, 50])
-@pytest.mark.parametrize("segmented", [False, True])
-@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize(
+    ("window", "segmented", "kv_heads"),
+    [(None, False, 4), (None, True, 2), (1, True, 4), (4, False, 1), (4, True, 2), (50, False, 2)],
+)
 def test_xla_is_the_definition(window: int | None, segmented: bool, kv_heads: int) -> None:
     q, k, v = queries_keys_values(16, kv_heads=kv_heads)
     segments = packed(16) if segmented else None
@@ -114,7 +115,7 @@ def test_the_gradient_through_a_soft_cap_is_that_of_numerical_differences() -> N
     check_grads(total, (q, k), order=1, modes=["rev"], atol=2e-2, rtol=2e-2)
 
 
-@pytest.mark.parametrize("window", [None, 1, 2, 4, 50])
+@pytest.mark.parametrize("window", [None, 1, 4])
 def test_a_tree_is_its_branches_each_alone_behind_the_trunk(window: int | None) -> None:
     """The prompt sees no response, responses do not see each other, and a window counts along the branch."""
     q, k, v = queries_keys_values(16)
@@ -166,7 +167,7 @@ def of_xla(window: int | None, segmented: bool) -> tuple[jax.Array, ...]:
     return value_and_gradients("xla", mask, queries_keys_values(LENGTH))
 
 
-@pytest.mark.parametrize(("window", "segmented"), [(None, False), (None, True), (20, False), (20, True)])
+@pytest.mark.parametrize(("window", "segmented"), [(None, True), (20, False)])
 def test_splash_is_xla(window: int | None, segmented: bool) -> None:
     mask = Mask(window, packed(LENGTH) if segmented else None)
     got = value_and_gradients("splash", mask, queries_keys_values(LENGTH))
@@ -202,11 +203,7 @@ DECODING = Mask(query_positions=POSITIONS, key_positions=POSITIONS)
 @pytest.mark.parametrize(
     ("backend", "mask", "message"),
     [
-        (
-            "splash",
-            Mask(query_positions=POSITIONS, key_positions=POSITIONS),
-            "'splash' cannot honour explicit positions",
-        ),
+        ("splash", DECODING, "'splash' cannot honour explicit positions"),
         ("cudnn", DECODING, "'cudnn' cannot honour explicit positions"),
         ("splash", Mask(tree=Tree(POSITIONS, POSITIONS)), "'splash' cannot honour trees; repeat the prompts, or use"),
         ("cudnn", Mask(tree=Tree(POSITIONS, POSITIONS)), "'cudnn' cannot honour trees; repeat the prompts, or use"),
@@ -267,10 +264,9 @@ def decoder(backend: Any) -> tuple[Any, Any]:
     return jax.device_get((out, grad))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 2)])
-def test_splash_in_the_decoder_is_xla(shape: tuple[int, int, int]) -> None:
+def test_splash_in_the_decoder_is_xla() -> None:
     expected, expected_grad = decoder("xla")
-    with jax.set_mesh(device_mesh(*shape)):
+    with jax.set_mesh(device_mesh(2, 1, 2)):
         out, grad = decoder.__wrapped__("splash")
     np.testing.assert_allclose(out, expected, atol=5e-5)
     for one, other in zip(jax.tree.leaves(grad), jax.tree.leaves(expected_grad), strict=True):

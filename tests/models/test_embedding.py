@@ -17,7 +17,7 @@ from tisdpo_jax.models.leaves import take_rows
 from tisdpo_jax.testing import device_mesh
 
 VOCABULARY, WIDTH = 48, 16
-MESHES = [(2, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8), (2, 4, 1), (1, 2, 4)]
+MESHES = [(1, 8, 1), (2, 2, 2), (1, 1, 8), (2, 4, 1)]
 
 
 def table_and_tokens(rows: int = 8, length: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -65,7 +65,7 @@ def test_without_a_mesh_and_with_rows_that_do_not_divide() -> None:
     np.testing.assert_allclose(gradient, expected(3)[1], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2), (2, 4, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)], ids=str)
 def test_no_device_ever_holds_a_whole_table(shape: tuple[int, int, int]) -> None:
     """Neither gathered nor as a gradient: with few tokens, nothing in the compiled program is larger than a share."""
     mesh = device_mesh(*shape)

@@ -49,7 +49,7 @@ def family_of(model: Model) -> str:
     return next(name for name, config in FAMILIES.items() if config == model.config)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama3", "mistral", "gemma2", "gemma3"])
 def test_token_for_token(family: str) -> None:
     model = Model(FAMILIES[family])
     expected = np.asarray(whole(model, variables(family), TOKENS))
@@ -107,9 +107,7 @@ def test_how_training_computes_does_not_matter_to_decoding(attention: str, remat
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("compute", "stored"), [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "bfloat16")]
-)
+@pytest.mark.parametrize(("compute", "stored"), [("bfloat16", "float32"), ("float32", "bfloat16")])
 def test_the_cache_may_have_another_dtype_than_the_computation(compute: str, stored: str) -> None:
     exact, _ = prefill(Model(FAMILIES["qwen2"]), TOKENS)
     got, cache = prefill(Model(FAMILIES["qwen2"], ComputeConfig(dtype=compute)), TOKENS, stored)

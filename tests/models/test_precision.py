@@ -59,7 +59,7 @@ def test_matmuls_with_weights_are_bfloat16(program: list[Any]) -> None:
 def test_the_norm_is_taken_in_float32() -> None:
     """Values whose squares bfloat16 could not add up: 1 among 256 threes."""
     x = jnp.asarray(np.r_[[1.0], np.full(256, 3.0)], jnp.bfloat16)[None]
-    got = rms_norm(jnp.ones(257), x, tiny_config(), LOW)
+    got = rms_norm(jnp.ones(257), x, Model(tiny_config(), LOW))
     assert got.dtype == jnp.bfloat16
     exact = np.asarray(x, np.float64) / np.sqrt(np.square(np.asarray(x, np.float64)).mean() + 1e-5)
     np.testing.assert_allclose(got.astype(jnp.float32), exact, rtol=2**-8)
@@ -81,9 +81,8 @@ def test_rotation_rounds_once() -> None:
     np.testing.assert_array_equal(rotate(x, tables), rotate(x.astype("float32"), tables).astype("bfloat16"))
 
 
-@pytest.mark.parametrize("family", ["llama2", "qwen3"])
-def test_bfloat16_is_near_float32(family: str) -> None:
-    config = FAMILIES[family]
+def test_bfloat16_is_near_float32() -> None:
+    config = FAMILIES["qwen3"]
     params = random_params(0, config)
     apply = jax.jit(logits, static_argnums=0)
     exact = apply(Model(config), {"params": params}, TOKENS)

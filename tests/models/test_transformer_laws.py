@@ -17,7 +17,8 @@ from tisdpo_jax.testing import FAMILIES, random_params, tiny_config
 from tisdpo_jax.types import Params, Rows, Tree
 
 ROWS, LENGTH, VOCABULARY = 3, 12, 64
-EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES)
+# all that families differ in: the others are parts of these
+EVERY_FAMILY = pytest.mark.parametrize("family", ["llama3", "mistral", "qwen2", "gemma2", "gemma3"])
 
 apply = jax.jit(hidden_states, static_argnums=0)
 

@@ -14,7 +14,7 @@ import pytest
 from tisdpo_jax.cli import main
 from tisdpo_jax.config import Experiment, build, idle, nest, validate, without
 from tisdpo_jax.errors import ConfigError, UserError
-from tisdpo_jax.models.zoo import SIZES
+from tisdpo_jax.models import SIZES
 from tisdpo_jax.planning.advice import advise, savings
 from tisdpo_jax.planning.compiled import memory_asked
 from tisdpo_jax.planning.program import Memory, Program, read_program

@@ -8,13 +8,11 @@ import re
 from pathlib import Path
 
 import tisdpo_jax
-from tisdpo_jax.config import KINDS, Experiment, check_path, download, named_places
+from tisdpo_jax.config import KINDS, Experiment, check_path, named_places
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.options import Place
 
-_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")  # ORG/NAME[@revision]
 _BARE = re.compile(r"[A-Za-z0-9][\w.-]*")  # old models of the hub have no ORG
-_FOLDERS = {"models", "model", "runs", "data", "datasets", "checkpoints", "weights", "configs", "export", "templates"}
 _FILES = (".gguf", ".json", ".jsonl", ".gz", ".jinja", ".jinja2", ".yaml", ".yml", ".safetensors", ".bin")
 
 
@@ -57,7 +55,7 @@ def _shown(file: Path) -> str:
 
 
 def check_hub_names(config: Experiment) -> None:
-    """Raises ConfigError for a field that names something of the Hugging Face hub where a local path is wanted."""
+    """Raises ConfigError for a field that names something of the Hugging Face hub where something else is wanted."""
     for field, place, value in named_places(config):
         if place != "output":
             check_hub_name(field, place, value)
@@ -68,15 +66,14 @@ def check_hub_name(field: str, place: Place, value: str) -> None:
     known = value in ("", "demo", "auto", "hh") or value.partition(":")[0] in KINDS.get(place, ())
     if known or value.lower().endswith(_FILES) or _exists(Path(value).expanduser()):
         return
-    organisation = value.partition("/")[0]
-    hub = bool(_HUB.fullmatch(value)) and organisation not in _FOLDERS and not _exists(Path(organisation))
-    if place in ("model", "tokenizer"):
-        if hub or _BARE.fullmatch(value):
+    from tisdpo_jax.interchange import is_hub_name  # late: it loads jax
+
+    if place in ("model", "tokenizer"):  # of the hub: fetched when it is read
+        if _BARE.fullmatch(value):
             raise ConfigError(
-                f"{field} {value}: no such file or directory; a model of the Hugging Face hub is downloaded first: "
-                f"{download(value)}"
+                f"{field} {value}: no such file or directory; models of the Hugging Face hub are ORG/NAME[@revision]"
             )
-    elif hub:
+    elif is_hub_name(value):
         remedies = {
             "data.template": "it must be auto (the tokenizer's), hh, or a jinja file",
             "pairs": f"a data set of the Hugging Face hub is written hf:{value}",

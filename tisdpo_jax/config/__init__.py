@@ -1,7 +1,7 @@
 """Everything a configuration is. Nothing here reads a file."""
 
 from tisdpo_jax.config.build import build, carried, describe, get, leaves, let_go, nest, replaced, resolved
-from tisdpo_jax.config.places import KINDS, check_address, check_path, check_places, download, is_address, named_places
+from tisdpo_jax.config.places import KINDS, check_address, check_path, check_places, is_address, named_places
 from tisdpo_jax.config.prompt_pairs import PROMPT_PAIRS, with_prompts
 from tisdpo_jax.config.recipes import (
     RECIPES,
@@ -53,7 +53,6 @@ __all__ = [
     "check_path",
     "check_places",
     "describe",
-    "download",
     "get",
     "idle",
     "is_address",

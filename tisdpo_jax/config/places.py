@@ -73,7 +73,7 @@ def _remedy(name: str, place: Place, scheme: str, value: str) -> str:
         return "write the path alone, without file://"
     pattern = r":/*([\w.-]+/[\w.-]+)" if scheme == "hf" else r"(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)"
     if place in ("model", "tokenizer") and (hub := re.search(pattern, value)):
-        return f"models are read from this machine: {download(hub[1])}"
+        return f"a model of the hub is written as its name alone, {hub[1]}"
     if scheme == "hf" and "hf" in KINDS.get(place, ()):
         return "a data set of the Hugging Face hub is written hf:ORG/NAME[:SPLIT]"
     known = ", ".join(("a plain local path", *(f"`{kind}:...`" for kind in KINDS.get(place, ()))))
@@ -84,14 +84,6 @@ def _remedy(name: str, place: Place, scheme: str, value: str) -> str:
         f"{scheme}:// is not supported, {name} {what} this machine's file system; mount the bucket (for example with "
         f"{_BUCKETS[scheme]}) or copy it, and give {known}"
     )
-
-
-def download(hub_id: str) -> str:
-    """How to get a model of the Hugging Face hub on this machine."""
-    name, _, revision = hub_id.partition("@")
-    folder = f"models/{name.rpartition('/')[2]}"
-    at = f" --revision {revision}" if revision else ""
-    return f"`hf download {name}{at} --local-dir {folder}` (of pip package huggingface_hub), then give {folder}"
 
 
 def is_address(text: str | None) -> bool:

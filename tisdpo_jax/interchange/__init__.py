@@ -2,24 +2,28 @@
 
 from tisdpo_jax.interchange._adapter_config import CONFIG as ADAPTER_CONFIG
 from tisdpo_jax.interchange._fields import read_json
-from tisdpo_jax.interchange.demo_model import demo_model_path
+from tisdpo_jax.interchange.fetch import CONFIGS as HUB_CONFIGS
+from tisdpo_jax.interchange.fetch import demo_model_path, is_hub_name, local_model, model_name
 from tisdpo_jax.interchange.generation import stop_ids
-from tisdpo_jax.interchange.load import check_params, load_params, read_config
+from tisdpo_jax.interchange.load import check_params, load_params, load_tokenizer, read_config
 from tisdpo_jax.interchange.peft import Adapter, load_peft, save_peft
 from tisdpo_jax.interchange.reward import is_reward_model, load_reward_model
 from tisdpo_jax.interchange.save import save_huggingface
-from tisdpo_jax.interchange.tokenizer import load_tokenizer
 
 __all__ = [
     "ADAPTER_CONFIG",
+    "HUB_CONFIGS",
     "Adapter",
     "check_params",
     "demo_model_path",
+    "is_hub_name",
     "is_reward_model",
     "load_params",
     "load_peft",
     "load_reward_model",
     "load_tokenizer",
+    "local_model",
+    "model_name",
     "read_config",
     "read_json",
     "save_huggingface",

@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from tisdpo_jax.errors import CheckpointError
-from tisdpo_jax.interchange._fields import read_json
+from tisdpo_jax.interchange._fields import is_whole, number_field, read_json, refuse, whole_field
 
 CONFIG = "adapter_config.json"
 
@@ -34,9 +34,15 @@ _NO_EFFECT = {
 _OFF: tuple[Any, ...] = (None, False, [])
 _OFF_TOO: dict[str, tuple[Any, ...]] = {"bias": ("none",), "trainable_token_indices": ({},)}
 _DEFAULT_TARGETS = ["q_proj", "v_proj"]  # of peft, for every family that is read
-# ways to begin that leave the base alone: what is in the file is all there is
-_PLAIN = ("gaussian", "eva", "orthogonal", "mica")
-_UNKNOWN_START = {
+_MERGE = "merge the adapter into its base with peft and load the merged model"
+_SAVE = (
+    "save the adapter again from the model in memory, with path_initial_model_for_weight_conversion of peft's "
+    "save_pretrained, or merged"
+)
+
+Start = Literal["", "pissa", "olora"]
+_PLAIN = ("gaussian", "eva", "orthogonal", "mica")  # beginnings that leave the base alone: all there is is in the file
+_UNKNOWN_STARTS = {
     "pissa_niter": "it begins with random numbers that nobody has kept",
     "corda": "it begins with activations of the model on data that are not here",
     "lora_ga": "it begins with gradients of the model on data that are not here",
@@ -54,7 +60,7 @@ class AdapterConfig:
     rslora: bool
     rank_pattern: dict[str, int]
     alpha_pattern: dict[str, float]
-    start: Literal["", "pissa", "olora"]  # what the base was relieved of when training began
+    start: Start  # what the base was relieved of when training began
     random: bool  # an adapted module without tensors would hold random numbers
     targets: str | Sequence[str]
     excluded: str | Sequence[str]
@@ -80,8 +86,8 @@ class AdapterConfig:
         if self.layers is None or module in self.targets:
             return True
         for pattern in self.layers_pattern or [r"[^.]*"]:
-            if found := re.match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", module):
-                return int(found["layer"]) in self.layers
+            if match := re.match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", module):
+                return int(match["layer"]) in self.layers
         return False
 
 
@@ -89,38 +95,55 @@ def read_adapter_config(directory: Path) -> AdapterConfig:
     """Raises: CheckpointError that names the first field that cannot be honoured, and its value."""
     file = directory / CONFIG
     raw = read_json(file)
+
+    def refused(field: str, why: str, value: Any = None) -> CheckpointError:
+        return refuse(file, field, raw.get(field) if value is None else value, why, _MERGE)
+
+    def names(field: str) -> str | list[str]:
+        value = raw.get(field)
+        if value is None or isinstance(value, str):
+            return value or []
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            raise refused(field, "text, or a list of it")
+        return value
+
+    def pattern(field: str, number: Callable[[Path, str, Any], Any]) -> dict[str, Any]:
+        value = raw.get(field) or {}
+        if not isinstance(value, dict):
+            raise refused(field, "an object from names to numbers")
+        return {key: number(file, f"{field} {key}", one) for key, one in value.items()}
+
     if raw.get("peft_type") != "LORA":
-        raise _refuse(file, "peft_type", raw.get("peft_type"), "only LORA is read")
+        raise refused("peft_type", "only LORA is read")
     if raw.get("task_type") not in (None, "CAUSAL_LM"):
-        raise _refuse(file, "task_type", raw["task_type"], "only CAUSAL_LM is read")
+        raise refused("task_type", "only CAUSAL_LM is read")
     for field, value in raw.items():
-        if field in _READ or field in _NO_EFFECT or value in (*_OFF, *_OFF_TOO.get(field, ())):
-            continue
-        raise _refuse(file, field, value, "it may change what the adapter computes, and is not computed here")
-    start, random = _start(file, raw.get("init_lora_weights", True))
-    targets = _strings(file, "target_modules", raw.get("target_modules"))
+        if field not in _READ | _NO_EFFECT and value not in (*_OFF, *_OFF_TOO.get(field, ())):
+            raise refused(field, "it may change what the adapter computes, and is not computed here", value)
+    begins = raw.get("init_lora_weights", True)
+    named = begins.lower() if isinstance(begins, str) else ""
+    start: Start = "pissa" if begins == "pissa" else "olora" if named == "olora" else ""
+    if not start and begins not in (True, False, None) and named not in _PLAIN:
+        why = next((why for name, why in _UNKNOWN_STARTS.items() if str(begins).startswith(name)), "it is not known")
+        raise refuse(file, "init_lora_weights", begins, why, _SAVE)
     layers = raw.get("layers_to_transform")
-    layers = [layers] if _whole(layers) else layers or None
-    if not (layers is None or (isinstance(layers, list) and all(map(_whole, layers)))):
-        raise _refuse(file, "layers_to_transform", layers, "a layer's number, or a list of them")
-    patterns = _strings(file, "layers_pattern", raw.get("layers_pattern"))
+    layers = [layers] if is_whole(layers) else layers or None
+    if not (layers is None or (isinstance(layers, list) and all(map(is_whole, layers)))):
+        raise refused("layers_to_transform", "a layer's number, or a list of them")
+    targets, patterns = names("target_modules"), names("layers_pattern")
     if isinstance(targets, str) and (layers or patterns):
-        raise _refuse(file, "layers_to_transform", layers, "peft allows it only where target_modules is a list")
+        raise refused("layers_to_transform", "peft allows it only where target_modules is a list")
     config = AdapterConfig(
         file=file,
-        rank=_rank(file, "r", raw.get("r", 8)),
+        rank=whole_field(file, "r", raw.get("r", 8)),
         alpha=_number(file, "lora_alpha", raw.get("lora_alpha", 8)),
         rslora=bool(raw.get("use_rslora")),
-        rank_pattern={
-            key: _rank(file, f"rank_pattern {key}", value) for key, value in _pairs(file, raw, "rank_pattern")
-        },
-        alpha_pattern={
-            key: _number(file, f"alpha_pattern {key}", value) for key, value in _pairs(file, raw, "alpha_pattern")
-        },
+        rank_pattern=pattern("rank_pattern", whole_field),
+        alpha_pattern=pattern("alpha_pattern", _number),
         start=start,
-        random=random,
+        random=begins in (False, None),
         targets=_DEFAULT_TARGETS if raw.get("target_modules") is None else targets,
-        excluded=_strings(file, "exclude_modules", raw.get("exclude_modules")),
+        excluded=names("exclude_modules"),
         layers=layers,
         layers_pattern=[patterns] if isinstance(patterns, str) else patterns,
     )
@@ -135,21 +158,8 @@ def read_adapter_config(directory: Path) -> AdapterConfig:
     return config
 
 
-def _start(file: Path, how: Any) -> tuple[Literal["", "pissa", "olora"], bool]:
-    if how is True or (isinstance(how, str) and how.lower() in _PLAIN):
-        return "", False
-    if how in (False, None):
-        return "", True
-    if how == "pissa":
-        return "pissa", False
-    if isinstance(how, str) and how.lower() == "olora":
-        return "olora", False
-    why = next((why for name, why in _UNKNOWN_START.items() if str(how).startswith(name)), "it is not known")
-    remedy = (
-        "save the adapter again from the model in memory, with path_initial_model_for_weight_conversion of peft's "
-        "save_pretrained, or merged"
-    )
-    raise _refuse(file, "init_lora_weights", how, why, remedy)
+def _number(file: Path, field: str, value: Any) -> float:
+    return number_field(file, field, value, above=-math.inf)
 
 
 def _by_pattern(pattern: dict[str, Any], module: str, default: Any) -> Any:
@@ -162,44 +172,3 @@ def _names(said: str | Sequence[str], module: str) -> bool:
     if isinstance(said, str):
         return re.fullmatch(said, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in said)
-
-
-def _strings(file: Path, field: str, value: Any) -> str | list[str]:
-    if value is None:
-        return []
-    if isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value)):
-        return value
-    raise _refuse(file, field, value, "text, or a list of it")
-
-
-def _pairs(file: Path, raw: dict[str, Any], field: str) -> list[tuple[str, Any]]:
-    value = raw.get(field) or {}
-    if not isinstance(value, dict):
-        raise _refuse(file, field, value, "an object from names to numbers")
-    return list(value.items())
-
-
-def _rank(file: Path, field: str, value: Any) -> int:
-    if not _whole(value) or value < 1:
-        raise _refuse(file, field, value, "a whole number above 0")
-    return int(value)
-
-
-def _number(file: Path, field: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _refuse(file, field, value, "a number")
-    return value
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _refuse(
-    file: Path,
-    field: str,
-    value: Any,
-    why: str,
-    remedy: str = "merge the adapter into its base with peft and load the merged model",
-) -> CheckpointError:
-    return CheckpointError(f"{file}: field {field} is {value!r}, which is not supported ({why}); {remedy}")

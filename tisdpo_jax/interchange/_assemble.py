@@ -1,9 +1,13 @@
-"""From the tensors of a checkpoint to sharded arrays: all is checked first, then only what is needed is read."""
+"""From the tensors of a checkpoint to sharded arrays, and back: all is checked first, then only what is needed is read.
+
+The names and shapes of tensors follow from the table of parameters (`models.TABLE`).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from tisdpo_jax.errors import CheckpointError, MissingKeyError, ShapeMismatchError, UnexpectedKeyError
 from tisdpo_jax.models import Naming, TransformerConfig, flatten, parameters, unflatten
@@ -18,6 +23,7 @@ from tisdpo_jax.partitioning import to_host
 from tisdpo_jax.types import Params
 
 Index = tuple[slice | np.ndarray, ...]
+EVERYTHING = (slice(None), slice(None))  # of a matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +31,16 @@ class Leaf:
     """What one of our arrays is made of."""
 
     names: tuple[str, ...]  # the tensors: one a layer when `stacked`, else a single one
+    shape: tuple[int, ...]  # of our array
     stacked: bool = False  # axis 0 of our array is the layer
     transposed: bool = False  # the tensors are [out, in], our array is [in, out]
     paired_heads: int = 0  # rows of each of so many heads alternate between the rotary halves; 0: they do not
     offset: float = 0.0  # by which the tensors are larger
 
-    def tensor_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape that each tensor must have for our array to have `shape`."""
-        inner = shape[1:] if self.stacked else shape
+    @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        """Of each tensor."""
+        inner = self.shape[1:] if self.stacked else self.shape
         return inner[::-1] if self.transposed else inner
 
 
@@ -49,6 +57,7 @@ def layout(config: TransformerConfig, naming: Naming = "huggingface", *, paired_
     return {
         row.path: Leaf(
             row.names(naming, config.num_layers),
+            row.shape(config),
             stacked=row.stacked,
             transposed=row.path.endswith("/kernel"),
             paired_heads=heads.get(row.path.split("/")[-2], 0),
@@ -70,18 +79,11 @@ class TensorSource:
 
 
 def assemble(
-    layout: Layout,
-    source: TensorSource,
-    abstract: Params,
-    shardings: Params | None,
-    dtype: Any,
-    *,
-    ignored: Collection[str] = (),
+    layout: Layout, source: TensorSource, shardings: Params | None, dtype: Any, *, ignored: Collection[str] = ()
 ) -> Params:
-    """The tree of `abstract`, filled from `source`.
+    """The tree of `layout`, filled from `source`.
 
     Args:
-      abstract: nested dict of shapes, the same paths as `layout`.
       shardings: nested dict of `jax.sharding.Sharding`, or None for the default device. Every process
         reads only the parts that its own devices hold.
       dtype: of the arrays; values are rounded to nearest, ties to even.
@@ -90,20 +92,22 @@ def assemble(
     Raises: MissingKeyError, ShapeMismatchError, UnexpectedKeyError, all before anything is allocated;
       CheckpointError that names the tensor where a value is not finite.
     """
-    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(abstract).items()}
-    if shapes.keys() != layout.keys():
-        raise ValueError(f"layout and parameters differ in {sorted(shapes.keys() ^ layout.keys())}")
-    placed = flatten(shardings) if shardings is not None else dict.fromkeys(layout)
-    if placed.keys() != layout.keys():
-        raise ValueError(f"shardings and parameters differ in {sorted(placed.keys() ^ layout.keys())}")
-    check(layout, source, shapes, ignored)
-    dtype = jnp.dtype(dtype)
-    arrays = {path: _array(leaf, source, shapes[path], placed[path], dtype) for path, leaf in layout.items()}
+    placed = dict.fromkeys(layout) if shardings is None else flatten(shardings)
+    check_tree(layout, placed, "shardings")
+    check(layout, source, ignored)
+    arrays = {path: _array(leaf, source, placed[path], jnp.dtype(dtype)) for path, leaf in layout.items()}
     _check_finite(layout, source, arrays)
     return unflatten(arrays)
 
 
-def check(layout: Layout, source: TensorSource, shapes: dict[str, tuple[int, ...]], ignored: Collection[str]) -> None:
+def check_tree(layout: Layout, flat: Collection[str], what: str) -> None:
+    """Raises ValueError when the paths are not those that the layout describes."""
+    if differ := set(flat) ^ layout.keys():
+        raise ValueError(f"{what} and the model's layout differ in {sorted(differ)}")
+
+
+def check(layout: Layout, source: TensorSource, ignored: Collection[str]) -> None:
+    """Whether all tensors are there, of their shapes, and no others. Raises as `assemble`."""
     wanted = {name: path for path, leaf in layout.items() for name in leaf.names}
     spare = [name for name in source.shapes if name not in wanted and name not in ignored]
     missing = [name for name in wanted if name not in source.shapes]
@@ -115,14 +119,12 @@ def check(layout: Layout, source: TensorSource, shapes: dict[str, tuple[int, ...
             f"{source.path}: tensor {name!r} is missing ({len(missing)} missing in all); parameter {wanted[name]} is "
             f"made of it{instead}. Fetch the checkpoint again, or mend its config, which describes another model"
         )
-    for path, leaf in layout.items():
-        expected = leaf.tensor_shape(shapes[path])
-        for name in leaf.names:
-            if source.shapes[name] != expected:
-                raise ShapeMismatchError(
-                    f"{source.files[name]}: tensor {name!r} has shape {list(source.shapes[name])}, but parameter "
-                    f"{path} needs {list(expected)}. Mend the sizes in the checkpoint's config, or fetch it again"
-                )
+    for name, path in wanted.items():
+        if source.shapes[name] != (expected := layout[path].tensor_shape):
+            raise ShapeMismatchError(
+                f"{source.files[name]}: tensor {name!r} has shape {list(source.shapes[name])}, but parameter "
+                f"{path} needs {list(expected)}. Mend the sizes in the checkpoint's config, or fetch it again"
+            )
     if spare:
         raise UnexpectedKeyError(
             f"{source.files[spare[0]]}: tensor {spare[0]!r} has no place in the model ({len(spare)} such in all). The "
@@ -131,22 +133,16 @@ def check(layout: Layout, source: TensorSource, shapes: dict[str, tuple[int, ...
 
 
 @jax.jit
-def _finite(arrays: list[jax.Array]) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(array)) for array in arrays]))
-
-
-@jax.jit
-def _layers_finite(array: jax.Array) -> jax.Array:
-    return jnp.all(jnp.isfinite(array), axis=tuple(range(1, array.ndim)))
+def _finite(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Of each array by its first axis, which are layers where it is stacked."""
+    return {path: jnp.isfinite(array).all(axis=tuple(range(1, array.ndim))) for path, array in arrays.items()}
 
 
 def _check_finite(layout: Layout, source: TensorSource, arrays: dict[str, jax.Array]) -> None:
-    """Where the arrays lie, so all processes come to the same end; what is not finite is looked for only then."""
-    if bool(to_host(_finite(list(arrays.values())))):
-        return
-    for path, leaf in layout.items():
-        flags = to_host(_layers_finite(arrays[path]))
-        if not flags.all():
+    """Where the arrays lie, so that all processes come to the same end."""
+    for path, flags in _finite(arrays).items():
+        if not (flags := to_host(flags)).all():
+            leaf = layout[path]
             name = leaf.names[int(flags.argmin()) if leaf.stacked else 0]
             raise CheckpointError(
                 f"{source.files[name]}: tensor {name!r} (parameter {path}) holds NaN or infinity as "
@@ -155,25 +151,22 @@ def _check_finite(layout: Layout, source: TensorSource, arrays: dict[str, jax.Ar
             )
 
 
-def _array(leaf: Leaf, source: TensorSource, shape: tuple[int, ...], sharding: Any, dtype: np.dtype) -> jax.Array:
+def _array(leaf: Leaf, source: TensorSource, sharding: Any, dtype: np.dtype) -> jax.Array:
     if sharding is None:
-        return jnp.asarray(tensor_part(leaf, source, shape, (slice(None),) * len(shape), dtype))
-    parts: dict[tuple[tuple[int, int], ...], np.ndarray] = {}  # devices that hold the same part share one read
+        return jnp.asarray(tensor_part(leaf, source, (slice(None),) * len(leaf.shape), dtype))
+    parts: dict[str, np.ndarray] = {}  # devices that hold the same part share one read
 
     def read(index: Any) -> np.ndarray:
-        key = tuple((start, stop) for start, stop, _ in (s.indices(n) for s, n in zip(index, shape, strict=True)))
-        if key not in parts:
-            parts[key] = tensor_part(leaf, source, shape, index, dtype)
-        return parts[key]
+        if str(index) not in parts:
+            parts[str(index)] = tensor_part(leaf, source, index, dtype)
+        return parts[str(index)]
 
-    return jax.make_array_from_callback(shape, sharding, read)
+    return jax.make_array_from_callback(leaf.shape, sharding, read)
 
 
-def tensor_part(
-    leaf: Leaf, source: TensorSource, shape: tuple[int, ...], index: tuple[slice, ...], dtype: np.dtype
-) -> np.ndarray:
+def tensor_part(leaf: Leaf, source: TensorSource, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
     """`array[index]` of the array that the leaf describes, in memory order, in `dtype`."""
-    ranges = [slice(*s.indices(n)[:2]) for s, n in zip(index, shape, strict=True)]
+    ranges = [slice(*s.indices(n)[:2]) for s, n in zip(index, leaf.shape, strict=True)]
     out = np.empty([r.stop - r.start for r in ranges], dtype)
     names = leaf.names[ranges[0]] if leaf.stacked else leaf.names
     blocks = out if leaf.stacked else out[None]
@@ -181,8 +174,7 @@ def tensor_part(
     if leaf.transposed:
         inner.reverse()
     if leaf.paired_heads:
-        rows = leaf.tensor_shape(shape)[0]
-        inner[0] = halves_from_pairs(rows, leaf.paired_heads)[inner[0]]
+        inner[0] = halves_from_pairs(leaf.tensor_shape[0], leaf.paired_heads)[inner[0]]
     for block, name in zip(blocks, names, strict=True):
         value = source.read(name, tuple(inner))
         value = value - np.float32(leaf.offset) if leaf.offset else value
@@ -193,3 +185,40 @@ def tensor_part(
 def halves_from_pairs(rows: int, heads: int) -> np.ndarray:
     """`[rows]` int: where row j of a weight in the halves order stands in one whose rotary pairs are neighbours."""
     return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
+
+
+def whole_matrix(source: TensorSource, name: str) -> np.ndarray:
+    """A matrix of the checkpoint in float32. Raises: CheckpointError where a value is not finite."""
+    value = np.asarray(source.read(name, EVERYTHING), np.float32)
+    if not np.isfinite(value).all():
+        raise CheckpointError(f"{source.files[name]}: tensor {name!r} holds NaN or infinity; fetch the file again")
+    return value
+
+
+def host_reader(layout: Layout, params: Params, dtype: np.dtype) -> Callable[[str], np.ndarray]:
+    """The inverse of reading: what gives each tensor of a checkpoint on the host.
+
+    Every process must ask for all of them, in one order: an array that spans processes is gathered one layer at a time,
+    by all of them, so that no device ever holds a whole stack. Asked for in the order of `layout`, each of our arrays
+    is brought to the host once.
+    """
+    leaves = flatten(params)
+    places = {name: (path, layer) for path, leaf in layout.items() for layer, name in enumerate(leaf.names)}
+
+    @functools.lru_cache(maxsize=1)
+    def whole(path: str) -> Any:
+        return leaves[path] if _spans_processes(leaves[path]) else np.asarray(leaves[path])
+
+    def read(name: str) -> np.ndarray:
+        path, layer = places[name]
+        value = whole(path)[layer] if layout[path].stacked else whole(path)
+        if _spans_processes(leaves[path]):
+            value = multihost_utils.process_allgather(value, tiled=True)
+        value = np.asarray(value).astype(dtype, copy=False)
+        return value.T if layout[path].transposed else value
+
+    return read
+
+
+def _spans_processes(array: Any) -> bool:
+    return isinstance(array, jax.Array) and not array.is_fully_addressable

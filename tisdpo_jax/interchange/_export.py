@@ -1,62 +1,56 @@
-"""What every export shares: arrays brought to the host one by one, and directories that appear whole or not at all."""
+"""What every export shares: one process writes for all, and a directory appears whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from tisdpo_jax.errors import CheckpointError
-from tisdpo_jax.interchange._assemble import Layout
-from tisdpo_jax.models import flatten
+from tisdpo_jax.interchange._assemble import Layout, host_reader
+from tisdpo_jax.interchange._safetensors import write_file
 from tisdpo_jax.types import Params
 
 MARK = ".tisdpo_export"
 
 
-def host_tensors(layout: Layout, params: Params, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
-    """The checkpoint's tensors in the order of `layout`: the inverse of reading.
+def write_export(
+    directory: str | os.PathLike[str],
+    layout: Layout,
+    params: Params,
+    dtype: np.dtype,
+    files: dict[str, list[str]],
+    companions: Callable[[Path], None],
+) -> None:
+    """Writes tensors, a file of them in memory at a time, and what stands beside them.
 
-    Every process must walk through all of it: an array that spans processes is gathered one layer at
-    a time, by all of them, so that no device ever holds a whole stack.
+    Process 0 writes, the others attend the gathering of the same arrays; then all go on.
+
+    Args:
+      files: name of a file -> its tensors.
+      companions: writes the rest into the directory that it is given.
     """
-    leaves = flatten(params)
-    for path, leaf in layout.items():
-        array = leaves[path]
-        spans_processes = isinstance(array, jax.Array) and not array.is_fully_addressable
-        whole = array if spans_processes else np.asarray(array)
-        for layer, name in enumerate(leaf.names):
-            value = whole[layer] if leaf.stacked else whole
-            if spans_processes:
-                value = multihost_utils.process_allgather(value, tiled=True)
-            value = np.asarray(value).astype(dtype, copy=False)
-            yield name, value.T if leaf.transposed else value
-
-
-def tensor_bytes(layout: Layout, params: Params, dtype: np.dtype) -> dict[str, int]:
-    """Bytes of each tensor that `host_tensors` will yield, in the same order."""
-    leaves = flatten(params)
-    return {
-        name: int(np.prod(leaf.tensor_shape(leaves[path].shape))) * dtype.itemsize
-        for path, leaf in layout.items()
-        for name in leaf.names
-    }
-
-
-def check_tree(layout: Layout, params: Params, what: str) -> None:
-    """Raises ValueError when the tree is not the one that the layout describes."""
-    if (paths := flatten(params).keys()) != layout.keys():
-        raise ValueError(f"{what} and the model's layout differ in {sorted(paths ^ layout.keys())}")
+    directory, tensor = Path(directory).expanduser(), host_reader(layout, params, dtype)
+    if jax.process_index() == 0:
+        with whole_directory(directory) as target:
+            for file, names in files.items():
+                write_file(target / file, {name: tensor(name) for name in names})
+            companions(target)
+    else:
+        for name in itertools.chain(*files.values()):
+            tensor(name)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"export {directory.name}")
 
 
 @contextlib.contextmanager
@@ -129,11 +123,10 @@ def _remove_leftovers(directory: Path) -> None:
 def _settle(directory: Path) -> None:
     """All files as the umask says, whatever wrote them (safetensors: for the owner alone), and on the disk."""
     mode = (directory / MARK).stat().st_mode
-    for folder, _, files in os.walk(directory):
-        for file in files:
-            os.chmod(Path(folder) / file, mode)
-            _sync(Path(folder) / file)
-        _sync(Path(folder))
+    for path in (*directory.rglob("*"), directory):
+        if path.is_file():
+            path.chmod(mode)
+        _sync(path)
 
 
 def _sync(path: Path) -> None:
@@ -142,15 +135,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def finish_together(name: str) -> None:
-    """All processes wait until process 0 has written."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
-def drain(tensors: Iterator[Any]) -> None:
-    """Takes part in the gathering on a process that does not write."""
-    for _ in tensors:
-        pass

@@ -7,29 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from tisdpo_jax.errors import CheckpointError
-from tisdpo_jax.interchange._fields import check_known, flag_field, number_field, refuse, whole
+from tisdpo_jax.interchange._fields import check_known, flag_field, number_field, refuse, whole_field
 from tisdpo_jax.models import RopeConfig
 
-_ROPE_READ = {
-    *("rope_type", "type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "partial_rotary_factor"),
-    *("original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "truncate"),
-    *("mscale", "mscale_all_dim"),
+_ORIGINAL = "original_max_position_embeddings"
+# what each kind reads, by the names of config.json, in the order in which they are written
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", _ORIGINAL),
+    "yarn": ("factor", "beta_fast", "beta_slow", "truncate", "attention_factor", _ORIGINAL),
+}
+_OPTIONAL = ("beta_fast", "beta_slow", "attention_factor")  # RopeConfig has what they are otherwise
+_KNOWN = {field for fields in _FIELDS.values() for field in fields} | {
+    *("rope_type", "type", "rope_theta", "partial_rotary_factor", "mscale", "mscale_all_dim")
 }
 
 
 def rope_fields(rope: RopeConfig) -> dict[str, Any]:
     """`rope_scaling` without theta."""
-    fields: dict[str, Any] = {"rope_type": rope.kind}
-    if rope.kind != "default":
-        fields["factor"] = rope.factor
-    if rope.kind == "llama3":
-        fields |= {"low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor}
-    if rope.kind == "yarn":
-        fields |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow, "truncate": rope.truncate}
-        fields |= {} if rope.attention_factor is None else {"attention_factor": rope.attention_factor}
-    if rope.kind in ("llama3", "yarn"):
-        fields["original_max_position_embeddings"] = rope.original_max_positions
-    return fields
+    ours = {field: "original_max_positions" if field == _ORIGINAL else field for field in _FIELDS[rope.kind]}
+    fields = {field: getattr(rope, name) for field, name in ours.items()}
+    return {"rope_type": rope.kind} | {field: value for field, value in fields.items() if value is not None}
 
 
 def read_ropes(
@@ -62,7 +62,7 @@ def _read_rope(
     field = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
     if not (isinstance(rope, dict) and isinstance(modern, dict)) or any(isinstance(one, dict) for one in rope.values()):
         raise refuse(file, field, "one a layer type", "this family has one rotary embedding for all layers")
-    check_known(file, f"{field}.", rope, _ROPE_READ)
+    check_known(file, f"{field}.", rope, _KNOWN)
     for where, place in (("", raw), (f"{field}.", rope)):
         if (value := place.get("partial_rotary_factor")) not in (None, 1.0):
             raise refuse(file, f"{where}partial_rotary_factor", value, "the decoder rotates whole heads")
@@ -70,38 +70,26 @@ def _read_rope(
     thetas = [(where, place["rope_theta"]) for where, place in places if place.get("rope_theta") is not None]
     theta = number_field(file, *(thetas or [(name, theta)])[0])
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return RopeConfig(theta=theta)
-    if kind not in ("linear", "dynamic", "llama3", "yarn"):
-        raise refuse(file, f"{field}.rope_type", kind, "known: default, linear, dynamic, llama3, yarn")
-
-    def entry(key: str, default: float | None = None) -> float:
-        return number_field(file, f"{field}.{key}", default if rope.get(key) is None else rope[key])
-
-    factor = entry("factor")
-    if kind == "linear":
-        return RopeConfig(theta, "linear", factor)
-    if kind == "dynamic":
-        return RopeConfig(theta, "dynamic", factor, original_max_positions=max_positions)
-    original = raw.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
-    if kind == "yarn":
-        sharp = entry("attention_factor") if rope.get("attention_factor") is not None else None
-        if sharp is None and rope.get("mscale") and rope.get("mscale_all_dim"):
-            grow = 0.1 * math.log(max(factor, 1.0))
-            sharp = (grow * entry("mscale") + 1.0) / (grow * entry("mscale_all_dim") + 1.0)
-        return RopeConfig(
-            *(theta, "yarn", factor),
-            original_max_positions=whole(file, f"{field}.original_max_position_embeddings", original or max_positions),
-            attention_factor=sharp,
-            beta_fast=entry("beta_fast", 32.0),
-            beta_slow=entry("beta_slow", 1.0),
-            truncate=flag_field(file, rope, "truncate", default=True),
-        )
-    low, high = entry("low_freq_factor"), entry("high_freq_factor")
-    if low >= high:
+    if not isinstance(kind, str) or kind not in _FIELDS:
+        raise refuse(file, f"{field}.rope_type", kind, f"known: {', '.join(_FIELDS)}")
+    values: dict[str, Any] = {"original_max_positions": max_positions} if kind == "dynamic" else {}
+    for key in _FIELDS[kind]:
+        value = rope.get(key)
+        if key == "truncate":
+            values[key] = flag_field(file, rope, key, default=True)
+        elif key == _ORIGINAL:
+            positions = raw.get(key) or value or max_positions
+            values["original_max_positions"] = whole_field(file, f"{field}.{key}", positions)
+        elif value is not None or key not in _OPTIONAL:
+            values[key] = number_field(file, f"{field}.{key}", value)
+    if kind == "yarn" and "attention_factor" not in values and rope.get("mscale") and rope.get("mscale_all_dim"):
+        grow = 0.1 * math.log(max(values["factor"], 1.0))
+        sharp, flat = (number_field(file, f"{field}.{key}", rope[key]) for key in ("mscale", "mscale_all_dim"))
+        values["attention_factor"] = (grow * sharp + 1.0) / (grow * flat + 1.0)
+    config = RopeConfig(theta, kind, **values)  # type: ignore[arg-type]  # one of its names
+    if kind == "llama3" and config.low_freq_factor >= config.high_freq_factor:
         raise CheckpointError(
-            f"{file}: field {field}.low_freq_factor is {low:g}, but must be below high_freq_factor, {high:g}; mend or "
-            f"fetch it"
+            f"{file}: field {field}.low_freq_factor is {config.low_freq_factor:g}, but must be below high_freq_factor, "
+            f"{config.high_freq_factor:g}; mend or fetch it"
         )
-    original = whole(file, f"{field}.original_max_position_embeddings", original or max_positions)
-    return RopeConfig(theta, "llama3", factor, low, high, original)
+    return config

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -89,27 +91,16 @@ def open_files(path: Path, files: Sequence[Path]) -> TensorSource:
     return TensorSource(path, owner, shapes, read)
 
 
-def write_sharded(
-    directory: Path, tensors: Iterable[tuple[str, np.ndarray]], sizes: dict[str, int], max_bytes: int
-) -> None:
-    """Writes `tensors`, which come in the order of `sizes` (bytes each), as one file or as shards with an index.
+def shards(sizes: dict[str, int], max_bytes: int) -> tuple[dict[str, list[str]], dict[str, Any] | None]:
+    """(file -> its tensors, content of the index or None for one file) for tensors of these bytes, cut as the hub does.
 
-    Holds one shard in memory at a time. A tensor larger than `max_bytes` gets a shard of its own.
+    A tensor larger than `max_bytes` gets a shard of its own.
     """
-    shards: list[dict[str, int]] = [{}]
-    for name, size in sizes.items():
-        if shards[-1] and sum(shards[-1].values()) + size > max_bytes:
-            shards.append({})
-        shards[-1][name] = size
-    stream: Iterator[tuple[str, np.ndarray]] = iter(tensors)
-    where: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_file(directory / file, dict(next(stream) for _ in shard))
-        where |= dict.fromkeys(shard, file)
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(where.items()))}
-        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    split = split_state_dict_into_shards_factory(
+        sizes, get_storage_size=int, filename_pattern="model{suffix}.safetensors", max_shard_size=max_bytes
+    )
+    index = {"metadata": split.metadata, "weight_map": dict(sorted(split.tensor_to_filename.items()))}
+    return split.filename_to_tensors, index if split.is_sharded else None
 
 
 def write_file(file: Path, tensors: dict[str, np.ndarray]) -> None:

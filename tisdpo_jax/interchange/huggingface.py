@@ -5,37 +5,56 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tisdpo_jax.errors import CheckpointError
-from tisdpo_jax.interchange._fields import check_known, flag_field, number_field, read_json, refuse, whole
+from tisdpo_jax.interchange._fields import check_known, flag_field, number_field, read_json, refuse, whole_field
 from tisdpo_jax.interchange._rope import read_ropes, rope_fields
-from tisdpo_jax.models import Kind, TransformerConfig
+from tisdpo_jax.models import GEMMA, Kind, TransformerConfig
 
 CONFIG = "config.json"
 
 
 class _Family(NamedTuple):
-    """What transformers calls it, and what it takes a field for that config.json leaves out, where families differ."""
+    """What transformers calls a family, and how its models differ from others."""
 
     architecture: str
-    max_positions: int
-    kv_heads: int | None = None  # None: as many as heads
-    head_dim: int | None = None  # None: the width by the heads
+    windows: Literal["none", "all", "some"]  # of its layers
+    defaults: dict[str, Any]  # where config.json leaves a field out and families differ
+    has: dict[str, Any]  # fields of TransformerConfig that all its models have so; the rest is as there
+    may_have: tuple[str, ...]  # fields of TransformerConfig that config.json decides
 
 
+_BIAS, _CAPS = ("qkv_bias", "output_bias"), ("query_pre_attn_scalar", "attention_softcap", "final_softcap")
+_POSITIONS, _KV = "max_position_embeddings", "num_key_value_heads"
+_GEMMA = {_KV: 4, "head_dim": 256, "query_pre_attn_scalar": 256}
+_GEMMA2 = _GEMMA | {_POSITIONS: 8192, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+_GEMMA3_MAY = (*_BIAS, "query_pre_attn_scalar", "final_softcap", "local_rope")
 _FAMILIES = {
-    "llama": _Family("LlamaForCausalLM", 2048),
-    "mistral": _Family("MistralForCausalLM", 131_072, 8),
-    "qwen2": _Family("Qwen2ForCausalLM", 32_768, 32),
-    "qwen3": _Family("Qwen3ForCausalLM", 32_768, 32, 128),
-    "gemma2": _Family("Gemma2ForCausalLM", 8192, 4, 256),
-    "gemma3_text": _Family("Gemma3ForCausalLM", 131_072, 4, 256),
+    "llama": _Family("LlamaForCausalLM", "none", {_POSITIONS: 2048}, {}, (*_BIAS, "mlp_bias")),
+    "mistral": _Family("MistralForCausalLM", "all", {_POSITIONS: 131_072, _KV: 8}, {}, ()),
+    "qwen2": _Family("Qwen2ForCausalLM", "some", {_POSITIONS: 32_768, _KV: 32}, {"qkv_bias": True}, ()),
+    "qwen3": _Family(
+        "Qwen3ForCausalLM", "some", {_POSITIONS: 32_768, _KV: 32, "head_dim": 128}, {"qk_norm": True}, _BIAS
+    ),
+    "gemma2": _Family("Gemma2ForCausalLM", "some", _GEMMA2, GEMMA, (*_BIAS, *_CAPS)),
+    "gemma3_text": _Family(
+        "Gemma3ForCausalLM", "some", _GEMMA | {_POSITIONS: 131_072}, GEMMA | {"qk_norm": True}, _GEMMA3_MAY
+    ),
+}
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    _KV: "num_kv_heads",
+    "head_dim": "head_dim",
 }
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_SOFTCAPS = {"attention_softcap": "attn_logit_softcapping", "final_softcap": "final_logit_softcapping"}
 _READ = {
-    *("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"),
+    *(*_SIZES, "model_type", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"),
     *("hidden_act", "hidden_activation", "attention_bias", "mlp_bias", "quantization_config"),
     *("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq", "partial_rotary_factor"),
     *("original_max_position_embeddings", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
@@ -78,50 +97,44 @@ def read_huggingface_config(directory: Path) -> TransformerConfig:
 
     def size(field: str, default: int | None = None) -> int:
         """A field that may be left out, or null, where there is a default."""
-        return whole(file, field, default if raw.get(field) is None else raw[field])
-
-    def cap(field: str, default: float | None) -> float | None:
-        """A field whose null says that there is none."""
-        value = raw.get(field, default)
-        return None if value is None or not gemma else number_field(file, field, value)
+        default = family.defaults.get(field, default)
+        return whole_field(file, field, default if raw.get(field) is None else raw[field])
 
     hidden, heads, layers = size("hidden_size"), size("num_attention_heads"), size("num_hidden_layers")
-    kv_heads = family.kv_heads or heads
-    bias = flag_field(file, raw, "attention_bias") and name not in ("mistral", "qwen2")
-    max_positions = size("max_position_embeddings", family.max_positions)
+    others = {_KV: heads, "head_dim": max(hidden // heads, 1)}
+    sizes: dict[str, Any] = {ours: size(theirs, others.get(theirs)) for theirs, ours in _SIZES.items()}
+    if raw.get(_KV, 0) is None:  # null is as many as heads, left out as many as the family has
+        sizes["num_kv_heads"] = heads
+    positions = size(_POSITIONS)
     window, pattern = _read_layers(file, raw, name, layers)
-    rope, local_rope = read_ropes(file, raw, name, max_positions)
+    rope, local_rope = read_ropes(file, raw, name, positions)
+    bias = flag_field(file, raw, "attention_bias")
+    may_have: dict[str, Any] = {
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "mlp_bias": flag_field(file, raw, "mlp_bias"),
+        "local_rope": local_rope if window is not None else None,
+    }
+    for ours in _CAPS:
+        theirs = _SOFTCAPS.get(ours, ours)
+        value = raw.get(theirs, family.defaults.get(theirs))  # its null says that there is none
+        may_have[ours] = None if value is None or not gemma else number_field(file, theirs, value)
     try:
         return TransformerConfig(
-            vocab_size=size("vocab_size"),
-            hidden_size=hidden,
-            intermediate_size=size("intermediate_size"),
-            num_layers=layers,
-            num_heads=heads,
-            num_kv_heads=size("num_key_value_heads", heads if "num_key_value_heads" in raw else kv_heads),
-            head_dim=size("head_dim", family.head_dim or max(hidden // heads, 1)),
-            max_positions=max_positions,
+            **sizes,
+            max_positions=positions,
             norm_eps=number_field(file, "rms_norm_eps", raw.get("rms_norm_eps", 1e-6)),
             rope=rope,
             sliding_window=window,
-            qkv_bias=bias or name == "qwen2",
-            output_bias=bias,
-            mlp_bias=flag_field(file, raw, "mlp_bias") and name == "llama",
-            qk_norm=name in ("qwen3", "gemma3_text"),
             tied_head=flag_field(file, raw, "tie_word_embeddings", default=gemma),
             pattern=pattern,
-            local_rope=local_rope if window is not None else None,
-            activation=_ACTIVATIONS[activation],  # type: ignore[arg-type]  # one of its names
-            norm_offset=gemma,
-            post_norms=gemma,
-            embed_scale=gemma,
-            query_pre_attn_scalar=cap("query_pre_attn_scalar", 256),
-            attention_softcap=cap("attn_logit_softcapping", 50.0 if name == "gemma2" else None),
-            final_softcap=cap("final_logit_softcapping", 30.0 if name == "gemma2" else None),
+            **family.has
+            | {"activation": _ACTIVATIONS[activation]}
+            | {field: may_have[field] for field in family.may_have},
         )
+    except CheckpointError:
+        raise
     except (ValueError, TypeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{file}: {error}; mend or fetch it again") from None
 
 
@@ -133,7 +146,8 @@ def huggingface_config(config: TransformerConfig, *, dtype: str, special: dict[s
 
     Raises: CheckpointError when no family of transformers has this combination.
     """
-    family = _family(config)
+    name = _family_of(config)
+    family = _FAMILIES[name]
     if config.rope.kind == "dynamic" and config.rope.original_max_positions != config.max_positions:
         raise CheckpointError(
             f"rope: dynamic from {config.rope.original_max_positions} positions on, but max_positions is "
@@ -142,16 +156,13 @@ def huggingface_config(config: TransformerConfig, *, dtype: str, special: dict[s
     rope, local = rope_fields(config.rope), config.local_rope or config.rope
     activation = "silu" if config.activation == "silu" else "gelu_pytorch_tanh"
     parameters = {**rope, "rope_theta": config.rope.theta}
+    windowed = config.sliding_window is not None
+    kinds = [config.pattern[n % len(config.pattern)] if windowed else "full" for n in range(config.num_layers)]
+    layer_types = [f"{kind}_attention" for kind in kinds]
     raw: dict[str, Any] = {
-        "architectures": [_FAMILIES[family].architecture],
-        "model_type": family,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
+        "architectures": [family.architecture],
+        "model_type": name,
+        **{theirs: getattr(config, ours) for theirs, ours in _SIZES.items()},
         "hidden_act": activation,
         "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.norm_eps,
@@ -160,35 +171,29 @@ def huggingface_config(config: TransformerConfig, *, dtype: str, special: dict[s
         "rope_parameters": parameters,
         "tie_word_embeddings": config.tied_head,
         "torch_dtype": dtype,
+        **special,
     }
-    raw |= special
-    kinds = [config.pattern[n % len(config.pattern)] for n in range(config.num_layers)]
-    if config.sliding_window is None:
-        kinds = ["full"] * config.num_layers
-    layer_types = [f"{kind}_attention" for kind in kinds]
-    if family not in ("mistral", "qwen2"):
+    if "output_bias" in family.may_have:
         raw["attention_bias"] = config.output_bias
-    if family == "llama":
+    if "mlp_bias" in family.may_have:
         raw["mlp_bias"] = config.mlp_bias
-    if family == "mistral":
+    if name == "mistral":
         raw["sliding_window"] = config.sliding_window
-    if family in ("qwen2", "qwen3"):
-        windowed = config.sliding_window is not None
+    if name in ("qwen2", "qwen3"):
         raw |= {"use_sliding_window": windowed, "sliding_window": config.sliding_window}
         raw["max_window_layers"] = [*kinds, "sliding"].index("sliding")
         if len(set(kinds)) > 1:
             raw["layer_types"] = layer_types
-    if family.startswith("gemma"):
+    if name.startswith("gemma"):
         scalar = config.query_pre_attn_scalar or config.head_dim
         raw |= {
             "hidden_activation": activation,
             "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
-            "attn_logit_softcapping": config.attention_softcap,
-            "final_logit_softcapping": config.final_softcap,
+            **{theirs: getattr(config, ours) for ours, theirs in _SOFTCAPS.items()},
             "sliding_window": config.sliding_window or config.max_positions,
             "layer_types": layer_types,
         }
-    if family == "gemma3_text":
+    if name == "gemma3_text":
         raw["rope_local_base_freq"] = local.theta
         raw["rope_parameters"] = {
             "full_attention": parameters,
@@ -197,60 +202,50 @@ def huggingface_config(config: TransformerConfig, *, dtype: str, special: dict[s
     return raw
 
 
-def _family(config: TransformerConfig) -> str:
+def _family_of(config: TransformerConfig) -> str:
     """The family whose code computes what `config` describes."""
-    c, windowed, alike = config, config.sliding_window is not None, len(set(config.pattern)) == 1
-    gemma = {c.norm_offset, c.post_norms, c.embed_scale, c.query_pre_attn_scalar is not None}
-    even = c.qkv_bias == c.output_bias and not c.mlp_bias
-    if gemma == {True} and even:
-        if c.qk_norm and c.attention_softcap is None and (c.local_rope or c.rope).kind == "default":
-            return "gemma3_text"
-        if not c.qk_norm and c.local_rope is None:
-            return "gemma2"
-    if gemma == {False} and c.local_rope is None and c.attention_softcap is None and c.final_softcap is None:
-        if c.qk_norm and even:
-            return "qwen3"
-        if not c.qk_norm and c.qkv_bias and not c.output_bias and not c.mlp_bias:
-            return "qwen2"
-        if not c.qk_norm and c.qkv_bias == c.output_bias and not windowed:
-            return "llama"
-        if not c.qk_norm and windowed and alike and even and not c.qkv_bias:
-            return "mistral"
-    unusual = {
-        field.name: value
-        for field in dataclasses.fields(c)
-        if field.default is not dataclasses.MISSING and (value := getattr(c, field.name)) != field.default
-    }
-    raise CheckpointError(
-        f"no family of transformers has {', '.join(f'{name}={value}' for name, value in unusual.items())} together; "
-        f"such a model cannot be exported"
-    )
+    names = {*GEMMA, *_BIAS, *_CAPS, "mlp_bias", "qk_norm", "local_rope"} - {"activation"}  # where families differ
+    plain = {field.name: field.default for field in dataclasses.fields(config)}
+    windowed, alike = config.sliding_window is not None, len(set(config.pattern)) == 1
+    for name, family in _FAMILIES.items():
+        fits = {"none": not windowed, "all": windowed and alike, "some": True}[family.windows]
+        for field in names - {*family.may_have}:
+            fits &= getattr(config, field) == family.has.get(field, plain[field])
+        if "qkv_bias" in family.may_have:
+            fits &= config.qkv_bias == config.output_bias
+        if name == "gemma3_text":
+            fits &= (config.local_rope or config.rope).kind == "default"
+        if fits:
+            return name
+    unusual = {field: value for field in plain if (value := getattr(config, field)) != plain[field]}
+    said = ", ".join(f"{field}={unusual[field]}" for field in unusual if plain[field] is not dataclasses.MISSING)
+    raise CheckpointError(f"no family of transformers has {said} together; such a model cannot be exported")
 
 
-def _read_layers(file: Path, raw: dict[str, Any], family: str, layers: int) -> tuple[int | None, tuple[Kind, ...]]:
+def _read_layers(file: Path, raw: dict[str, Any], name: str, layers: int) -> tuple[int | None, tuple[Kind, ...]]:
     """The sliding window, and the pattern of layers that have it. Llama has none, Qwen only if it says so."""
-    window = raw.get("sliding_window", 4096)
-    gemma = family.startswith("gemma")
-    if family == "llama" or (window is None and not gemma):
-        return None, ("sliding",)
-    if family == "mistral":
-        return whole(file, "sliding_window", window), ("sliding",)
+    window, gemma = raw.get("sliding_window", 4096), name.startswith("gemma")
+    none: tuple[None, tuple[Kind, ...]] = (None, ("sliding",))
+    if _FAMILIES[name].windows == "none" or (window is None and not gemma):
+        return none
+    if _FAMILIES[name].windows == "all":
+        return whole_field(file, "sliding_window", window), ("sliding",)
     if not gemma and not flag_field(file, raw, "use_sliding_window"):
-        return None, ("sliding",)
+        return none
     if gemma:
         every = raw.get("sliding_window_pattern", raw.get("_sliding_window_pattern", 6))
-        every = whole(file, "sliding_window_pattern", every) if family == "gemma3_text" else 2
-        kinds = ["full_attention" if (n + 1) % every == 0 else "sliding_attention" for n in range(layers)]
+        every = whole_field(file, "sliding_window_pattern", every) if name == "gemma3_text" else 2
+        full = [(layer + 1) % every == 0 for layer in range(layers)]
     else:
-        first = whole(file, "max_window_layers", raw.get("max_window_layers", 28), least=0)
-        kinds = ["full_attention" if n < first else "sliding_attention" for n in range(layers)]
-    kinds = raw.get("layer_types") or kinds
+        first = whole_field(file, "max_window_layers", raw.get("max_window_layers", 28), least=0)
+        full = [layer < first for layer in range(layers)]
+    kinds = raw.get("layer_types") or ["full_attention" if one else "sliding_attention" for one in full]
     if not isinstance(kinds, list) or not all(kind in ("full_attention", "sliding_attention") for kind in kinds):
         raise refuse(file, "layer_types", kinds, "known: full_attention, sliding_attention")
     if len(kinds) != layers:
         raise refuse(file, "layer_types", f"a list of {len(kinds)}", f"there are {layers} layers")
     pattern = shortest([kind.removesuffix("_attention") for kind in kinds])
-    return (None, ("sliding",)) if pattern == ("full",) else (whole(file, "sliding_window", window), pattern)
+    return none if pattern == ("full",) else (whole_field(file, "sliding_window", window), pattern)
 
 
 def shortest(kinds: Sequence[Any]) -> tuple[Kind, ...]:

@@ -1,4 +1,7 @@
-"""Models in: a Hugging Face directory or a GGUF file, told apart by what the path is."""
+"""Models and tokenizers in: a Hugging Face directory, a GGUF file, or a model of the hub, told apart by the name.
+
+Code that comes with a model is never run.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +16,34 @@ import jax
 import numpy as np
 
 from tisdpo_jax.errors import CheckpointError, ShapeMismatchError
-from tisdpo_jax.interchange import gguf
-from tisdpo_jax.interchange._assemble import Layout, Leaf, TensorSource, assemble, check, layout
+from tisdpo_jax.interchange._assemble import Layout, TensorSource, assemble, check, layout
 from tisdpo_jax.interchange._safetensors import PICKLES, open_directory, refuse_pickle
+from tisdpo_jax.interchange.fetch import TOKENIZER, local_model
+from tisdpo_jax.interchange.gguf import ROPE_FACTORS, gguf_tokenizer, open_gguf, read_gguf_config
 from tisdpo_jax.interchange.huggingface import read_huggingface_config
-from tisdpo_jax.models import TransformerConfig, abstract_params, flatten
+from tisdpo_jax.models import TransformerConfig, tensor_name
 from tisdpo_jax.types import Params
 
 log = logging.getLogger(__name__)
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING, HEAD = tensor_name("embed/embedding"), tensor_name("head/kernel")
 _ROWS = 8192  # of two matrices that are compared
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def find_model(path: str | os.PathLike[str]) -> Path:
-    """`path`, if it is a directory or a .gguf file. Raises: CheckpointError that says what to name instead."""
-    path = Path(path).expanduser()
+def find_model(path: str | os.PathLike[str], files: tuple[str, ...] = ()) -> Path:
+    """`path`, if it is a directory or a .gguf file, or where `files` of a model of the hub are (none: all needed).
+
+    Raises: CheckpointError that says what to name instead.
+    """
+    path = local_model(path, files)
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if not path.exists():
-        raise CheckpointError(f"{path}: no such file or directory; name a Hugging Face model directory or a .gguf file")
+        raise CheckpointError(
+            f"{path}: no such file or directory; name a Hugging Face model directory, a .gguf file, or a model of the "
+            f"hub as ORG/NAME"
+        )
     if path.suffix in PICKLES:
         raise refuse_pickle(path)
     raise CheckpointError(f"{path}: not a .gguf file; for other weights name the directory that holds config.json")
@@ -49,7 +60,7 @@ def read_config(path: str | os.PathLike[str]) -> TransformerConfig:
     """
     path = find_model(path)
     if path.is_file():
-        return gguf.read_gguf_config(path)
+        return read_gguf_config(path)
     config = read_huggingface_config(path)
     if not config.tied_head:
         return config
@@ -80,11 +91,8 @@ def _head_differs(source: TensorSource) -> bool:
     if source.shapes[EMBEDDING] != source.shapes[HEAD] or len(source.shapes[HEAD]) != 2:
         return True
     rows = source.shapes[HEAD][0]
-    for start in range(0, rows, _ROWS):
-        index = (slice(start, min(start + _ROWS, rows)), slice(None))
-        if not np.array_equal(source.read(EMBEDDING, index), source.read(HEAD, index)):
-            return True
-    return False
+    parts = [(slice(start, min(start + _ROWS, rows)), slice(None)) for start in range(0, rows, _ROWS)]
+    return not all(np.array_equal(source.read(EMBEDDING, part), source.read(HEAD, part)) for part in parts)
 
 
 def load_params(
@@ -112,27 +120,58 @@ def load_params(
             f"{source.files[HEAD]}: tensor {HEAD!r} differs from {EMBEDDING!r}, so this head is not tied; take the "
             f"config that read_config gives"
         )
-    return assemble(leaves, source, abstract_params(config), shardings, dtype, ignored=ignored)
+    return assemble(leaves, source, shardings, dtype, ignored=ignored)
 
 
 def check_params(path: str | os.PathLike[str], config: TransformerConfig) -> None:
     """Raises what `load_params` would about missing files and tensors that do not fit; reads headers only."""
     source, leaves, ignored = open_model(path, config)
-    check(leaves, source, {name: leaf.shape for name, leaf in flatten(abstract_params(config)).items()}, ignored)
+    check(leaves, source, ignored)
 
 
 def open_model(path: str | os.PathLike[str], config: TransformerConfig) -> tuple[TensorSource, Layout, set[str]]:
     """Where the tensors are, how the parameters are made of them, and which are not read."""
     path = find_model(path)
     if path.is_file():
-        source, paired = gguf.open_gguf(path)
-        leaves, ignored = layout(config, "gguf", paired_rows=paired), {gguf.ROPE_FACTORS}
-        return source, leaves, ignored | {"output.weight"} if config.tied_head else ignored
+        source, paired = open_gguf(path)
+        head = {tensor_name("head/kernel", "gguf")} if config.tied_head else set()
+        return source, layout(config, "gguf", paired_rows=paired), {ROPE_FACTORS} | head
     source, leaves = open_directory(path), layout(config)
-    ignored = {name for name in source.shapes if name.endswith(".rotary_emb.inv_freq")}
+    ignored = rotary_tables(source)
     if config.tied_head and HEAD in source.shapes:
         if EMBEDDING in source.shapes:
             ignored.add(HEAD)
         else:
-            leaves["embed/embedding"] = Leaf((HEAD,))
+            leaves["embed/embedding"] = dataclasses.replace(leaves["embed/embedding"], names=(HEAD,))
     return source, leaves, ignored
+
+
+def rotary_tables(source: TensorSource) -> set[str]:
+    """Tensors that old releases carry, and that follow from the config."""
+    return {name for name in source.shapes if name.endswith(".rotary_emb.inv_freq")}
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> Any:
+    """A `transformers` fast tokenizer for a Hugging Face directory or a .gguf file.
+
+    Where there is a tokenizer.json, it is followed to the letter: the classes that `AutoTokenizer` picks by
+    model type rebuild parts of it in transformers 5.
+
+    Raises: CheckpointError when tokenizer files are missing or cannot be read.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    path = find_model(path, TOKENIZER)
+    if path.is_file():
+        return gguf_tokenizer(path)
+    if not any((path / name).is_file() for name in _TOKENIZERS):
+        raise CheckpointError(
+            f"{path}: no tokenizer ({' or '.join(_TOKENIZERS)}); copy tokenizer.json and tokenizer_config.json there "
+            f"from the original model, or name a directory that has them as model.tokenizer"
+        )
+    kind = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
+    try:
+        return kind.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever tokenizers and transformers raise, it is the files that do not fit
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path}: the tokenizer files cannot be read ({reason}); fetch them again") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,14 +14,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from tisdpo_jax.errors import CheckpointError, MissingKeyError, ShapeMismatchError, UnexpectedKeyError
-from tisdpo_jax.interchange import _export
 from tisdpo_jax.interchange._adapter_config import CONFIG, AdapterConfig, read_adapter_config
-from tisdpo_jax.interchange._assemble import Layout, Leaf, TensorSource, layout, tensor_part
-from tisdpo_jax.interchange._safetensors import open_files, write_file
+from tisdpo_jax.interchange._assemble import Layout, Leaf, TensorSource, check_tree, layout, tensor_part, whole_matrix
+from tisdpo_jax.interchange._export import write_export
+from tisdpo_jax.interchange._fields import write_json
+from tisdpo_jax.interchange._safetensors import open_files
 from tisdpo_jax.interchange.generation import exported_generation
 from tisdpo_jax.interchange.load import open_model
-from tisdpo_jax.interchange.save import on_first_process, write_companions, write_json
-from tisdpo_jax.models import TABLE, TransformerConfig, abstract_params, flatten, unflatten
+from tisdpo_jax.interchange.save import write_companions
+from tisdpo_jax.models import TABLE, TransformerConfig, flatten, unflatten
 from tisdpo_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,46 @@ class Adapter(NamedTuple):
     lora: Params  # the adapter tree; zero where the file holds nothing
     scale: float  # the factor that it is applied with
     start: Params | None  # PiSSA, OLoRA: an adapter to be taken out of the base's kernels, `kernel - a @ b`
+
+
+class _Module(NamedTuple):
+    """A projection of one layer, which peft adapts apart from others."""
+
+    name: str  # of transformers, as in model.layers.0.self_attn.q_proj
+    path: str  # as in layers/attention/q
+    layer: int
+    kernel: Leaf
+
+    @property
+    def tensors(self) -> tuple[str, str]:
+        """What an adapter's file calls a `[r, in]` and b `[out, r]`."""
+        return f"base_model.model.{self.name}.lora_A.weight", f"base_model.model.{self.name}.lora_B.weight"
+
+
+def _modules(config: TransformerConfig) -> list[_Module]:
+    leaves = layout(config)
+    return [
+        _Module(name.removesuffix(".weight"), path, layer, leaves[f"{path}/kernel"])
+        for path in projections()
+        for layer, name in enumerate(leaves[f"{path}/kernel"].names)
+    ]
+
+
+def projections() -> dict[str, str]:
+    """Paths of all projections that can carry an adapter -> the last part of their module's name (`q_proj`)."""
+    return {row.path.removesuffix("/kernel"): row.huggingface.split(".")[-2] for row in TABLE if row.adaptable}
+
+
+def adapter_layout(config: TransformerConfig, adapted: Iterable[str], rank: int) -> Layout:
+    """What the leaves `a`, `b` of projections (as in `layers/attention/q`) are made of in peft's naming."""
+    leaves = {}
+    for path in adapted:
+        own = [module for module in _modules(config) if module.path == path]
+        layers, inputs, outputs = own[0].kernel.shape
+        for at, (leaf, shape) in enumerate({"a": (layers, inputs, rank), "b": (layers, rank, outputs)}.items()):
+            names = tuple(module.tensors[at] for module in own)
+            leaves[f"{path}/{leaf}"] = Leaf(names, shape, stacked=True, transposed=True)
+    return leaves
 
 
 def save_peft(
@@ -60,14 +101,14 @@ def save_peft(
 
     The directory appears whole or not at all. Of several processes, all must call this.
     """
-    adapted = _adapted(lora)
-    leaves = adapter_layout(config, adapted)
-    _export.check_tree(leaves, lora, "lora")
-    for path, leaf in flatten(lora).items():
-        if path.endswith("/a") and leaf.shape[-1] != rank:
-            raise ValueError(f"{path} has shape {leaf.shape}, which is not of rank {rank}")
-    stored = np.dtype(next(iter(flatten(lora).values())).dtype)
-    config_json = {
+    flat = flatten(lora)
+    adapted = [path for path in projections() if f"{path}/a" in flat]
+    leaves = adapter_layout(config, adapted, rank)
+    check_tree(leaves, flat, "lora")
+    for path in adapted:
+        if (shape := flat[f"{path}/a"].shape)[-1] != rank:
+            raise ValueError(f"{path}/a has shape {shape}, which is not of rank {rank}")
+    raw = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,
@@ -80,16 +121,12 @@ def save_peft(
         "inference_mode": True,
     }
 
-    def write(target: Path) -> None:
-        write_file(target / WEIGHTS, dict(_export.host_tensors(leaves, lora, stored)))
-        write_json(target / CONFIG, config_json)
-        generation = exported_generation(base_model, {}, stops)
-        write_companions(target, tokenizer, chat_template, generation)
+    def companions(target: Path) -> None:
+        write_json(target / CONFIG, raw)
+        write_companions(target, tokenizer, chat_template, exported_generation(base_model, {}, stops))
 
-    def attend() -> None:
-        _export.drain(_export.host_tensors(leaves, lora, stored))
-
-    on_first_process(Path(directory).expanduser(), write, attend)
+    files = {WEIGHTS: [name for leaf in leaves.values() for name in leaf.names]}
+    write_export(directory, leaves, lora, np.dtype(next(iter(flat.values())).dtype), files, companions)
 
 
 def load_peft(
@@ -120,79 +157,80 @@ def load_peft(
     if not (file := directory / WEIGHTS).is_file():
         raise CheckpointError(f"{directory}: no {WEIGHTS}; only safetensors adapters are read: save it again with peft")
     source = open_files(directory, [file])
-    adapted = _adapted_layers(adapter, config, source)
-    paths = [path for path in projections() if any(of == path for of, _ in adapted)]
-    scale = max((adapter.scale_of(module) for module in adapted.values()), key=abs)
-    rank = max(adapter.rank_of(module) for module in adapted.values())
-    host = _zeros(config, paths, rank)
-    for (path, layer), module in adapted.items():
-        a, b = (_tensor(source, name) for name in _names(module))
-        own = adapter.scale_of(module) / scale if scale else 1.0
-        host[f"{path}/a"][layer, :, : a.shape[0]] = a.T
-        host[f"{path}/b"][layer, : a.shape[0]] = b.T if own == 1.0 else b.T * own
-    start = None
+    adapted = _adapted(adapter, config, source)
+    scale = max((adapter.scale_of(module.name) for module in adapted), key=abs)
+    rank = max(adapter.rank_of(module.name) for module in adapted)
+    leaves = adapter_layout(config, dict.fromkeys(module.path for module in adapted), rank)
+
+    def zeros() -> dict[str, np.ndarray]:
+        return {path: np.zeros(leaf.shape, np.float32) for path, leaf in leaves.items()}
+
+    def tree(arrays: dict[str, np.ndarray], dtype: np.dtype) -> Params:
+        placed = {} if shardings is None else flatten(shardings)
+        return unflatten({path: _put(value.astype(dtype), placed.get(path)) for path, value in arrays.items()})
+
+    host, start = zeros(), None
+    for module in adapted:
+        a, b = (whole_matrix(source, name) for name in module.tensors)
+        own = adapter.scale_of(module.name) / scale if scale else 1.0
+        _fill(host, module, a, b if own == 1.0 else b * own)
     if adapter.start:
         if base is None:
             raise CheckpointError(
                 f"{adapter.file}: field init_lora_weights is {adapter.start!r}, so the adapter stands on a changed "
                 f"base; name the base model"
             )
-        start = _start(adapter, config, adapted, base, _zeros(config, paths, rank))
-    placed = flatten(shardings) if shardings is not None else {}
-
-    def tree(arrays: dict[str, np.ndarray], kind: Any) -> Params:
-        return unflatten(
-            {path: _place(value.astype(jnp.dtype(kind)), placed.get(path)) for path, value in arrays.items()}
-        )
-
-    return Adapter(tree(host, dtype), scale, None if start is None else tree(start, jnp.float32))
+        start = tree(_began(adapter, config, adapted, base, zeros()), np.dtype(np.float32))
+    return Adapter(tree(host, jnp.dtype(dtype)), scale, start)
 
 
-def _adapted_layers(
-    adapter: AdapterConfig, config: TransformerConfig, source: TensorSource
-) -> dict[tuple[str, int], str]:
-    """(projection, layer) -> name of the module, for every pair of tensors in the file.
+def _fill(host: dict[str, np.ndarray], module: _Module, a: np.ndarray, b: np.ndarray) -> None:
+    """a `[r, in]` and b `[out, r]` of one module, as peft has them, into trees of a rank that is as large or larger."""
+    host[f"{module.path}/a"][module.layer, :, : len(a)] = a.T
+    host[f"{module.path}/b"][module.layer, : len(a)] = b.T
+
+
+def _put(value: np.ndarray, sharding: Any) -> jax.Array:
+    if sharding is None:
+        return jnp.asarray(value)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def _adapted(adapter: AdapterConfig, config: TransformerConfig, source: TensorSource) -> list[_Module]:
+    """The modules that have a pair of tensors in the file.
 
     Raises: CheckpointError, and its subclasses, unless all tensors are there in full pairs of the right shapes, are
       read by peft too, and nothing is left over.
     """
-    kernels = flatten(abstract_params(config))
-    leaves = layout(config)
-    adapted: dict[tuple[str, int], str] = {}
-    known: set[str] = set()
+    adapted: list[_Module] = []
     bare: list[str] = []
-    for path in projections():
-        _, inputs, outputs = kernels[f"{path}/kernel"].shape
-        for layer, weight in enumerate(leaves[f"{path}/kernel"].names):
-            module = weight.removesuffix(".weight")
-            names, wanted = _names(module), adapter.adapts(module)
-            there = [name for name in names if name in source.shapes]
-            if not there:
-                bare += [module] if wanted else []
-                continue
-            if not wanted:
-                raise UnexpectedKeyError(
-                    f"{source.files[there[0]]}: tensor {there[0]!r} belongs to a module that target_modules, "
-                    f"exclude_modules or layers_to_transform of {adapter.file.name} leaves out, and peft would not "
-                    f"read it; save the adapter again with peft"
+    for module in _modules(config):
+        wanted, there = adapter.adapts(module.name), [name for name in module.tensors if name in source.shapes]
+        if not there:
+            bare += [module.name] if wanted else []
+            continue
+        if not wanted:
+            raise UnexpectedKeyError(
+                f"{source.files[there[0]]}: tensor {there[0]!r} belongs to a module that target_modules, "
+                f"exclude_modules or layers_to_transform of {adapter.file.name} leaves out, and peft would not "
+                f"read it; save the adapter again with peft"
+            )
+        if len(there) < 2:
+            (missing,) = {*module.tensors} - {*there}
+            raise MissingKeyError(
+                f"{source.path}: tensor {missing!r} is missing, while {there[0]!r} is there; fetch it again"
+            )
+        rank, (_, inputs, outputs) = adapter.rank_of(module.name), module.kernel.shape
+        for name, shape in zip(module.tensors, ((rank, inputs), (outputs, rank)), strict=True):
+            if source.shapes[name] != shape:
+                raise ShapeMismatchError(
+                    f"{source.files[name]}: tensor {name!r} has shape {list(source.shapes[name])}, but the base "
+                    f"model and rank {rank} of {adapter.file.name} need {list(shape)}; it is an adapter of another "
+                    f"model, or fetch it again"
                 )
-            if len(there) < 2:
-                (missing,) = set(names) - set(there)
-                raise MissingKeyError(
-                    f"{source.path}: tensor {missing!r} is missing, while {there[0]!r} is there; fetch it again"
-                )
-            rank = adapter.rank_of(module)
-            for name, shape in zip(names, ((rank, inputs), (outputs, rank)), strict=True):
-                if source.shapes[name] != shape:
-                    raise ShapeMismatchError(
-                        f"{source.files[name]}: tensor {name!r} has shape {list(source.shapes[name])}, but the base "
-                        f"model and rank {rank} of {adapter.file.name} need {list(shape)}; it is an adapter of another "
-                        f"model, or fetch it again"
-                    )
-            adapted[path, layer] = module
-            known.update(names)
-    spare = [name for name in source.shapes if name not in known]
-    if spare:
+        adapted.append(module)
+    known = {name for module in adapted for name in module.tensors}
+    if spare := [name for name in source.shapes if name not in known]:
         raise UnexpectedKeyError(
             f"{source.files[spare[0]]}: tensor {spare[0]!r} is none that is read ({len(spare)} such in all): adapters "
             f"stand on the projections of the base's {config.num_layers} layers; merge it into its base with peft and "
@@ -200,22 +238,21 @@ def _adapted_layers(
         )
     if not adapted:
         raise MissingKeyError(f"{source.path}: {WEIGHTS} holds no tensors; fetch it again")
-    if bare:
-        if adapter.random:
-            raise MissingKeyError(
-                f"{source.path}: no tensors for {bare[0]} ({len(bare)} such in all), where init_lora_weights false "
-                f"leaves random numbers; name in target_modules of {adapter.file.name} what the file holds"
-            )
-        log.warning(
-            "%s: no tensors for %s (%d such in all); the base stays as it is there", source.path, bare[0], len(bare)
+    if bare and adapter.random:
+        raise MissingKeyError(
+            f"{source.path}: no tensors for {bare[0]} ({len(bare)} such in all), where init_lora_weights false "
+            f"leaves random numbers; name in target_modules of {adapter.file.name} what the file holds"
         )
+    if bare:
+        kept = "%s: no tensors for %s (%d such in all); the base stays as it is there"
+        log.warning(kept, source.path, bare[0], len(bare))
     return adapted
 
 
-def _start(
+def _began(
     adapter: AdapterConfig,
     config: TransformerConfig,
-    adapted: dict[tuple[str, int], str],
+    adapted: list[_Module],
     base: str | os.PathLike[str],
     host: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
@@ -225,75 +262,23 @@ def _start(
     the adapter's factor, as peft has it. Both of the weight as it is stored, in float32. Process 0 computes for all, so
     that signs, which are free, agree.
     """
-    kernels = flatten(abstract_params(config))
     source, leaves, _ = open_model(base, config)
-    if jax.process_index() == 0:
-        for (path, layer), module in adapted.items():
-            leaf, shape, rank = leaves[f"{path}/kernel"], kernels[f"{path}/kernel"].shape, adapter.rank_of(module)
-            index = (slice(layer, layer + 1), slice(None), slice(None))
-            weight = tensor_part(leaf, source, shape, index, np.dtype(np.float32))[0].T  # [out, in], as peft sees it
-            if not np.isfinite(weight).all():
-                raise CheckpointError(
-                    f"{source.path}: tensor {leaf.names[layer]!r} holds NaN or infinity; fetch it again"
-                )
-            if adapter.start == "pissa":
-                left, values, right = np.linalg.svd(weight, full_matrices=False)
-                root = np.sqrt(values[:rank])
-                left, right = left[:, :rank] * root, right[:rank] * root[:, None]
-            else:
-                left, right = np.linalg.qr(weight)
-                left, right = left[:, :rank] * np.float32(adapter.scale_of(module)), right[:rank]
-            host[f"{path}/a"][layer, :, : len(right)] = right.T
-            host[f"{path}/b"][layer, : len(right)] = left.T
+    for module in adapted if jax.process_index() == 0 else ():
+        leaf, rank = leaves[f"{module.path}/kernel"], adapter.rank_of(module.name)
+        index = (slice(module.layer, module.layer + 1), slice(None), slice(None))
+        weight = tensor_part(leaf, source, index, np.dtype(np.float32))[0].T  # [out, in], as peft sees it
+        if not np.isfinite(weight).all():
+            raise CheckpointError(
+                f"{source.path}: tensor {leaf.names[module.layer]!r} holds NaN or infinity; fetch it again"
+            )
+        if adapter.start == "pissa":
+            left, values, right = np.linalg.svd(weight, full_matrices=False)
+            root = np.sqrt(values[:rank])
+            left, right = left[:, :rank] * root, right[:rank] * root[:, None]
+        else:
+            left, right = np.linalg.qr(weight)
+            left, right = left[:, :rank] * np.float32(adapter.scale_of(module.name)), right[:rank]
+        _fill(host, module, right, left)
     if jax.process_count() > 1:
         host = {path: np.asarray(value) for path, value in multihost_utils.broadcast_one_to_all(host).items()}
     return host
-
-
-def _zeros(config: TransformerConfig, paths: list[str], rank: int) -> dict[str, np.ndarray]:
-    kernels, arrays = flatten(abstract_params(config)), {}
-    for path in paths:
-        layers, inputs, outputs = kernels[f"{path}/kernel"].shape
-        arrays[f"{path}/a"] = np.zeros((layers, inputs, rank), np.float32)
-        arrays[f"{path}/b"] = np.zeros((layers, rank, outputs), np.float32)
-    return arrays
-
-
-def _names(module: str) -> tuple[str, str]:
-    return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
-
-
-def _tensor(source: TensorSource, name: str) -> np.ndarray:
-    value = np.asarray(source.read(name, (slice(None), slice(None))), np.float32)
-    if not np.isfinite(value).all():
-        raise CheckpointError(f"{source.files[name]}: tensor {name!r} holds NaN or infinity; fetch the file again")
-    return value
-
-
-def _place(value: np.ndarray, sharding: Any) -> jax.Array:
-    if sharding is None:
-        return jnp.asarray(value)
-    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
-
-
-def adapter_layout(config: TransformerConfig, adapted: Sequence[str]) -> Layout:
-    """What the leaves `a`, `b` of projections (as in `layers/attention/q`) are made of in peft's naming."""
-    base = layout(config)
-    return {
-        f"{path}/{leaf}": Leaf(
-            tuple(_names(name.removesuffix(".weight"))[at] for name in base[f"{path}/kernel"].names),
-            stacked=True,
-            transposed=True,
-        )
-        for path in adapted
-        for at, leaf in enumerate("ab")
-    }
-
-
-def projections() -> dict[str, str]:
-    """Paths of all projections that can carry an adapter -> the last part of their module's name (`q_proj`)."""
-    return {row.path.removesuffix("/kernel"): row.huggingface.split(".")[-2] for row in TABLE if row.adaptable}
-
-
-def _adapted(lora: Params) -> list[str]:
-    return [path for path in projections() if f"{path}/a" in flatten(lora)]

@@ -9,13 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from tisdpo_jax.errors import CheckpointError, MissingKeyError, ShapeMismatchError
-from tisdpo_jax.interchange._assemble import assemble, layout
+from tisdpo_jax.interchange._assemble import assemble, layout, whole_matrix
 from tisdpo_jax.interchange._fields import read_json
 from tisdpo_jax.interchange._safetensors import open_directory
+from tisdpo_jax.interchange.fetch import local_model
 from tisdpo_jax.interchange.huggingface import CONFIG, read_huggingface_config
+from tisdpo_jax.interchange.load import HEAD, rotary_tables
 from tisdpo_jax.models import TransformerConfig, abstract_params
 from tisdpo_jax.types import Params
 
@@ -24,8 +25,8 @@ SCORE = "score.weight"
 
 def is_reward_model(path: str | os.PathLike[str]) -> bool:
     """Whether a directory says that it holds a model for sequence classification."""
-    file = Path(path).expanduser() / CONFIG
-    return file.is_file() and any("SequenceClassification" in str(name) for name in _architectures(file))
+    file = local_model(path) / CONFIG
+    return file.is_file() and any("SequenceClassification" in name for name in _architectures(file))
 
 
 def load_reward_model(
@@ -39,7 +40,7 @@ def load_reward_model(
 
     Raises: CheckpointError for other kinds of model, or more than one label; its subclasses where tensors do not fit.
     """
-    path = Path(path).expanduser()
+    path = local_model(path)
     if not is_reward_model(path):
         names = ", ".join(_architectures(path / CONFIG)) or "none"
         raise CheckpointError(
@@ -55,14 +56,11 @@ def load_reward_model(
             f"{source.files[SCORE]}: tensor {SCORE!r} has shape {list(source.shapes[SCORE])}; a reward model has one "
             f"label, [1, {config.hidden_size}]"
         )
-    abstract = abstract_params(config)
-    ignored = {SCORE, "lm_head.weight"} | {name for name in source.shapes if name.endswith(".rotary_emb.inv_freq")}
-    placed = shardings(abstract) if shardings is not None else None
-    params = assemble(layout(config), source, abstract, placed, dtype, ignored=ignored)
-    score = np.asarray(source.read(SCORE, (slice(None), slice(None))), np.float32)[0]
-    return config, params, jnp.asarray(score)
+    placed = shardings(abstract_params(config)) if shardings is not None else None
+    params = assemble(layout(config), source, placed, dtype, ignored={SCORE, HEAD} | rotary_tables(source))
+    return config, params, jnp.asarray(whole_matrix(source, SCORE)[0])
 
 
-def _architectures(file: Path) -> list[Any]:
-    found = read_json(file).get("architectures")
-    return found if isinstance(found, list) else []
+def _architectures(file: Path) -> list[str]:
+    names = read_json(file).get("architectures")
+    return [str(name) for name in names] if isinstance(names, list) else []

@@ -1,11 +1,9 @@
 """Decoders: one table of parameters, one definition, plain nested dicts outside."""
 
-from tisdpo_jax.models.adapters import init_adapters, merge
 from tisdpo_jax.models.attention import Mask, attention
 from tisdpo_jax.models.block import LayerCache
-from tisdpo_jax.models.config import ComputeConfig, Kind, RopeConfig, TransformerConfig
+from tisdpo_jax.models.config import GEMMA, SIZES, ComputeConfig, Kind, Model, RopeConfig, TransformerConfig
 from tisdpo_jax.models.decoder import (
-    Model,
     decode,
     empty_cache,
     hidden_states,
@@ -14,24 +12,27 @@ from tisdpo_jax.models.decoder import (
     prefill,
     split_layers,
 )
-from tisdpo_jax.models.head import Head, capped, head_of, head_only, product
-from tisdpo_jax.models.leaves import Int8, quantize
+from tisdpo_jax.models.leaves import Head, Int8, capped, head_of, head_only, product, quantize
 from tisdpo_jax.models.linen import FlaxDecoder
 from tisdpo_jax.models.params import (
     PARAM_AXES,
     TABLE,
     Naming,
     abstract_params,
+    flags_of_tensors,
     flatten,
+    init_adapters,
     init_params,
     layer_size,
+    merge,
     parameters,
+    tensor_name,
     unflatten,
 )
 from tisdpo_jax.models.rope import attention_factor, rope_frequencies
-from tisdpo_jax.models.zoo import SIZES
 
 __all__ = [
+    "GEMMA",
     "PARAM_AXES",
     "SIZES",
     "TABLE",
@@ -52,6 +53,7 @@ __all__ = [
     "capped",
     "decode",
     "empty_cache",
+    "flags_of_tensors",
     "flatten",
     "head_of",
     "head_only",
@@ -68,5 +70,6 @@ __all__ = [
     "quantize",
     "rope_frequencies",
     "split_layers",
+    "tensor_name",
     "unflatten",
 ]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tisdpo_jax import partitioning
-from tisdpo_jax.models.head import capped
+from tisdpo_jax.models.leaves import capped
 from tisdpo_jax.types import Tree
 
 Array = jax.Array
@@ -60,26 +60,14 @@ def _same(labels: Array) -> Array:
     return labels[:, :, None] == labels[:, None, :]
 
 
-def prepare(
-    mask: Mask,
-    backend: str,
-    *,
-    queries: int,
-    keys: int,
-    heads: int,
-    platform: str = "",
-    softcap: float | None = None,
-) -> Any:
-    """What a back end derives from the mask, made once a call and shared by all layers.
-
-    `platform`: that the program is compiled for, where it is not the default one.
-    """
+def prepare(mask: Mask, backend: str, queries: int, keys: int, heads: int, platform: str, softcap: float | None) -> Any:
+    """What a back end derives from the mask, made once a call and shared by all layers, on `platform`."""
     if backend == "xla":
         return dense_mask(mask, queries, keys)
     if backend == "splash" and mask.query_positions is None:
         mesh = partitioning.active_mesh()
         heads //= 1 if mesh is None else mesh.shape["tensor"]
-        return _splash_kernel(queries, heads, mask.window, softcap, (platform or jax.default_backend()) != "tpu")
+        return _splash_kernel(queries, heads, mask.window, softcap, platform != "tpu")
     return None
 
 
@@ -109,24 +97,25 @@ def attention(
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     _check(mask, q.shape[:2], k.shape[:2])
-    if backend != "xla" and mask.tree is not None:
-        raise ValueError(f"attention back end {backend!r} cannot honour trees; repeat the prompts, or use 'xla'")
     if backend not in ("xla", "splash", "cudnn"):
         raise ValueError(f"unknown attention back end {backend!r}; one of xla, splash, cudnn")
-    if backend != "xla" and (mask.query_positions is not None or mask.key_positions is not None):
-        raise ValueError(f"attention back end {backend!r} cannot honour explicit positions (decoding); use 'xla'")
+    positions = mask.query_positions is not None or mask.key_positions is not None
+    for cannot, what, remedy in (
+        (backend != "xla" and mask.tree is not None, "trees", "repeat the prompts, or use 'xla'"),
+        (backend != "xla" and positions, "explicit positions (decoding)", "use 'xla'"),
+        (backend == "cudnn" and mask.segments is not None, "segments (packed rows)", "use 'xla' or 'splash'"),
+        (backend == "cudnn" and softcap is not None, "a soft cap (Gemma 2)", "use 'xla' or 'splash'"),
+    ):
+        if cannot:
+            raise ValueError(f"attention back end {backend!r} cannot honour {what}; {remedy}")
+    if backend == "cudnn" and q.dtype not in (jnp.bfloat16, jnp.float16):
+        raise ValueError(f"attention back end 'cudnn' computes in bfloat16 or float16, not {q.dtype}; set model.dtype")
     if prepared is None:
-        prepared = prepare(mask, backend, queries=q.shape[1], keys=k.shape[1], heads=q.shape[2], softcap=softcap)
+        prepared = prepare(mask, backend, q.shape[1], k.shape[1], q.shape[2], jax.default_backend(), softcap)
     if backend == "xla":
         return _plain(q, k, v, prepared, scale, softcap)
     if backend == "splash":
         return _splash(q, k, v, mask.segments, prepared, scale)
-    if mask.segments is not None:
-        raise ValueError("attention back end 'cudnn' cannot honour segments (packed rows); use 'xla' or 'splash'")
-    if softcap is not None:
-        raise ValueError("attention back end 'cudnn' cannot honour a soft cap (Gemma 2); use 'xla' or 'splash'")
-    if q.dtype not in (jnp.bfloat16, jnp.float16):
-        raise ValueError(f"attention back end 'cudnn' computes in bfloat16 or float16, not {q.dtype}; set model.dtype")
     window = None if mask.window is None else (mask.window - 1, 0)
     return jax.nn.dot_product_attention(
         q, k, v, scale=scale, is_causal=True, local_window_size=window, implementation="cudnn"

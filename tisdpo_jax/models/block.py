@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from tisdpo_jax import partitioning
 from tisdpo_jax.models.attention import Mask, attention
-from tisdpo_jax.models.config import ComputeConfig, Kind, TransformerConfig
+from tisdpo_jax.models.config import Kind, Model
 from tisdpo_jax.models.leaves import gathered, matmul
 from tisdpo_jax.models.rope import Rope, rotate
 from tisdpo_jax.routing import take
@@ -44,14 +44,7 @@ def inner(variables: Variables, *names: str) -> Variables:
 
 
 def block(
-    variables: Variables,
-    x: Array,
-    shared: Shared,
-    cache: LayerCache | None,
-    *,
-    config: TransformerConfig,
-    compute: ComputeConfig,
-    kind: Kind,
+    variables: Variables, x: Array, shared: Shared, cache: LayerCache | None, *, model: Model, kind: Kind
 ) -> tuple[Array, LayerCache | None]:
     """`x [R, T, D]` after one layer, and the cache with its keys and values.
 
@@ -61,29 +54,29 @@ def block(
     """
 
     def norm(name: str, x: Array) -> Array:
-        return rms_norm(variables["params"][name]["scale"], x, config, compute)
+        return rms_norm(variables["params"][name]["scale"], x, model)
 
-    y, cache = _attend(inner(variables, "attention"), norm("attention_norm", x), shared, cache, config, compute, kind)
-    if config.post_norms:
+    y, cache = _attend(inner(variables, "attention"), norm("attention_norm", x), shared, cache, model, kind)
+    if model.config.post_norms:
         y = norm("post_attention_norm", y)
     x = partitioning.constrain(x + y, WHOLE)
-    y = _mlp(inner(variables, "mlp"), settled(norm("mlp_norm", x)), config, compute)
-    if config.post_norms:
+    y = _mlp(inner(variables, "mlp"), settled(norm("mlp_norm", x)), model)
+    if model.config.post_norms:
         y = norm("post_mlp_norm", y)
     return partitioning.constrain(x + y, WHOLE), cache
 
 
-def rms_norm(scale: Array, x: Array, config: TransformerConfig, compute: ComputeConfig) -> Array:
+def rms_norm(scale: Array, x: Array, model: Model) -> Array:
     """Root-mean-square norm over the last axis, in float32."""
     x = x.astype(jnp.float32)
-    x *= jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + config.norm_eps)
+    x *= jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + model.config.norm_eps)
     scale = scale.astype(jnp.float32)
-    return (x * (1.0 + scale if config.norm_offset else scale)).astype(compute.dtype)
+    return (x * (1.0 + scale if model.config.norm_offset else scale)).astype(model.compute.dtype)
 
 
-def projection(variables: Variables, x: Array, axes: tuple[str, str], compute: ComputeConfig) -> Array:
+def projection(variables: Variables, x: Array, axes: tuple[str, str], model: Model) -> Array:
     """A linear map, with a LoRA adapter on top where the variables hold one for it."""
-    own, adapter, dtype = variables["params"], variables.get("lora"), compute.dtype
+    own, adapter, dtype = variables["params"], variables.get("lora"), model.compute.dtype
     # One axis of tokens: XLA on CPU takes a slow path for the gradient of a matrix that is summed over two.
     shape, x = x.shape, x.astype(dtype).reshape(-1, x.shape[-1])
     y = matmul(x, own["kernel"], axes)
@@ -91,34 +84,26 @@ def projection(variables: Variables, x: Array, axes: tuple[str, str], compute: C
         inputs, outputs = gathered(axes)
         a = partitioning.constrain(adapter["a"].astype(dtype), (inputs, None))
         b = partitioning.constrain(adapter["b"].astype(dtype), (None, outputs))
-        y += (x @ a) @ b * jnp.asarray(compute.lora_scale, dtype)
+        y += (x @ a) @ b * jnp.asarray(model.compute.lora_scale, dtype)
     if "bias" in own:
         y += own["bias"].astype(dtype)
     return y.reshape(*shape[:-1], y.shape[-1])
 
 
 def _attend(
-    variables: Variables,
-    x: Array,
-    shared: Shared,
-    cache: LayerCache | None,
-    config: TransformerConfig,
-    compute: ComputeConfig,
-    kind: Kind,
+    variables: Variables, x: Array, shared: Shared, cache: LayerCache | None, model: Model, kind: Kind
 ) -> tuple[Array, LayerCache | None]:
-    rows = x.shape[:2]
+    rows, config = x.shape[:2], model.config
 
     def heads(name: str, count: int, axis: str) -> Array:
-        y = projection(inner(variables, name), x, ("embed", axis), compute)
+        y = projection(inner(variables, name), x, ("embed", axis), model)
         return partitioning.constrain(y.reshape(*rows, count, config.head_dim), ("batch", None, axis, None))
 
     q = heads("q", config.num_heads, "heads")
     k, v = (heads(name, config.num_kv_heads, "kv_heads") for name in "kv")
     if config.qk_norm:
-        q, k = (
-            rms_norm(variables["params"][name]["scale"], y, config, compute)
-            for name, y in (("q_norm", q), ("k_norm", k))
-        )
+        own = variables["params"]
+        q, k = (rms_norm(own[name]["scale"], y, model) for name, y in (("q_norm", q), ("k_norm", k)))
     q, k = rotate(q, shared.rope), rotate(k, shared.rope)
     if cache is not None:
         new = (k.astype(cache.k.dtype), v.astype(cache.v.dtype))
@@ -131,7 +116,7 @@ def _attend(
         y = attention(
             *(q, k, v),
             mask=mask,
-            backend=compute.attention,
+            backend=model.compute.attention,
             prepared=shared.prepared,
             scale=(config.query_pre_attn_scalar or config.head_dim) ** -0.5,
             softcap=config.attention_softcap,
@@ -140,7 +125,7 @@ def _attend(
             first = shared.copies.back[..., :1]
             y = take(y, first[..., 0], readers_of_first(shared.copies))
     y = y.reshape(*rows, config.num_heads * config.head_dim)
-    return projection(inner(variables, "o"), y, ("heads", "embed"), compute), cache
+    return projection(inner(variables, "o"), y, ("heads", "embed"), model), cache
 
 
 def _stored(cache: Array, new: Array, slots: Array | None) -> Array:
@@ -150,11 +135,11 @@ def _stored(cache: Array, new: Array, slots: Array | None) -> Array:
     return cache.at[jnp.arange(len(new))[:, None], slots].set(new)
 
 
-def _mlp(variables: Variables, x: Array, config: TransformerConfig, compute: ComputeConfig) -> Array:
-    gate, up = (settled(projection(inner(variables, name), x, ("embed", "mlp"), compute)) for name in ("gate", "up"))
-    gate = jax.nn.silu(gate) if config.activation == "silu" else jax.nn.gelu(gate, approximate=True)
+def _mlp(variables: Variables, x: Array, model: Model) -> Array:
+    gate, up = (settled(projection(inner(variables, name), x, ("embed", "mlp"), model)) for name in ("gate", "up"))
+    gate = jax.nn.silu(gate) if model.config.activation == "silu" else jax.nn.gelu(gate, approximate=True)
     wide = written(partitioning.constrain(gate * up, ("batch", None, "mlp")))
-    return projection(inner(variables, "down"), wide, ("mlp", "embed"), compute)
+    return projection(inner(variables, "down"), wide, ("mlp", "embed"), model)
 
 
 # Left alone, XLA for TPUs computes an operand anew in every tile of the matrix product that reads it: measured ahead of

@@ -1,4 +1,4 @@
-"""What a decoder is (`TransformerConfig`) and how it is computed (`ComputeConfig`)."""
+"""What a decoder is (`TransformerConfig`, released ones in `SIZES`) and how it is computed (`ComputeConfig`)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ MAX_LAYERS = 10_000
 MAX_SIZE = 100_000_000
 Kind = Literal["sliding", "full"]
 """Of a layer: whether its queries see a window of keys, or all before them."""
+_ABOVE_ZERO = ("query_pre_attn_scalar", "attention_softcap", "final_softcap")
 
 
 def _check_names(config: Any) -> None:
@@ -95,32 +96,27 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         _check_names(self)
-        kinds = get_args(Kind)
+        kinds, name = get_args(Kind), type(self).__name__
         if not self.pattern or not set(self.pattern) <= set(kinds):
-            raise ValueError(f"TransformerConfig.pattern is {self.pattern!r}; one or more of {', '.join(kinds)}")
-        for name in ("query_pre_attn_scalar", "attention_softcap", "final_softcap"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise ValueError(f"TransformerConfig.{name} is {value}; it must be above 0, or None for none")
+            raise ValueError(f"{name}.pattern is {self.pattern!r}; one or more of {', '.join(kinds)}")
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.default is dataclasses.MISSING and value < 1:  # the sizes
-                raise ValueError(f"TransformerConfig.{field.name} is {value}; it must be at least 1")
-            most = MAX_LAYERS if field.name == "num_layers" else MAX_SIZE
-            if field.default is dataclasses.MISSING and value > most:
-                raise ValueError(f"TransformerConfig.{field.name} is {value}; it must be at most {most}")
+            value, most = getattr(self, field.name), MAX_LAYERS if field.name == "num_layers" else MAX_SIZE
+            size = field.default is dataclasses.MISSING
+            if field.name in _ABOVE_ZERO and value is not None and value <= 0:
+                raise ValueError(f"{name}.{field.name} is {value}; it must be above 0, or None for none")
+            if (size or (field.name == "sliding_window" and value is not None)) and value < 1:
+                or_none = "" if size else ", or None for none"
+                raise ValueError(f"{name}.{field.name} is {value}; it must be at least 1{or_none}")
+            if size and value > most:
+                raise ValueError(f"{name}.{field.name} is {value}; it must be at most {most}")
         if self.num_heads * self.head_dim > MAX_SIZE:
-            raise ValueError(
-                f"TransformerConfig: num_heads {self.num_heads} times head_dim {self.head_dim} is above {MAX_SIZE}"
-            )
-        if self.sliding_window is not None and self.sliding_window < 1:
-            window = self.sliding_window
-            raise ValueError(f"TransformerConfig.sliding_window is {window}; it must be at least 1, or None for none")
+            raise ValueError(f"{name}: num_heads {self.num_heads} times head_dim {self.head_dim} is above {MAX_SIZE}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f"TransformerConfig: num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+                f"{name}: num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
             )
         if self.head_dim % 2:
-            raise ValueError(f"TransformerConfig.head_dim is {self.head_dim}; rotary embedding needs an even number")
+            raise ValueError(f"{name}.head_dim is {self.head_dim}; rotary embedding needs an even number")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,3 +133,67 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         _check_names(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A decoder and how it is computed; hashable, so it can be a static argument."""
+
+    config: TransformerConfig
+    compute: ComputeConfig = ComputeConfig()
+
+    @property
+    def decoding(self) -> Model:
+        """Against a cache: that needs explicit positions, which only the xla back end honours, and no gradient."""
+        return dataclasses.replace(self, compute=dataclasses.replace(self.compute, attention="xla", remat="none"))
+
+
+# Sizes of released models, for plans and checks without their weights. A run reads its model's own config.
+_LLAMA31_ROPE = RopeConfig(500_000.0, "llama3", 8.0, 1.0, 4.0, 8192)
+GEMMA: dict[str, Any] = {
+    **dict.fromkeys(("norm_offset", "post_norms", "embed_scale"), True),
+    "activation": "gelu_tanh",
+}
+"""What Gemma 2 and 3 have in common, and no other family has."""
+
+SIZES: dict[str, TransformerConfig] = {
+    "llama2_7b": TransformerConfig(32_000, 4096, 11_008, 32, 32, 32, 128, 4096),
+    "llama2_13b": TransformerConfig(32_000, 5120, 13_824, 40, 40, 40, 128, 4096),
+    "llama31_8b": TransformerConfig(128_256, 4096, 14_336, 32, 32, 8, 128, 131_072, rope=_LLAMA31_ROPE),
+    "llama32_1b": TransformerConfig(
+        *(128_256, 2048, 8192, 16, 32, 8, 64, 131_072),
+        rope=RopeConfig(500_000.0, "llama3", 32.0, 1.0, 4.0, 8192),
+        tied_head=True,
+    ),
+    "mistral_7b": TransformerConfig(32_000, 4096, 14_336, 32, 32, 8, 128, 32_768, sliding_window=4096),
+    "qwen2_7b": TransformerConfig(
+        *(152_064, 3584, 18_944, 28, 28, 4, 128, 32_768), 1e-6, RopeConfig(1_000_000.0), qkv_bias=True
+    ),
+    "qwen3_8b": TransformerConfig(
+        *(151_936, 4096, 12_288, 36, 32, 8, 128, 40_960), 1e-6, RopeConfig(1_000_000.0), qk_norm=True
+    ),
+    "gemma2_2b": TransformerConfig(
+        *(256_000, 2304, 9216, 26, 8, 4, 256, 8192, 1e-6),
+        **GEMMA,
+        tied_head=True,
+        query_pre_attn_scalar=256.0,
+        sliding_window=4096,
+        pattern=("sliding", "full"),
+        attention_softcap=50.0,
+        final_softcap=30.0,
+    ),
+    "gemma3_1b": TransformerConfig(
+        *(262_144, 1152, 6912, 26, 4, 1, 256, 32_768, 1e-6, RopeConfig(1_000_000.0)),
+        **GEMMA,
+        tied_head=True,
+        query_pre_attn_scalar=256.0,
+        sliding_window=512,
+        pattern=("sliding",) * 5 + ("full",),
+        local_rope=RopeConfig(),
+        qk_norm=True,
+    ),
+    "smollm2_135m": TransformerConfig(
+        49_152, 576, 1536, 30, 9, 3, 64, 8192, 1e-5, RopeConfig(100_000.0), tied_head=True
+    ),
+}
+"""Name -> architecture, as the released config.json files have it."""

@@ -7,7 +7,6 @@ reading prompts and decoding go through the same `block`.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import operator
 from typing import Any
@@ -18,9 +17,8 @@ import jax.numpy as jnp
 from tisdpo_jax import partitioning
 from tisdpo_jax.models.attention import Mask, prepare
 from tisdpo_jax.models.block import WHOLE, LayerCache, Shared, block, inner, rms_norm
-from tisdpo_jax.models.config import ComputeConfig, Kind, TransformerConfig
-from tisdpo_jax.models.head import head_of
-from tisdpo_jax.models.leaves import take_rows
+from tisdpo_jax.models.config import Kind, Model, TransformerConfig
+from tisdpo_jax.models.leaves import head_of, take_rows
 from tisdpo_jax.models.recompute import through_layers
 from tisdpo_jax.models.rope import rope_tables
 from tisdpo_jax.types import Rows, Variables
@@ -29,19 +27,6 @@ Array = jax.Array
 ByKind = dict[Kind, Shared]
 REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 CACHE_AXES = ("batch", None, "kv_heads", None)
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A decoder and how it is computed; hashable, so it can be a static argument."""
-
-    config: TransformerConfig
-    compute: ComputeConfig = ComputeConfig()
-
-    @property
-    def decoding(self) -> Model:
-        """Against a cache: that needs explicit positions, which only the xla back end honours, and no gradient."""
-        return dataclasses.replace(self, compute=dataclasses.replace(self.compute, attention="xla", remat="none"))
 
 
 def hidden_states(model: Model, variables: Variables, rows: Rows | Array) -> Array:
@@ -58,10 +43,7 @@ def hidden_states(model: Model, variables: Variables, rows: Rows | Array) -> Arr
             mask = mask._replace(places=rows.positions)
     else:  # trees are for back ends without copies
         length, mask = rows.copies.source.shape[1], Mask(None, rows.copies.segments)
-    shared = {
-        kind: one._replace(copies=rows.copies)
-        for kind, one in _shared(model, mask, rows.positions, queries=length, keys=length).items()
-    }
+    shared = _shared(model, mask, rows.positions, queries=length, keys=length, copies=rows.copies)
     x, _ = _layers(model, inner(variables, "layers"), _embed(model, variables, rows.tokens), shared, None)
     return _final_norm(model, variables, x)
 
@@ -74,7 +56,8 @@ def hidden_states_with_cache(
     `seen [R, M]` is the position of the token in each slot, -1 where there is none, this call's
     tokens included. Slot and position of a token are the same number.
     """
-    model, shared = model.decoding, _shared_with_cache(model, positions, positions, seen)
+    model = model.decoding
+    shared = _shared_with_cache(model, positions, positions, seen)
     x, kept = _layers(model, inner(variables, "layers"), _embed(model, variables, tokens), shared, cache)
     return _final_norm(model, variables, x), kept
 
@@ -149,7 +132,8 @@ def decode(
 
     Returns: normalised last hidden states `[R, D]`, and the cache with the token in it.
     """
-    model, shared = model.decoding, _shared_with_cache(model, position[:, None], slot, seen)
+    model = model.decoding
+    shared = _shared_with_cache(model, position[:, None], slot, seen)
     x, runs, grown = _embed(model, variables, token[:, None]), _runs(model), []
     for number, (layer, kept) in enumerate(zip(layers, cache, strict=True)):
         kind, run = runs[number % len(runs)]
@@ -166,10 +150,10 @@ def _embed(model: Model, variables: Variables, tokens: Array) -> Array:
 
 
 def _final_norm(model: Model, variables: Variables, x: Array) -> Array:
-    return rms_norm(variables["params"]["final_norm"]["scale"], x, model.config, model.compute)
+    return rms_norm(variables["params"]["final_norm"]["scale"], x, model)
 
 
-def _shared(model: Model, mask: Mask, positions: Array, *, queries: int, keys: int) -> ByKind:
+def _shared(model: Model, mask: Mask, positions: Array, *, queries: int, keys: int, **others: Any) -> ByKind:
     """What the layers of each kind share. The window of a mask is a static number, so it is not in here."""
     config, compute = model.config, model.compute
     kinds = dict.fromkeys(config.pattern)
@@ -179,30 +163,22 @@ def _shared(model: Model, mask: Mask, positions: Array, *, queries: int, keys: i
     }
 
     def prepared(kind: Kind) -> Any:
-        return prepare(
-            mask._replace(window=config.window(kind)),
-            compute.attention,
-            queries=queries,
-            keys=keys,
-            heads=config.num_heads,
-            platform=compute.platform,
-            softcap=config.attention_softcap,
-        )
+        own, platform = mask._replace(window=config.window(kind)), compute.platform or jax.default_backend()
+        return prepare(own, compute.attention, queries, keys, config.num_heads, platform, config.attention_softcap)
 
-    return {kind: Shared(ropes[config.rope_of(kind)], mask, prepared(kind)) for kind in kinds}
+    return {kind: Shared(ropes[config.rope_of(kind)], mask, prepared(kind), **others) for kind in kinds}
 
 
 def _shared_with_cache(model: Model, positions: Array, slots: Array, seen: Array) -> ByKind:
     mask = Mask(query_positions=positions, key_positions=seen)
-    made = _shared(model.decoding, mask, positions, queries=positions.shape[1], keys=seen.shape[1])
-    return {kind: one._replace(slots=slots) for kind, one in made.items()}
+    return _shared(model, mask, positions, queries=positions.shape[1], keys=seen.shape[1], slots=slots)
 
 
 def _runs(model: Model) -> list[tuple[Kind, Any]]:
     """(kind, `(variables, x, shared, cache) -> (x, cache)`) of each layer of the pattern."""
 
     def of(kind: Kind) -> Any:
-        run: Any = functools.partial(block, config=model.config, compute=model.compute, kind=kind)
+        run: Any = functools.partial(block, model=model, kind=kind)
         if model.compute.remat != "none":
             run = jax.checkpoint(run, policy=REMAT_POLICIES[model.compute.remat], prevent_cse=False)
         return run
@@ -212,14 +188,13 @@ def _runs(model: Model) -> list[tuple[Kind, Any]]:
 
 def _layers(model: Model, stacks: Variables, x: Array, shared: ByKind, cache: LayerCache | None) -> tuple[Array, Any]:
     """`x [R, T, D]` after all layers, and the cache of all. A scan goes by the pattern, whose layers stand apart."""
-    config, compute, count = model.config, model.compute, model.config.num_layers
+    compute, count = model.compute, model.config.num_layers
     if cache is None and compute.remat == "full" and compute.layer_loop == "scan":
 
         def layer(kind: Kind) -> Any:
-            run = functools.partial(block, config=config, compute=compute, kind=kind)
-            return lambda own, x, shared: run(own, x, shared[kind], None)[0]
+            return lambda own, x, shared: block(own, x, shared[kind], None, model=model, kind=kind)[0]
 
-        return through_layers([layer(kind) for kind in config.pattern], stacks, x, shared, count=count), None
+        return through_layers([layer(kind) for kind in model.config.pattern], stacks, x, shared, count=count), None
     runs = _runs(model)
     period, unroll = len(runs), compute.layer_loop == "unroll"
 

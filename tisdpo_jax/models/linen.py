@@ -11,9 +11,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from tisdpo_jax.models.config import ComputeConfig, TransformerConfig
-from tisdpo_jax.models.decoder import Model, hidden_states
-from tisdpo_jax.models.head import head_of
+from tisdpo_jax.models.config import ComputeConfig, Model, TransformerConfig
+from tisdpo_jax.models.decoder import hidden_states
+from tisdpo_jax.models.leaves import head_of
 from tisdpo_jax.models.params import abstract_params, init_params
 from tisdpo_jax.types import Params, Rows, Variables
 

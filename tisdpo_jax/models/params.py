@@ -1,4 +1,4 @@
-"""The parameters of a decoder, in one table: what else is known of them follows from it.
+"""The parameters of a decoder, in one table: what else is known of them follows from it. And adapters beside them.
 
 A parameter is stored as its layers stacked, `[L, in, out]`. The size of an axis follows from its logical name; how it
 is laid over a mesh does too (`partitioning.AxisRules`). Paths are public, and so are the names in checkpoints: those of
@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Collection
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.models.config import TransformerConfig
+from tisdpo_jax.models.leaves import dense
 from tisdpo_jax.types import Params
 
 Naming = Literal["huggingface", "gguf"]
-Condition = Callable[[TransformerConfig], bool]
 
 
 class Parameter(NamedTuple):
@@ -29,7 +31,7 @@ class Parameter(NamedTuple):
     axes: tuple[str, ...]
     huggingface: str  # the tensor's name; of a stack those of its layers, whose number replaces {}
     gguf: str
-    there: Condition  # whether a model has it
+    when: tuple[str, bool] | None = None  # models have it whose configuration has this flag so; None: all
 
     @property
     def stacked(self) -> bool:
@@ -59,36 +61,28 @@ class Parameter(NamedTuple):
         return tuple(name.format(layer) for layer in range(layers)) if self.stacked else (name,)
 
 
-def _of_layers(path: str, axes: tuple[str, ...], huggingface: str, gguf: str, there: Condition) -> Parameter:
-    return Parameter(f"layers/{path}", ("layers", *axes), f"model.layers.{{}}.{huggingface}", f"blk.{{}}.{gguf}", there)
+When = tuple[str, bool] | None
 
 
-def _norm(
-    path: str, huggingface: str, gguf: str, there: Condition = lambda config: True, axis: str = "norm"
-) -> Parameter:
-    return _of_layers(f"{path}/scale", (axis,), f"{huggingface}.weight", f"{gguf}.weight", there)
+def _of_layers(path: str, axes: tuple[str, ...], huggingface: str, gguf: str, when: When = None) -> Parameter:
+    return Parameter(f"layers/{path}", ("layers", *axes), f"model.layers.{{}}.{huggingface}", f"blk.{{}}.{gguf}", when)
 
 
-def _projection(
-    path: str, axes: tuple[str, str], huggingface: str, gguf: str, bias: Condition
-) -> tuple[Parameter, Parameter]:
+def _norm(path: str, huggingface: str, gguf: str, when: When = None, axis: str = "norm") -> Parameter:
+    return _of_layers(f"{path}/scale", (axis,), f"{huggingface}.weight", f"{gguf}.weight", when)
+
+
+def _projection(path: str, axes: tuple[str, str], huggingface: str, gguf: str, bias: str) -> tuple[Parameter, ...]:
     return (
-        _of_layers(f"{path}/kernel", axes, f"{huggingface}.weight", f"{gguf}.weight", lambda config: True),
-        _of_layers(f"{path}/bias", axes[1:], f"{huggingface}.bias", f"{gguf}.bias", bias),
+        _of_layers(f"{path}/kernel", axes, f"{huggingface}.weight", f"{gguf}.weight"),
+        _of_layers(f"{path}/bias", axes[1:], f"{huggingface}.bias", f"{gguf}.bias", (bias, True)),
     )
 
 
-_QKV: Condition = lambda config: config.qkv_bias  # noqa: E731 - columns of the table
-_OUTPUT: Condition = lambda config: config.output_bias  # noqa: E731
-_MLP: Condition = lambda config: config.mlp_bias  # noqa: E731
-_QK: Condition = lambda config: config.qk_norm  # noqa: E731
-_POST: Condition = lambda config: config.post_norms  # noqa: E731
-_NO_POST: Condition = lambda config: not config.post_norms  # noqa: E731
+_POST, _NO_POST, _QK = ("post_norms", True), ("post_norms", False), ("qk_norm", True)
 
 TABLE = (
-    Parameter(
-        "embed/embedding", ("vocab", "embed"), "model.embed_tokens.weight", "token_embd.weight", lambda config: True
-    ),
+    Parameter("embed/embedding", ("vocab", "embed"), "model.embed_tokens.weight", "token_embd.weight"),
     _norm("attention_norm", "input_layernorm", "attn_norm"),
     _norm("post_attention_norm", "post_attention_layernorm", "post_attention_norm", _POST),
     # transformers has one name for two things: the norm behind attention, or that before the MLP
@@ -97,37 +91,50 @@ TABLE = (
     _norm("post_mlp_norm", "post_feedforward_layernorm", "post_ffw_norm", _POST),
     _norm("attention/q_norm", "self_attn.q_norm", "attn_q_norm", _QK, "head_dim"),
     _norm("attention/k_norm", "self_attn.k_norm", "attn_k_norm", _QK, "head_dim"),
-    *_projection("attention/q", ("embed", "heads"), "self_attn.q_proj", "attn_q", _QKV),
-    *_projection("attention/k", ("embed", "kv_heads"), "self_attn.k_proj", "attn_k", _QKV),
-    *_projection("attention/v", ("embed", "kv_heads"), "self_attn.v_proj", "attn_v", _QKV),
-    *_projection("attention/o", ("heads", "embed"), "self_attn.o_proj", "attn_output", _OUTPUT),
-    *_projection("mlp/gate", ("embed", "mlp"), "mlp.gate_proj", "ffn_gate", _MLP),
-    *_projection("mlp/up", ("embed", "mlp"), "mlp.up_proj", "ffn_up", _MLP),
-    *_projection("mlp/down", ("mlp", "embed"), "mlp.down_proj", "ffn_down", _MLP),
-    Parameter("final_norm/scale", ("norm",), "model.norm.weight", "output_norm.weight", lambda config: True),
-    Parameter(
-        "head/kernel", ("embed", "vocab"), "lm_head.weight", "output.weight", lambda config: not config.tied_head
-    ),
+    *_projection("attention/q", ("embed", "heads"), "self_attn.q_proj", "attn_q", "qkv_bias"),
+    *_projection("attention/k", ("embed", "kv_heads"), "self_attn.k_proj", "attn_k", "qkv_bias"),
+    *_projection("attention/v", ("embed", "kv_heads"), "self_attn.v_proj", "attn_v", "qkv_bias"),
+    *_projection("attention/o", ("heads", "embed"), "self_attn.o_proj", "attn_output", "output_bias"),
+    *_projection("mlp/gate", ("embed", "mlp"), "mlp.gate_proj", "ffn_gate", "mlp_bias"),
+    *_projection("mlp/up", ("embed", "mlp"), "mlp.up_proj", "ffn_up", "mlp_bias"),
+    *_projection("mlp/down", ("mlp", "embed"), "mlp.down_proj", "ffn_down", "mlp_bias"),
+    Parameter("final_norm/scale", ("norm",), "model.norm.weight", "output_norm.weight"),
+    Parameter("head/kernel", ("embed", "vocab"), "lm_head.weight", "output.weight", ("tied_head", False)),
 )
 """In the order in which an export writes them."""
 
 
-def _adapter_axes() -> Iterator[tuple[str, tuple[str, ...]]]:
-    for parameter in TABLE:
-        if parameter.adaptable:
-            path = parameter.path.removesuffix("/kernel")
-            inputs, outputs = (axis if axis == "embed" else f"adapter_{axis}" for axis in parameter.axes[1:])
-            yield f"{path}/a", ("layers", inputs, "rank")
-            yield f"{path}/b", ("layers", "rank", outputs)
+def _axes() -> dict[str, tuple[str, ...]]:
+    axes = {row.path: row.axes for row in TABLE}
+    for row in filter(lambda row: row.adaptable, TABLE):
+        path = row.path.removesuffix("/kernel")
+        inputs, outputs = (axis if axis == "embed" else f"adapter_{axis}" for axis in row.axes[1:])
+        axes |= {f"{path}/a": ("layers", inputs, "rank"), f"{path}/b": ("layers", "rank", outputs)}
+    return axes
 
 
-PARAM_AXES: dict[str, tuple[str, ...]] = {row.path: row.axes for row in TABLE} | dict(_adapter_axes())
+PARAM_AXES = _axes()
 """Logical axes of every parameter and adapter leaf, by its path."""
 
 
 def parameters(config: TransformerConfig) -> list[Parameter]:
     """Those that the model has."""
-    return [row for row in TABLE if row.there(config)]
+    return [row for row in TABLE if row.when is None or getattr(config, row.when[0]) == row.when[1]]
+
+
+def tensor_name(path: str, naming: Naming = "huggingface") -> str:
+    """The tensor of a parameter that is no stack, in a checkpoint."""
+    return next(name for row in TABLE if row.path == path for name in row.names(naming, 0))
+
+
+def flags_of_tensors(names: Collection[str], naming: Naming) -> dict[str, bool]:
+    """The configuration's flags as the tensors of a checkpoint tell them: which biases, norms and head there are."""
+    flags: dict[str, bool] = {}
+    for row in TABLE:
+        if row.when is not None:
+            flag, value = row.when
+            flags.setdefault(flag, value == (row.names(naming, 1)[0] in names))
+    return flags
 
 
 def abstract_params(config: TransformerConfig, dtype: Any = "float32") -> Params:
@@ -168,6 +175,48 @@ def _key(key: jax.Array, *names: str, last: bytes = b"\x01") -> jax.Array:
 def layer_size(config: TransformerConfig) -> int:
     """Parameters of the matrices of one layer."""
     return sum(math.prod(row.shape(config)[1:]) for row in TABLE if row.adaptable)
+
+
+def init_adapters(key: jax.Array, params: Params, *, rank: int, targets: str, dtype: Any = "float32") -> Params:
+    """LoRA (arXiv 2106.09685): `{a [L, in, r], b [L, r, out]}` for each projection whose path `targets` matches.
+
+    `a` is uniform in +-1/sqrt(in) * sqrt(3), `b` is zero: at first the adapter changes nothing.
+    Works on arrays and, under `jax.eval_shape`, on shapes.
+
+    Raises: ConfigError when `targets` matches no projection, or is no regular expression.
+    """
+    try:
+        pattern = re.compile(targets)
+    except re.error as error:
+        raise ConfigError(f"lora.targets {targets!r} is not a regular expression: {error}") from None
+    kernels = {
+        path.removeprefix("layers/").removesuffix("/kernel"): leaf
+        for path, leaf in sorted(flatten(params).items())
+        if path.startswith("layers/") and path.endswith("/kernel")
+    }
+    chosen = [name for name in kernels if pattern.fullmatch(name)]
+    if not chosen:
+        raise ConfigError(f"lora.targets {targets!r} matches no projection; there are: {', '.join(kernels)}")
+    leaves: dict[str, jax.Array] = {}
+    for own, name in zip(jax.random.split(key, len(chosen)), chosen, strict=True):
+        layers, inputs, outputs = kernels[name].shape
+        bound = (3.0 / inputs) ** 0.5
+        a = jax.random.uniform(own, (layers, inputs, rank), jnp.float32, -bound, bound)
+        leaves |= {f"layers/{name}/a": a.astype(dtype), f"layers/{name}/b": jnp.zeros((layers, rank, outputs), dtype)}
+    return unflatten(leaves)
+
+
+def merge(params: Params, lora: Params, scale: float) -> Params:
+    """Parameters with the adapter added into the kernels: `kernel + scale * a @ b`, in float32."""
+    flat, adapter = flatten(params), flatten(lora)
+    adapted = dict.fromkeys(path.rpartition("/")[0] for path in adapter)
+    if unknown := [path for path in adapted if f"{path}/kernel" not in flat]:
+        raise ValueError(f"adapter holds {unknown}, which the parameters do not have")
+    for path in adapted:
+        a, b = (adapter[f"{path}/{name}"].astype(jnp.float32) for name in "ab")
+        kernel = dense(flat[f"{path}/kernel"])
+        flat[f"{path}/kernel"] = (kernel.astype(jnp.float32) + scale * jnp.matmul(a, b)).astype(kernel.dtype)
+    return unflatten(flat)
 
 
 def flatten(tree: Params, prefix: str = "") -> dict[str, Any]:

@@ -87,7 +87,7 @@ def open_tokenizer(config: Experiment, model: Path | None = None) -> Any:
 
 
 def named_path(name: str) -> Path:
-    """Where the model is that a configuration names; `demo` is fetched first."""
+    """Where the model is that a configuration names; `demo` and models of the hub are fetched first."""
     if name == "demo":
         return interchange.demo_model_path(DEMO_CACHE.expanduser())
-    return Path(name).expanduser()
+    return interchange.local_model(name)

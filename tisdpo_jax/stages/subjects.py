@@ -58,7 +58,8 @@ def open_subject(
         return dataclasses.replace(base, name=name)
     if not is_adapter(place):
         return _whole(session, name, place, frozen, pairs)
-    under = named_path(adapter_base(place))
+    # fetched from the hub only where there is no other
+    under = named_path(adapter_base(place)) if base is None else Path(adapter_base(place)).expanduser()
     if base is None or (under.exists() and not _same(under, base.source)):
         base = _whole(session, name, under, True, pairs)
     if "lora" in base.variables:

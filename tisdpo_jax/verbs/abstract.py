@@ -34,7 +34,7 @@ ALIASES = {"qwen257b": "qwen2_7b"}  # released names of sizes that another name 
 
 
 def read_transformer(config: Experiment) -> TransformerConfig:
-    """The architecture: from the model's own files where they are, else by the name of its directory.
+    """The architecture: from the model's own files where they are, else by its name, else from the hub's config.json.
 
     Raises: ConfigError for a directory that is not there and has no known name.
     """
@@ -46,6 +46,8 @@ def read_transformer(config: Experiment) -> TransformerConfig:
     name = _plain(path.name)
     known = {_plain(key): key for key in SIZES} | ALIASES
     found = next((key for shape, key in known.items() if shape in name), None)
+    if found is None and interchange.is_hub_name(config.model.path):
+        return interchange.read_config(interchange.local_model(config.model.path, interchange.HUB_CONFIGS))
     if found is None:
         raise ConfigError(
             f"model.path {config.model.path}: no such directory, and its name is none of {', '.join(SIZES)}; "

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import yaml
 
-from tisdpo_jax import reporting
+from tisdpo_jax import interchange, reporting
 from tisdpo_jax._version import __version__
 from tisdpo_jax.config import Experiment, resolved
 from tisdpo_jax.reporting import Comparison, Grid, Report
@@ -56,7 +56,7 @@ def write_report(
     """Writes report.html and returns its path. `metrics`: metrics.jsonl, where it is not that of the run directory."""
     config, tokenizer = session.config, session.tokenizer
     split = "eval" if pairs.eval is not None else "train"
-    model = session.model_path.stem if session.model_path.is_file() else session.model_path.name
+    model = interchange.model_name(session.model_path)
     mesh = ", ".join(f"{name} {size}" for name, size in session.mesh.shape.items())
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind} ({mesh}), {jax.process_count()} process(es)"
     report = Report(

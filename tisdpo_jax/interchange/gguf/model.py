@@ -1,4 +1,4 @@
-"""GGUF files, as llama.cpp writes them: config from the metadata, tensors dequantised by the `gguf` package."""
+"""Config and tensors of a GGUF file. The `gguf` package parses and dequantises; it knows nothing of architectures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from tisdpo_jax.errors import CheckpointError, UserError
 from tisdpo_jax.interchange._assemble import Index, TensorSource
 from tisdpo_jax.interchange.huggingface import shortest
-from tisdpo_jax.models import RopeConfig, TransformerConfig
+from tisdpo_jax.models import GEMMA, RopeConfig, TransformerConfig, flags_of_tensors, tensor_name
 
 ROPE_FACTORS = "rope_freqs.weight"
 _ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3")
@@ -45,11 +45,16 @@ def metadata(reader: Any) -> dict[str, Any]:
 
     values = {}
     for key, field in reader.fields.items():
-        if field.types[0] == GGUFValueType.ARRAY:
-            continue
-        value = field.contents()
-        values[key] = float(str(np.float32(value))) if field.types[0] == GGUFValueType.FLOAT32 else value
+        if field.types[0] == GGUFValueType.FLOAT32:
+            values[key] = float(str(np.float32(field.contents())))
+        elif field.types[0] != GGUFValueType.ARRAY:
+            values[key] = field.contents()
     return values
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """`metadata` of a file."""
+    return metadata(open_reader(path))
 
 
 def open_gguf(path: Path) -> tuple[TensorSource, bool]:
@@ -58,8 +63,7 @@ def open_gguf(path: Path) -> tuple[TensorSource, bool]:
 
     reader = open_reader(path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    kinds = {tensor.tensor_type: tensor for tensor in reader.tensors}
-    for kind, tensor in kinds.items():
+    for kind, tensor in {tensor.tensor_type: tensor for tensor in reader.tensors}.items():
         try:
             dequantize(np.asarray(tensor.data[:1]), kind)
         except NotImplementedError:
@@ -74,9 +78,12 @@ def open_gguf(path: Path) -> tuple[TensorSource, bool]:
         rows = dequantize(np.asarray(tensor.data[index[0]]), tensor.tensor_type)
         return rows[(slice(None), *index[1:])]
 
-    files = dict.fromkeys(tensors, path)
-    shapes = {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in tensors.items()}
-    return TensorSource(path, files, shapes, read), metadata(reader).get("general.architecture") == "llama"
+    source = TensorSource(path, dict.fromkeys(tensors, path), _shapes(reader), read)
+    return source, metadata(reader).get("general.architecture") == "llama"
+
+
+def _shapes(reader: Any) -> dict[str, tuple[int, ...]]:
+    return {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors}
 
 
 def read_gguf_config(path: Path) -> TransformerConfig:
@@ -88,75 +95,66 @@ def read_gguf_config(path: Path) -> TransformerConfig:
     Raises: CheckpointError for a field that is missing or asks for what the decoder does not do.
     """
     reader = open_reader(path)
-    values = metadata(reader)
-    shapes = {tensor.name: [int(n) for n in reversed(tensor.shape)] for tensor in reader.tensors}
+    values, shapes, embedding = metadata(reader), _shapes(reader), tensor_name("embed/embedding", "gguf")
     architecture = values.get("general.architecture")
     if architecture not in _ARCHITECTURES:
         raise _refuse(path, "general.architecture", architecture, f"known: {', '.join(_ARCHITECTURES)}")
+    own = {key.removeprefix(f"{architecture}."): value for key, value in values.items()}
 
     def size(field: str) -> int:
-        value = values.get(f"{architecture}.{field}")
+        value = own.get(field)
         if not isinstance(value, int):
             raise CheckpointError(
                 f"{path}: metadata field {architecture}.{field} is {value!r}, but must be a whole number"
             )
         return value
 
-    def optional(field: str, default: Any) -> Any:
-        return values.get(f"{architecture}.{field}", default)
-
-    heads, width = size("attention.head_count"), size("embedding_length")
-    head_dim = optional("attention.key_length", width // max(heads, 1))
-    for field in ("attention.value_length", "rope.dimension_count"):
-        if optional(field, head_dim) != head_dim:
-            raise _refuse(
-                path, f"{architecture}.{field}", optional(field, None), f"heads are {head_dim} wide throughout"
-            )
-    if optional("expert_count", 0):
-        raise _refuse(path, f"{architecture}.expert_count", optional("expert_count", 0), "no mixture of experts")
-    if "token_embd.weight" not in shapes:
-        raise CheckpointError(f"{path}: no tensor token_embd.weight; the file holds no whole model")
-    gemma = architecture.startswith("gemma")
-    window, layers = optional("attention.sliding_window", 0) or None, size("block_count")
-    factors = next((tensor for tensor in reader.tensors if tensor.name == ROPE_FACTORS), None)
+    heads, width, layers = size("attention.head_count"), size("embedding_length"), size("block_count")
+    head_dim = own.get("attention.key_length", width // max(heads, 1))
+    for field, only, why in (
+        ("attention.value_length", head_dim, f"heads are {head_dim} wide throughout"),
+        ("rope.dimension_count", head_dim, f"heads are {head_dim} wide throughout"),
+        ("expert_count", 0, "no mixture of experts"),
+    ):
+        if own.get(field, only) != only:
+            raise _refuse(path, f"{architecture}.{field}", own[field], why)
+    if embedding not in shapes:
+        raise CheckpointError(f"{path}: no tensor {embedding}; the file holds no whole model")
+    factors = next((np.asarray(tensor.data) for tensor in reader.tensors if tensor.name == ROPE_FACTORS), None)
+    fields: dict[str, Any] = dict(flags_of_tensors(shapes, "gguf"))
+    if architecture.startswith("gemma"):
+        fields |= _gemma(architecture, layers, width // heads, head_dim, own)
     try:
         return TransformerConfig(
-            vocab_size=shapes["token_embd.weight"][0],
+            vocab_size=shapes[embedding][0],
             hidden_size=width,
             intermediate_size=size("feed_forward_length"),
             num_layers=layers,
             num_heads=heads,
-            num_kv_heads=optional("attention.head_count_kv", heads),
+            num_kv_heads=own.get("attention.head_count_kv", heads),
             head_dim=head_dim,
             max_positions=size("context_length"),
-            norm_eps=optional("attention.layer_norm_rms_epsilon", 1e-5),
-            rope=_rope(path, architecture, values, head_dim, None if factors is None else np.asarray(factors.data)),
-            sliding_window=window,
-            qkv_bias="blk.0.attn_q.bias" in shapes,
-            output_bias="blk.0.attn_output.bias" in shapes,
-            mlp_bias="blk.0.ffn_gate.bias" in shapes,
-            qk_norm="blk.0.attn_q_norm.weight" in shapes,
-            tied_head="output.weight" not in shapes,
-            **(_gemma(architecture, layers, width // heads, head_dim, optional) if gemma else {}),
+            norm_eps=own.get("attention.layer_norm_rms_epsilon", 1e-5),
+            rope=_rope(path, architecture, own, head_dim, factors),
+            sliding_window=own.get("attention.sliding_window", 0) or None,
+            **fields,
         )
+    except CheckpointError:
+        raise
     except (ValueError, TypeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{path}: {error}; fetch the file again") from None
 
 
-def _gemma(architecture: str, layers: int, share: int, head_dim: int, optional: Any) -> dict[str, Any]:
+def _gemma(architecture: str, layers: int, share: int, head_dim: int, own: dict[str, Any]) -> dict[str, Any]:
     """What llama.cpp knows of Gemma without being told, and what it is told."""
     second = architecture == "gemma2"
-    every = optional("attention.sliding_window_pattern", 2 if second else 6)
-    return {
+    every = own.get("attention.sliding_window_pattern", 2 if second else 6)
+    return GEMMA | {
         "pattern": shortest(["sliding" if (layer + 1) % every else "full" for layer in range(layers)]),
-        "local_rope": None if second else RopeConfig(optional("rope.freq_base_swa", 10_000.0)),
-        "activation": "gelu_tanh",
-        **dict.fromkeys(("norm_offset", "post_norms", "embed_scale"), True),
+        "local_rope": None if second else RopeConfig(own.get("rope.freq_base_swa", 10_000.0)),
         "query_pre_attn_scalar": float(share if layers == _WIDE_QUERIES[architecture] else head_dim),
-        "attention_softcap": optional("attn_logit_softcapping", 50.0) if second else None,
-        "final_softcap": optional("final_logit_softcapping", 30.0 if second else None),
+        "attention_softcap": own.get("attn_logit_softcapping", 50.0) if second else None,
+        "final_softcap": own.get("final_logit_softcapping", 30.0 if second else None),
     }
 
 
@@ -168,26 +166,22 @@ def llama3_factors(rope: RopeConfig, head_dim: int) -> np.ndarray:
     return 1.0 / ((1.0 - keep) / rope.factor + keep)
 
 
-def _rope(
-    path: Path, architecture: str, values: dict[str, Any], head_dim: int, factors: np.ndarray | None
-) -> RopeConfig:
-    theta = values.get(f"{architecture}.rope.freq_base", 10_000.0)
+def _rope(path: Path, architecture: str, own: dict[str, Any], head_dim: int, factors: np.ndarray | None) -> RopeConfig:
+    theta = own.get("rope.freq_base", 10_000.0)
     if factors is not None:
         # the file holds only the outcome of Llama 3.1's scaling; its three releases share all but `factor`
-        original = values.get(f"{architecture}.rope.scaling.original_context_length", 8192)
+        original = own.get("rope.scaling.original_context_length", 8192)
         rope = RopeConfig(theta, "llama3", float(factors.max()), 1.0, 4.0, original)
         if factors.shape != (head_dim // 2,) or not np.allclose(llama3_factors(rope, head_dim), factors, rtol=1e-4):
             raise _refuse(
                 path, ROPE_FACTORS, "not Llama 3.1's scaling over 8192 positions", "use the safetensors release"
             )
         return rope
-    scaling = values.get(f"{architecture}.rope.scaling.type", "none")
-    factor = values.get(f"{architecture}.rope.scaling.factor", values.get(f"{architecture}.rope.scale_linear", 1.0))
+    scaling = own.get("rope.scaling.type", "none")
+    factor = own.get("rope.scaling.factor", own.get("rope.scale_linear", 1.0))
     if scaling not in ("none", "linear"):
         raise _refuse(path, f"{architecture}.rope.scaling.type", scaling, "known: none, linear")
-    if factor in (0.0, 1.0):
-        return RopeConfig(theta)
-    return RopeConfig(theta, "linear", factor)
+    return RopeConfig(theta) if factor in (0.0, 1.0) else RopeConfig(theta, "linear", factor)
 
 
 def _refuse(path: Path, field: str, value: Any, why: str) -> CheckpointError:

@@ -8,21 +8,24 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from tisdpo_jax.errors import CheckpointError
-from tisdpo_jax.interchange.gguf import metadata, open_reader
+from tisdpo_jax.interchange.gguf.model import metadata, open_reader
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # of tokenizer.ggml.token_type
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece writes a blank so
 
-# How text is cut before byte-level BPE, by tokenizer.ggml.pre. A file without that field is old, or made
-# with an unknown tokenizer; it gets GPT-2's cut, as in transformers.
-_GPT2 = ("", "default", "gpt-2")
-_SMOLLM = ("smollm", "starcoder", "refact")
-_LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
-_QWEN2 = ("qwen2", "deepseek-r1-qwen")
 _SPLIT = (  # of Llama 3 and Qwen 2, which differ in how many digits stay together
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# How text is cut before byte-level BPE, by tokenizer.ggml.pre. A file without that field is old, or made
+# with an unknown tokenizer; it gets GPT-2's cut, as in transformers.
+_CUTS = {
+    **dict.fromkeys(("", "default", "gpt-2"), "gpt2"),
+    **dict.fromkeys(("smollm", "starcoder", "refact"), "smollm"),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), "llama3"),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), "qwen2"),
+}
+_NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
 def gguf_tokenizer(path: Path) -> Any:
@@ -42,16 +45,8 @@ def gguf_tokenizer(path: Path) -> Any:
     if not tokens:
         raise CheckpointError(f"{path}: holds no tokenizer; name a directory with one as model.tokenizer")
     types = types or [NORMAL] * len(tokens)
-    named = {
-        name: tokens[values[key]]
-        for name, key in (
-            ("bos_token", "tokenizer.ggml.bos_token_id"),
-            ("eos_token", "tokenizer.ggml.eos_token_id"),
-            ("unk_token", "tokenizer.ggml.unknown_token_id"),
-            ("pad_token", "tokenizer.ggml.padding_token_id"),
-        )
-        if 0 <= values.get(key, -1) < len(tokens)
-    }
+    ids = {name: values.get(f"tokenizer.ggml.{word}_token_id", -1) for name, word in _NAMED.items()}
+    named = {name: tokens[index] for name, index in ids.items() if 0 <= index < len(tokens)}
     if kind == "gpt2":
         tokenizer = _byte_level(path, tokens, merges, cut)
     elif kind == "llama":
@@ -67,7 +62,8 @@ def gguf_tokenizer(path: Path) -> Any:
     whole = [token for token, of in zip(tokens, types, strict=True) if of == USER_DEFINED and token not in control]
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in whole])
 
-    add_bos = values.get("tokenizer.ggml.add_bos_token", kind == "llama" or cut in _LLAMA3) and "bos_token" in named
+    adds_bos = kind == "llama" or _CUTS.get(cut) == "llama3"
+    add_bos = values.get("tokenizer.ggml.add_bos_token", adds_bos) and "bos_token" in named
     add_eos = values.get("tokenizer.ggml.add_eos_token", False) and "eos_token" in named
     before, after = [named["bos_token"]] if add_bos else [], [named["eos_token"]] if add_eos else []
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -91,26 +87,23 @@ def _byte_level(path: Path, tokens: list[str], merges: list[str], cut: str) -> T
     """BPE over bytes spelled as printable characters, as in GPT-2, Llama 3, Qwen and SmolLM."""
     if not merges:
         raise CheckpointError(f"{path}: no tokenizer.ggml.merges, which a gpt2 vocabulary needs; fetch the file again")
-    first: list[Any]
-    if cut in _GPT2:
-        first, whole = [], pre_tokenizers.ByteLevel(add_prefix_space=False)
-    elif cut in _SMOLLM:
-        first, whole = [pre_tokenizers.Digits(individual_digits=True)], pre_tokenizers.ByteLevel(add_prefix_space=False)
-    elif cut in _LLAMA3 or cut in _QWEN2:
-        split = _SPLIT.format(digits="{1,3}" if cut in _LLAMA3 else "")
-        first = [pre_tokenizers.Split(Regex(split), behavior="isolated")]
-        whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    else:
-        known = ", ".join((*_GPT2[1:], *_SMOLLM, *_LLAMA3, *_QWEN2))
+    if (like := _CUTS.get(cut)) is None:
         raise CheckpointError(
-            f"{path}: tokenizer.ggml.pre is {cut!r}; known: {known}. Name a directory with the tokenizer's Hugging "
-            f"Face files as model.tokenizer"
+            f"{path}: tokenizer.ggml.pre is {cut!r}; known: {', '.join(filter(None, _CUTS))}. Name a directory with "
+            f"the tokenizer's Hugging Face files as model.tokenizer"
         )
-    pairs = [_pair(merge) for merge in merges]
-    tokenizer = Tokenizer(models.BPE(vocab=_vocabulary(tokens), merges=pairs, ignore_merges=cut in _LLAMA3))
-    if cut in _QWEN2:
+    first: list[Any] = []
+    if like == "smollm":
+        first = [pre_tokenizers.Digits(individual_digits=True)]
+    elif like in ("llama3", "qwen2"):
+        split = _SPLIT.format(digits="{1,3}" if like == "llama3" else "")
+        first = [pre_tokenizers.Split(Regex(split), behavior="isolated")]
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    tokenizer = Tokenizer(models.BPE(vocab=_vocabulary(tokens), merges=pairs, ignore_merges=like == "llama3"))
+    if like == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*first, whole])
+    bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=like in ("gpt2", "smollm"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*first, bytes_of])
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
@@ -155,13 +148,4 @@ def _array(reader: Any, name: str) -> list[Any]:
 
 def _vocabulary(tokens: list[str]) -> dict[str, int]:
     """Token -> id; of equal tokens the first counts, as in llama.cpp."""
-    vocabulary: dict[str, int] = {}
-    for index, token in enumerate(tokens):
-        vocabulary.setdefault(token, index)
-    return vocabulary
-
-
-def _pair(merge: str) -> tuple[str, str]:
-    """`"a b"` -> `("a", "b")`; blanks within a part cannot be, in a byte-level alphabet."""
-    left, _, right = merge.partition(" ")
-    return left, right
+    return {token: index for index, token in reversed([*enumerate(tokens)])}
