@@ -24,7 +24,7 @@ PromptPair = Literal["own", "harmless", "helpful", "harmless-user", "helpful-use
 class ModelSection:
     path: str = option(
         None,
-        "a Hugging Face directory, a .gguf file, ORG/NAME[@REVISION] of the hub, or `demo` (SmolLM2-135M-Instruct from the registry)",
+        "a Hugging Face directory, a .gguf file, ORG/NAME[@REVISION] of the hub, or `demo` (SmolLM2-135M-Instruct)",
         place="model",
         needed=True,
     )
