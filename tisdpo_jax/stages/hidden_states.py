@@ -16,10 +16,9 @@ import jax
 import numpy as np
 
 from tisdpo_jax import distributed, partitioning
-from tisdpo_jax.artifacts import Run, Stage, Stored, Unkept, check_same_key, replacing, sha256, write_text
+from tisdpo_jax.artifacts import Run, Stage, Stored, check_same_key, replacing, sha256, write_text
 from tisdpo_jax.data import States, create, open_states
 from tisdpo_jax.errors import CheckpointError, DataError
-from tisdpo_jax.models import head_only
 from tisdpo_jax.roles import Frozen, Role, bind
 from tisdpo_jax.stages.frozen import Models, frozen_of, needed
 from tisdpo_jax.stages.keys import known_key, whole_key
@@ -27,26 +26,8 @@ from tisdpo_jax.stages.pairs import Splits
 from tisdpo_jax.stages.passes import hidden_reader, passing
 from tisdpo_jax.stages.session import Session
 from tisdpo_jax.training import one_pass
-from tisdpo_jax.types import Params
 
 log = logging.getLogger(__name__)
-
-HEAD = "head"  # key of the reference where its last hidden states are on disk
-
-
-@dataclasses.dataclass(frozen=True)
-class ReferenceHead(Unkept):
-    """The head of a frozen model alone: what is left of the reference where its hidden states are on disk."""
-
-    model: Stage
-    name: str = HEAD
-
-    @property
-    def inputs(self) -> tuple[Stage, ...]:
-        return (self.model,)
-
-    def make(self, run: Run) -> Params:
-        return head_only(run.context.model.config, run(self.model).frozen())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,8 @@ from tisdpo_jax.types import Params
 class Base:
     """The model that everything starts from: as frozen roles read it, and in full where that is another thing.
 
-    With `model.frozen_dtype` int8 the full parameters are on the devices only while they are asked for. `pretrained`
-    says that they are those of `model.path`: an adapter over anything else needs that thing beside it.
+    With `model.frozen_dtype` int8 the full parameters are on the devices only while they are asked for. An adapter over
+    anything but the model of `model.path` (`pretrained`) needs that thing beside it.
     """
 
     def __init__(
@@ -59,13 +59,10 @@ class Pretrained(Unkept):
 
 @dataclasses.dataclass(frozen=True)
 class Folded(Unkept):
-    """The whole model that a training's result stands for, adapters merged. Its value is a `Base`.
-
-    `start` is what the training started from.
-    """
+    """The whole model that a training's result stands for, adapters merged. Its value is a `Base`."""
 
     training: Stage
-    start: Stage
+    start: Stage  # what the training started from
 
     @property
     def name(self) -> str:
@@ -109,12 +106,6 @@ def whole_dtype(session: Session) -> str:
     """Dtype of models that are neither trained nor quantised."""
     dtype = session.config.model.frozen_dtype
     return "bfloat16" if dtype == "int8" else dtype
-
-
-def abstract_base(session: Session) -> Params:
-    """Shapes of a frozen whole model."""
-    shape = abstract_params(session.model.config, whole_dtype(session))
-    return jax.eval_shape(quantize, shape) if session.config.model.frozen_dtype == "int8" else shape
 
 
 def fold_in(session: Session, base: Base, trained: Params) -> Params:

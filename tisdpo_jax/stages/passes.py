@@ -11,8 +11,7 @@ import jax
 import numpy as np
 
 from tisdpo_jax import partitioning
-from tisdpo_jax.config import StageSection
-from tisdpo_jax.data import Batches, EncodedSet, Layout, Order, States, balanced_batches, fit
+from tisdpo_jax.data import Batches, EncodedSet, Layout, States, balanced_batches, fit
 from tisdpo_jax.errors import DataError
 from tisdpo_jax.roles import Frozen
 from tisdpo_jax.scoring import Text
@@ -101,19 +100,3 @@ def evaluate_held_out(
 @functools.lru_cache(maxsize=4)
 def _evaluator(plan: StepSpec) -> Any:
     return jax.jit(functools.partial(evaluate_step, plan=plan))
-
-
-def feed(
-    session: Session, pairs: Splits, section: StageSection, plan: StepSpec, sides: tuple[int, ...]
-) -> tuple[Order, Layout]:
-    """Which pairs each step of a training takes, and the one shape that holds them all."""
-    encoded, parts = pairs.train, section.gradient_accumulation_steps
-    order = Order(
-        encoded.lengths(sides=sides),
-        section.batch_size,
-        session.config.data.seed,
-        section.epochs,
-        places=partitioning.places(section.batch_size, session.mesh, parts=parts),
-    )
-    options: Any = {"parts": parts, "sides": sides, "views": plan.roles.views()}
-    return order, fit_layout(session, encoded, order.batches(), pairs.elements, **options)

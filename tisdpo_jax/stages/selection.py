@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from tisdpo_jax.artifacts import Run, Stage, Stored, Unkept, write_text
-from tisdpo_jax.data import PairSet, as_record
 from tisdpo_jax.errors import DataError
 from tisdpo_jax.scoring import contrast_scores
 from tisdpo_jax.stages import selection_counts, self_reward
@@ -84,7 +82,8 @@ class Selected:
             raise DataError(f"{self.place}: {selection_counts.nothing_left(taken.invalid)}")
         margins = (rewards[selection.indices] * np.where(selection.flipped, -1.0, 1.0)).astype(np.float32)
         chosen = Chosen(taken, width=offered.elements, selection=selection, rewards=rewards, margins=margins)
-        _write_pairs(directory / "pairs.jsonl", offered.records, chosen)
+        if jax.process_index() == 0:
+            write_text(directory / "pairs.jsonl", self_reward.as_lines(offered.records, taken, selection, margins))
         return chosen
 
 
@@ -112,16 +111,3 @@ class SelectedColumns(Unkept):
         if self.reference is not None:
             columns[self.reference.read.column] = run(self.reference)
         return columns
-
-
-def _write_pairs(path: Path, records: PairSet, chosen: Chosen) -> None:
-    """What the round trains on, as pairs that any other recipe reads."""
-    if jax.process_index() != 0:
-        return
-    by_id, lines = {pair.id: pair for pair in records.pairs}, []
-    for encoded, flip, margin in zip(chosen.train.groups, chosen.selection.flipped, chosen.margins, strict=True):
-        pair = by_id[encoded.id]
-        sides = (pair.rejected, pair.chosen) if flip else (pair.chosen, pair.rejected)
-        texts = {"chosen": sides[0], "rejected": sides[1]}
-        lines.append(json.dumps({"id": pair.id, **as_record(pair.messages), **texts, "margin": float(margin)}) + "\n")
-    write_text(path, "".join(lines))

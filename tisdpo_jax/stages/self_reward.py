@@ -6,13 +6,14 @@ Answers behind the positive prompt stand on the chosen side until R says otherwi
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from tisdpo_jax.config import DlmaSection
-from tisdpo_jax.data import EncodedSet, InvalidRecord, Pair, PairSet, Prompt
+from tisdpo_jax.data import EncodedSet, InvalidRecord, Pair, PairSet, Prompt, as_record
 from tisdpo_jax.generation import Response
 
 Floats = npt.NDArray[np.float64]
@@ -103,3 +104,14 @@ def turned_columns(columns: Mapping[str, np.ndarray], selection: Selection) -> d
     turn = selection.flipped[:, None, None]
     found = {name: column[selection.indices] for name, column in columns.items()}
     return {name: np.where(turn, column[:, ::-1], column) for name, column in found.items()}
+
+
+def as_lines(records: PairSet, encoded: EncodedSet, selection: Selection, margins: np.ndarray) -> str:
+    """What a round trains on, as lines of pairs that any other recipe reads."""
+    by_id, lines = {pair.id: pair for pair in records.pairs}, []
+    for group, flip, margin in zip(encoded.groups, selection.flipped, margins, strict=True):
+        pair = by_id[group.id]
+        sides = (pair.rejected, pair.chosen) if flip else (pair.chosen, pair.rejected)
+        texts = {"chosen": sides[0], "rejected": sides[1]}
+        lines.append(json.dumps({"id": pair.id, **as_record(pair.messages), **texts, "margin": float(margin)}) + "\n")
+    return "".join(lines)

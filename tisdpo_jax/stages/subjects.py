@@ -103,16 +103,6 @@ def model_files(session: Session, subject: Subject) -> Path:
     return path if own else session.model_path
 
 
-def check_same_tokens(policy: Subject, reference: Subject) -> None:
-    """Raises ConfigError where rewards would compare tokens of two kinds."""
-    sizes = [subject.model.config.vocab_size for subject in (policy, reference)]
-    if sizes[0] != sizes[1] or policy.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
-        raise ConfigError(
-            f"{policy.source} and {reference.source} have other tokens ({sizes[0]} and {sizes[1]} in the models): "
-            "log-likelihoods can be compared between models of one tokenizer only; name another evaluation.reference"
-        )
-
-
 def _whole(session: Session, name: str, path: Path, frozen: bool, pairs: EncodedSet | None) -> Subject:
     config = interchange.read_config(path)
     partitioning.check_heads(config.num_heads, config.num_kv_heads, session.mesh)

@@ -14,7 +14,8 @@ from tisdpo_jax import checkpoint, partitioning
 from tisdpo_jax.artifacts import Stored, digest
 from tisdpo_jax.checkpoint import Checkpoints
 from tisdpo_jax.errors import CheckpointError, DamagedError
-from tisdpo_jax.models import abstract_params, init_adapters
+from tisdpo_jax.models import abstract_params, init_adapters, quantize
+from tisdpo_jax.stages.models import whole_dtype
 from tisdpo_jax.stages.session import Session
 from tisdpo_jax.types import Params
 
@@ -44,6 +45,12 @@ def abstract_trained(session: Session) -> Params:
     """Shapes of what is trained."""
     base = abstract_params(session.model.config, session.config.model.param_dtype)
     return jax.eval_shape(functools.partial(_adapters, session), jax.random.key(0), base) if session.lora else base
+
+
+def abstract_base(session: Session) -> Params:
+    """Shapes of a frozen whole model."""
+    shape = abstract_params(session.model.config, whole_dtype(session))
+    return jax.eval_shape(quantize, shape) if session.config.model.frozen_dtype == "int8" else shape
 
 
 def result_path(directory: Path, kind: str) -> Path:

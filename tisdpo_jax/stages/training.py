@@ -10,7 +10,6 @@ from typing import Any
 from tisdpo_jax.artifacts import Run, Stage, Stored
 from tisdpo_jax.checkpoint import save_tree
 from tisdpo_jax.config import Experiment, get
-from tisdpo_jax.data import Batches, States
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.models import Model
 from tisdpo_jax.objectives import Objective
@@ -18,12 +17,12 @@ from tisdpo_jax.roles import Roles, resident_bytes
 from tisdpo_jax.scoring import Text
 from tisdpo_jax.stages import trained as results
 from tisdpo_jax.stages.frozen import Columns, Models, frozen_of, needed
+from tisdpo_jax.stages.jobs import job_of
 from tisdpo_jax.stages.keys import DERIVED, training_key, whole_training_key
 from tisdpo_jax.stages.models import Base
-from tisdpo_jax.stages.pairs import Splits
-from tisdpo_jax.stages.passes import evaluate_held_out, feed
+from tisdpo_jax.stages.passes import evaluate_held_out
 from tisdpo_jax.stages.session import Session
-from tisdpo_jax.training import Job, StepSpec, train
+from tisdpo_jax.training import StepSpec, train
 from tisdpo_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -31,36 +30,21 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """A training of a run. Its value is what was trained: an adapter, or all parameters.
+    """A training of a run. Its value is what was trained: an adapter, or all parameters."""
 
-    kind       sft, plus, minus or policy: its directory below `models/` and `checkpoints/`
-    objective  what is minimised
-    section    of the configuration that says how long and how fast: "sft", "contrast.training" or "train"
-    start      the model that it starts from, a stage whose value is a `Base`
-    roles      the models of its step
-    sides      the responses of a pair that it is trained on
-    pairs      a stage whose value is `Splits`
-    frozen     (collection, key, stage) of the models that the step reads and does not train
-    columns    split -> stage of the values by pair that the step takes; "eval" is evaluated on the way
-    states     split -> stage of the reference's hidden states, in place of the reference
-    taken      names of the columns that the step takes
-    contrasted whether anything that it reads is made from pi+ and pi-
-    place      directory below that of the run
-    """
-
-    kind: str
+    kind: str  # sft, plus, minus or policy: its directory below `models/` and `checkpoints/`
     objective: Objective
-    section: str
-    start: Stage
-    roles: Roles
-    sides: tuple[int, ...]
-    pairs: Stage
-    frozen: Models = ()
-    columns: tuple[tuple[str, Stage], ...] = ()
-    states: tuple[tuple[str, Stage], ...] = ()
-    taken: tuple[str, ...] = ()
-    contrasted: bool = False
-    place: str = ""
+    section: str  # of the configuration, that says how long and how fast: "sft", "contrast.training" or "train"
+    start: Stage  # the model that it starts from, a `Base`
+    roles: Roles  # the models of its step
+    sides: tuple[int, ...]  # the responses of a pair that it is trained on
+    pairs: Stage  # its value is `Splits`
+    frozen: Models = ()  # that the step reads and does not train
+    columns: tuple[tuple[str, Stage], ...] = ()  # by split, what the step takes; "eval" is evaluated on the way
+    states: tuple[tuple[str, Stage], ...] = ()  # by split, the reference's hidden states, in place of the reference
+    taken: tuple[str, ...] = ()  # names of the columns that the step takes
+    contrasted: bool = False  # whether anything that it reads is made from pi+ and pi-
+    place: str = ""  # directory below that of the run
 
     @property
     def name(self) -> str:
@@ -90,10 +74,7 @@ class Training:
         return results.stored_result(context.run_dir / self.place, self.kind)
 
     def make(self, run: Run) -> Params:
-        """Trains, or brings back the result where it is there and was made from the same things.
-
-        Raises: CheckpointError when it was made from other things.
-        """
+        """Trains, or takes what is there. Raises: CheckpointError when that was made from other things."""
         session: Session = run.context
         start: Base = run(self.start)
         if not run.makes:
@@ -114,7 +95,7 @@ class Training:
         held = ", ".join(f"{name} {size / 2**20:.2f} MiB" for name, size in resident_bytes(trained, frozen).items())
         log.info("stage %s: resident %s", self.name, held)
         with session.metrics.within(directory, self.place) as metrics:
-            job = self._job(session, pairs, columns.get("train", {}), states.get("train"), identity)
+            job = job_of(session, self, pairs, columns.get("train", {}), states.get("train"), identity)
             evaluate = None
             if "eval" in columns:
                 held_out = (columns["eval"], states.get("eval"))
@@ -124,31 +105,10 @@ class Training:
         save_tree(results.result_path(directory, self.kind), trained, identity)
         return trained
 
-    def _job(
-        self, session: Session, pairs: Splits, columns: Columns, states: States | None, identity: dict[str, Any]
-    ) -> Job:
-        config = session.config
-        section, plan = get(config, self.section), self.plan(config, session.model)
-        order, rows = feed(session, pairs, section, plan, self.sides)
-        return Job(
-            stage=self.kind,
-            plan=plan,
-            section=section,
-            pairs=Batches(pairs.train, rows, columns, states),
-            order=order,
-            directory=results.checkpoints_path(session.run_dir / self.place, self.kind),
-            identity=identity,
-            checkpoint_every=config.train.checkpoint_every,
-            keep=config.train.keep_checkpoints,
-            max_skipped=config.train.max_skipped,
-            log_every=config.logging.every,
-            eval_every=config.train.eval_every,
-        )
-
     def _load(self, run: Run, start: Base) -> Params:
-        """The result of a run that is there. Nothing is made, and what would have to be made is not compared.
+        """The result of a run that is there; what would have to be made for a comparison is not compared.
 
-        Raises: ConfigError when the stage has not come so far; CheckpointError when it was another configuration's.
+        Raises: ConfigError when it has not come so far; CheckpointError when it was another configuration's.
         """
         identity = whole_training_key(run, self, start, {}, {"params": {}, "lora": {}})
         derived = (*DERIVED, *(("data",) if run.known(self.pairs) is None else ()))

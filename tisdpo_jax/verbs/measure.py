@@ -24,7 +24,7 @@ from tisdpo_jax.metrics import Change, PairEvaluation, PairScores, compare, defi
 from tisdpo_jax.models import Model
 from tisdpo_jax.reporting import Comparison, DataCounts, Grid, as_plain, preference_grids
 from tisdpo_jax.scoring import score_pair_of_models
-from tisdpo_jax.stages import Session, Splits, Subject, check_finite, check_same_tokens, open_data, passing
+from tisdpo_jax.stages import Session, Splits, Subject, check_finite, open_data, passing
 from tisdpo_jax.training import collect, one_pass
 from tisdpo_jax.types import Batch, Variables
 
@@ -56,6 +56,16 @@ def evaluate(session: Session, pairs: Splits, policy: Subject, reference: Subjec
     scores = measure_pairs(session, encoded, policy, reference)
     found = evaluate_pairs(scores, beta=session.config.beta, resamples=section.resamples, seed=section.seed)
     return Evaluation(policy, reference, scores, found, counts(encoded, "evaluated"))
+
+
+def check_same_tokens(policy: Subject, reference: Subject) -> None:
+    """Raises ConfigError where rewards would compare tokens of two kinds."""
+    sizes = [subject.model.config.vocab_size for subject in (policy, reference)]
+    if sizes[0] != sizes[1] or policy.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
+        raise ConfigError(
+            f"{policy.source} and {reference.source} have other tokens ({sizes[0]} and {sizes[1]} in the models): "
+            "log-likelihoods can be compared between models of one tokenizer only; name another evaluation.reference"
+        )
 
 
 def evaluation_dir(config: Experiment) -> Path:

@@ -40,9 +40,9 @@ from tisdpo_jax.stages import (
     Session,
     Splits,
     Training,
+    abstract_base,
     abstract_trained,
     feed,
-    models,
     passing,
     scorer,
     warn_of_limit,
@@ -174,7 +174,7 @@ def lower_scores(session: Session, data: Splits) -> Lowered:
 
 def abstract_frozen(session: Session, roles: Roles) -> Frozen:
     """Shapes of the frozen trees that these roles read."""
-    base, adapter = models.abstract_base(session), abstract_trained(session)
+    base, adapter = abstract_base(session), abstract_trained(session)
     places = {"params": base, "lora": adapter}
     found: dict[str, dict[str, Any]] = {"params": {}, "lora": {}}
     for collection, key in sorted(roles.needs()):
