@@ -70,8 +70,8 @@ def open_subject(
     lora = jax.device_put(lora, partitioning.param_shardings(lora, session.mesh))
     compute = dataclasses.replace(base.model.compute, lora_scale=scale)
     params = base.variables["params"] if start is None else _without(session, base, start)
-    variables: Variables = {"params": params, "lora": lora}
-    return Subject(name, str(place), Model(base.model.config, compute), variables, base.tokenizer)
+    model = Model(base.model.config, compute)
+    return Subject(name, str(place), model, {"params": params, "lora": lora}, base.tokenizer)
 
 
 def _without(session: Session, base: Subject, start: Params) -> Params:
