@@ -87,6 +87,7 @@ def test_yaml_numbers_are_cast_by_field_type() -> None:
         ({"evaluation": {"judge": {"models": "{a: x, a: y}"}}}, "not valid YAML: 'a' stands twice"),
         ({"evaluation": {"judge": {"models": {"a": ""}}}}, "it must be a mapping, as {name: value}"),
         ({"recipe": "generate", "sampling": {"stop": "END||\n"}}, "it must be a list, as [one, two]"),
+        ({"recipe": "generate", "sampling": {"stop": ["a", ""]}}, "it must be a list, as [one, two]"),
         ({"recipe": "generate", "sampling": {"stop": [["a"]]}}, "sampling.stop is ['a']; it must be text"),
     ],
 )

@@ -55,7 +55,7 @@ def cast(kind: Any, value: Any, where: str, name: str, *, nullable: bool = False
 def _many(kind: Any, value: Any, where: str, name: str) -> Any:
     """A list or a mapping; text is read as YAML."""
     whole = parse_yaml(value, f"{where}: {name}") if isinstance(value, str) else value
-    if typing.get_origin(kind) is tuple and isinstance(whole, list | tuple):
+    if typing.get_origin(kind) is tuple and isinstance(whole, list | tuple) and "" not in whole:
         return tuple(cast(typing.get_args(kind)[0], item, where, name) for item in whole)
     if typing.get_origin(kind) is dict and isinstance(whole, Mapping) and "" not in (*whole, *whole.values()):
         return {str(key): cast(typing.get_args(kind)[1], item, where, f"{name}.{key}") for key, item in whole.items()}
