@@ -84,5 +84,7 @@ def test_a_character_that_is_never_completed_shows_as_replacement_signs() -> Non
     raw = "早".encode()
     assert decode_pieces(ByteLevel([b"a", raw[:1], raw[1:2]]), range(3)) == ["a", "", "\ufffd"]
     assert decode_pieces(ByteFallback(["a", *raw, raw[0]]), range(5)) == ["a", "", "", "早", "\ufffd"]
+    pieces = decode_pieces(ByteFallback(["a", *raw, *raw[:2]]), range(6))
+    assert pieces == ["a", "", "", "早", "", "\ufffd\ufffd"]
     assert decode_pieces(ByteLevel([b"\xff", b"a"]), range(2)) == ["", "\ufffda"]
     assert decode_pieces(ByteLevel([]), []) == []
