@@ -21,11 +21,11 @@ from tisdpo_jax.generation import (
     Options,
     Response,
     SamplingParams,
-    ask,
     ask_all,
     ask_endpoint,
     asking,
 )
+from tisdpo_jax.generation.asking import ask
 from tisdpo_jax.generation.replies import Trouble
 
 PROMPTS = [Prompt(f"q{n}", (Message("system", "s"), Message("user", f"say {n}")), "test") for n in range(12)]

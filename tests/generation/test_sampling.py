@@ -12,7 +12,7 @@ import pytest
 
 from tisdpo_jax.generation import Options, Request, SamplingParams, sample
 from tisdpo_jax.generation.decoding import advance, begin
-from tisdpo_jax.generation.sampler import plan_batches, prompt_width, rows_of, stop_at
+from tisdpo_jax.generation.sampler import plan_batches, stop_at
 from tisdpo_jax.models import ComputeConfig, Model, logits, merge
 from tisdpo_jax.partitioning import param_shardings
 from tisdpo_jax.testing import device_mesh, random_adapters, random_params, tiny_config
@@ -57,7 +57,6 @@ def test_batch_and_order_do_not_matter():
     assert run([REQUESTS[i] for i in order]) == usual()
     assert run(REQUESTS[4:5]) == {("p2", 0): usual()["p2", 0]}  # alone: the same to the last bit
     assert run(REQUESTS[3:6], dataclasses.replace(OPTIONS, batch_size=1)) == {k: usual()[k] for k in list_of(3, 6)}
-    assert rows_of(1) == rows_of(8) == 8 and rows_of(9) == 16  # a batch of one is computed as one of eight
     one_at_a_time = {}
     for request in REQUESTS:
         one_at_a_time |= run([request])
@@ -166,11 +165,11 @@ def test_a_shape_is_compiled_once():
 def test_every_request_is_in_one_batch_whose_width_follows_from_its_length():
     lengths = RANDOM.integers(1, 600, 300).tolist()
     batches = plan_batches(lengths, rows=16, longest=500)
-    assert sorted(index for batch in batches for index in batch.indices) == [
-        index for index, length in enumerate(lengths) if length <= 500
-    ]
-    for batch in batches:
-        assert len(batch.indices) <= 16
-        assert {prompt_width(lengths[index], 500) for index in batch.indices} == {batch.width}
-    assert {batch.width for batch in batches} == {32, 64, 128, 256, 500}
-    assert all(prompt_width(n, 500) >= n for n in range(1, 501))
+    planned = sorted(index for _, indices in batches for index in indices)
+    assert planned == [index for index, length in enumerate(lengths) if length <= 500]
+    for width, indices in batches:
+        assert len(indices) <= 16
+        for index in indices:
+            assert width == min(max(32, 2 ** int(np.ceil(np.log2(lengths[index])))), 500) >= lengths[index]
+    assert {width for width, _ in batches} == {32, 64, 128, 256, 500}
+    assert plan_batches([500], rows=1, longest=500) == plan_batches([400], rows=1, longest=500) == [(500, [0])]

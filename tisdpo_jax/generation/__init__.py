@@ -1,6 +1,6 @@
 """Answers to prompts: by the models that are trained, by an endpoint, or by whoever fills in a file."""
 
-from tisdpo_jax.generation.asking import EndpointFailed, ask, ask_all
+from tisdpo_jax.generation.asking import EndpointFailed, ask_all
 from tisdpo_jax.generation.client import Endpoint, open_endpoint
 from tisdpo_jax.generation.decoding import SamplingParams
 from tisdpo_jax.generation.engines import ask_endpoint, from_file
@@ -34,7 +34,6 @@ __all__ = [
     "Response",
     "SamplingParams",
     "as_line",
-    "ask",
     "ask_all",
     "ask_endpoint",
     "check_key",

@@ -42,35 +42,21 @@ class Options:
     stop: tuple[str, ...] = ()
 
 
-class Planned(NamedTuple):
-    """A batch: which requests, and how wide their prompts are laid out."""
+def plan_batches(lengths: Sequence[int], *, rows: int, longest: int) -> list[tuple[int, list[int]]]:
+    """(width, indices) of batches of up to `rows` prompts, narrow ones first, else in order; over-long ones left out.
 
-    indices: list[int]
-    width: int
-
-
-def prompt_width(length: int, longest: int) -> int:
-    """The width that a prompt is padded to: a power of two, or the longest there is; no other prompt has a say."""
-    return min(max(NARROWEST, 1 << (length - 1).bit_length()), max(longest, length))
-
-
-def plan_batches(lengths: Sequence[int], *, rows: int, longest: int) -> list[Planned]:
-    """Batches of up to `rows` requests of one width, narrow ones first, else in order. Over-long ones are left out."""
+    A prompt is padded to a power of two, or the longest there is: no other prompt has a say in it.
+    """
     by_width: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):
         if length <= longest:
-            by_width.setdefault(prompt_width(length, longest), []).append(index)
+            width = min(max(NARROWEST, 1 << (length - 1).bit_length()), longest)
+            by_width.setdefault(width, []).append(index)
     return [
-        Planned(indices[start : start + rows], width)
+        (width, indices[start : start + rows])
         for width, indices in sorted(by_width.items())
         for start in range(0, len(indices), rows)
     ]
-
-
-def rows_of(batch_size: int) -> int:
-    """Rows of a batch on the mesh that is set: whole blocks on every device."""
-    unit = BLOCK * partitioning.batch_shards(partitioning.active_mesh())
-    return -(-batch_size // unit) * unit
 
 
 def sample(
@@ -90,21 +76,22 @@ def sample(
     too_long = [request for request in requests if len(request.ids) > options.max_prompt]
     if too_long:
         yield [Response(f"{request.id}/{request.sample}", "", "too long") for request in too_long]
-    rows, lengths = rows_of(options.batch_size), [len(request.ids) for request in requests]
-    batches = plan_batches(lengths, rows=rows, longest=options.max_prompt)
+    unit = BLOCK * partitioning.batch_shards(partitioning.active_mesh())  # whole blocks on every device
+    rows = -(-options.batch_size // unit) * unit
+    batches = plan_batches([len(request.ids) for request in requests], rows=rows, longest=options.max_prompt)
     if not batches:
         return
     weights, eos = weights_for(variables), np.asarray(options.eos_ids or (-1,), np.int32)
-    for batch in batches:
-        chosen = [requests[index] for index in batch.indices]
+    for width, indices in batches:
+        chosen = [requests[index] for index in indices]
         filled = [*chosen, *([chosen[0]] * (rows - len(chosen)))]
-        tokens = np.zeros((rows, batch.width), np.int32)
+        tokens = np.zeros((rows, width), np.int32)
         for row, request in enumerate(filled):
             tokens[row, : len(request.ids)] = request.ids
-        widths = np.asarray([len(request.ids) for request in filled], np.int32)
+        lengths = np.asarray([len(request.ids) for request in filled], np.int32)
         keys = row_keys(options.seed, [(request.id, request.sample) for request in filled])
         filler, new = np.arange(rows) >= len(chosen), options.max_new_tokens
-        state = begin(model, weights, tokens, widths, keys, eos, filler, how=options.draw, new=new)
+        state = begin(model, weights, tokens, lengths, keys, eos, filler, how=options.draw, new=new)
         stopped, until = filler, 1
         while until < new and not stopped.all():
             until = min(until + STOP_EVERY, new) if options.stop else new

@@ -120,26 +120,21 @@ def judged_prompts(session: Session, data: Splits) -> tuple[list[Prompt], tuple[
 
 
 def grids(judged: Judged) -> tuple[Grid, ...]:
-    """Tables for people."""
+    """Tables for people; those without rows are left out."""
     title = f"Judged by {judged.judge}: {judged.prompts:,} prompts of {judged.source}"
-    rows = tuple(
+    columns = ("models", "win rate [95 %]", "wins", "ties", "losses", "of the ties, inconsistent", "no verdict")
+    rates = [
         (f"{one.first} over {one.second}", one.rate, one.wins, one.ties, one.losses, one.inconsistent, one.undecided)
         for one in judged.pairs
-    )
-    columns = ("models", "win rate [95 %]", "wins", "ties", "losses", "of the ties, inconsistent", "no verdict")
-    found = [Grid(f"{title} (a tie counts one half)", columns, rows)]
-    if judged.scores:
-        found.append(
-            Grid("Mean score", ("model", "score [95 %]"), tuple((one.name, one.score) for one in judged.scores))
-        )
-    if judged.ratings:
-        rated = tuple((one.name, one.elo) for one in judged.ratings)
-        found.append(Grid("Bradley-Terry rating, in Elo points", ("model", "rating [95 %]"), rated))
-    missing = {name: count for name, count in judged.unanswered.items() if count}
-    if missing:
-        found.append(Grid("Prompts without an answer", ("model", "prompts"), tuple(missing.items())))
-    unclear = {kind: count for kind, count in judged.undecided.items() if count}
-    if unclear:
-        title = "Questions without a verdict, each order for itself"
-        found.append(Grid(title, ("why", "questions"), tuple(unclear.items())))
-    return tuple(found)
+    ]
+    rated = [(one.name, one.elo) for one in judged.ratings]
+    missing = [(name, count) for name, count in judged.unanswered.items() if count]
+    unclear = [(kind, count) for kind, count in judged.undecided.items() if count]
+    tables: list[tuple[str, tuple[str, ...], list[Any]]] = [
+        (f"{title} (a tie counts one half)", columns, rates),
+        ("Mean score", ("model", "score [95 %]"), [(one.name, one.score) for one in judged.scores]),
+        ("Bradley-Terry rating, in Elo points", ("model", "rating [95 %]"), rated),
+        ("Prompts without an answer", ("model", "prompts"), missing),
+        ("Questions without a verdict, each order for itself", ("why", "questions"), unclear),
+    ]
+    return tuple(Grid(title, columns, tuple(rows)) for title, columns, rows in tables if rows)
