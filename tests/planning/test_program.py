@@ -83,6 +83,17 @@ def test_a_loop_of_unknown_length_is_named() -> None:
     assert program.matmul_flops == ONE_PRODUCT
 
 
+def test_a_loop_that_is_longer_in_each_round_of_another_is_of_unknown_length() -> None:
+    def triangle(x: jax.Array, w: jax.Array) -> jax.Array:
+        def row(i: jax.Array, x: jax.Array) -> jax.Array:
+            return jax.lax.fori_loop(0, i + 1, lambda _, x: layer(x, w), x)
+
+        return jax.lax.fori_loop(0, 3, row, x)
+
+    program = read_program(compiled(triangle, (ROWS, WIDTH), (WIDTH, WIDTH)))
+    assert (len(program.unknown_loops), program.matmul_flops) == (1, 3 * ONE_PRODUCT)
+
+
 def test_of_a_conditional_the_larger_branch_counts() -> None:
     def either(x: jax.Array, w: jax.Array) -> jax.Array:
         return jax.lax.cond(x[0, 0] > 0, lambda: layer(layer(x, w), w), lambda: layer(x, w))
