@@ -15,9 +15,11 @@ PromptPair = Literal["own", "harmless", "helpful", "harmless-user", "helpful-use
 @dataclasses.dataclass(frozen=True)
 class ModelSection:
     path: str = option(
-        "", "model: a Hugging Face directory, a .gguf file, or `demo` (SmolLM2-135M-Instruct from the registry)"
+        "",
+        "model: a Hugging Face directory, a .gguf file, ORG/NAME[@revision] of the hub, or `demo` ("
+        "SmolLM2-135M-Instruct from the registry)",
     )
-    tokenizer: str = option("", "tokenizer directory, where it is not beside the model")
+    tokenizer: str = option("", "tokenizer: a directory or ORG/NAME of the hub, where it is not beside the model")
     dtype: Literal["float32", "bfloat16"] = option(
         "bfloat16", "dtype of activations and matmuls; norm, rope, softmax and losses stay float32"
     )
