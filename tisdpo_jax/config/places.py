@@ -1,7 +1,7 @@
 """Where things are that a configuration names: one rule for every field that holds a path or an address. Pure.
 
-Known are plain local paths (`~` is the home directory) and the words of each field; what has a scheme is refused by
-name, so that `gs://bucket/run` never becomes a directory called `gs:`.
+Known are plain local paths (`~` is the home directory), ORG/NAME of the hub for models, and the words of each field;
+what has a scheme is refused by name, so that `gs://bucket/run` never becomes a directory called `gs:`.
 """
 
 from __future__ import annotations

@@ -5,9 +5,15 @@ from tisdpo_jax.interchange._fields import read_json
 from tisdpo_jax.interchange.fetch import CONFIGS as HUB_CONFIGS
 from tisdpo_jax.interchange.fetch import demo_model_path, is_hub_name, local_model, model_name
 from tisdpo_jax.interchange.generation import stop_ids
-from tisdpo_jax.interchange.load import check_params, load_params, load_tokenizer, read_config
+from tisdpo_jax.interchange.load import (
+    check_params,
+    is_reward_model,
+    load_params,
+    load_reward_model,
+    load_tokenizer,
+    read_config,
+)
 from tisdpo_jax.interchange.peft import Adapter, load_peft, save_peft
-from tisdpo_jax.interchange.reward import is_reward_model, load_reward_model
 from tisdpo_jax.interchange.save import save_huggingface
 
 __all__ = [

@@ -8,6 +8,7 @@ the model); anything else has to be switched off.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -40,6 +41,7 @@ _SAVE = (
     "save_pretrained, or merged"
 )
 
+_number = functools.partial(number_field, above=-math.inf)
 Start = Literal["", "pissa", "olora"]
 _PLAIN = ("gaussian", "eva", "orthogonal", "mica")  # beginnings that leave the base alone: all there is is in the file
 _UNKNOWN_STARTS = {
@@ -156,10 +158,6 @@ def read_adapter_config(directory: Path) -> AdapterConfig:
             f"regular expression ({error}); mend it, or fetch the adapter again"
         ) from None
     return config
-
-
-def _number(file: Path, field: str, value: Any) -> float:
-    return number_field(file, field, value, above=-math.inf)
 
 
 def _by_pattern(pattern: dict[str, Any], module: str, default: Any) -> Any:

@@ -23,7 +23,6 @@ from tisdpo_jax.partitioning import to_host
 from tisdpo_jax.types import Params
 
 Index = tuple[slice | np.ndarray, ...]
-EVERYTHING = (slice(None), slice(None))  # of a matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +188,7 @@ def halves_from_pairs(rows: int, heads: int) -> np.ndarray:
 
 def whole_matrix(source: TensorSource, name: str) -> np.ndarray:
     """A matrix of the checkpoint in float32. Raises: CheckpointError where a value is not finite."""
-    value = np.asarray(source.read(name, EVERYTHING), np.float32)
+    value = np.asarray(source.read(name, (slice(None), slice(None))), np.float32)
     if not np.isfinite(value).all():
         raise CheckpointError(f"{source.files[name]}: tensor {name!r} holds NaN or infinity; fetch the file again")
     return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors.numpy import save_file
 
 from tisdpo_jax.errors import CheckpointError, DuplicateKeyError, MissingKeyError
 from tisdpo_jax.interchange._assemble import Index, TensorSource
+from tisdpo_jax.interchange._fields import read_json
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
@@ -125,11 +125,10 @@ def _files_without_index(directory: Path) -> list[Path]:
 
 def _read_index(index: Path) -> dict[str, Path]:
     """Tensor -> file, as the index says."""
-    try:
-        entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = {str(key): str(value) for key, value in entries.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index}: not an index of safetensors shards ({error!r}); fetch it again") from None
+    entries = read_json(index).get("weight_map")
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{index}: not an index of safetensors shards (no weight_map); fetch it again")
+    names = {key: str(value) for key, value in entries.items()}
     for key, name in names.items():
         parts = PurePosixPath(name.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or ":" in name:

@@ -1,6 +1,7 @@
 """Models and tokenizers in: a Hugging Face directory, a GGUF file, or a model of the hub, told apart by the name.
 
-Code that comes with a model is never run.
+A reward model is a decoder whose head is one row, `score.weight`, in place of a vocabulary. Code that comes with a
+model is never run.
 """
 
 from __future__ import annotations
@@ -13,20 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from tisdpo_jax.errors import CheckpointError, ShapeMismatchError
-from tisdpo_jax.interchange._assemble import Layout, TensorSource, assemble, check, layout
+from tisdpo_jax.errors import CheckpointError, MissingKeyError, ShapeMismatchError
+from tisdpo_jax.interchange._assemble import Layout, TensorSource, assemble, check, layout, whole_matrix
+from tisdpo_jax.interchange._fields import read_json
 from tisdpo_jax.interchange._safetensors import PICKLES, open_directory, refuse_pickle
 from tisdpo_jax.interchange.fetch import TOKENIZER, local_model
 from tisdpo_jax.interchange.gguf import ROPE_FACTORS, gguf_tokenizer, open_gguf, read_gguf_config
-from tisdpo_jax.interchange.huggingface import read_huggingface_config
-from tisdpo_jax.models import TransformerConfig, tensor_name
+from tisdpo_jax.interchange.huggingface import CONFIG, read_huggingface_config
+from tisdpo_jax.models import TransformerConfig, abstract_params, tensor_name
 from tisdpo_jax.types import Params
 
 log = logging.getLogger(__name__)
 
 EMBEDDING, HEAD = tensor_name("embed/embedding"), tensor_name("head/kernel")
+SCORE = "score.weight"
 _ROWS = 8192  # of two matrices that are compared
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -137,7 +141,7 @@ def open_model(path: str | os.PathLike[str], config: TransformerConfig) -> tuple
         head = {tensor_name("head/kernel", "gguf")} if config.tied_head else set()
         return source, layout(config, "gguf", paired_rows=paired), {ROPE_FACTORS} | head
     source, leaves = open_directory(path), layout(config)
-    ignored = rotary_tables(source)
+    ignored = _rotary_tables(source)
     if config.tied_head and HEAD in source.shapes:
         if EMBEDDING in source.shapes:
             ignored.add(HEAD)
@@ -146,9 +150,52 @@ def open_model(path: str | os.PathLike[str], config: TransformerConfig) -> tuple
     return source, leaves, ignored
 
 
-def rotary_tables(source: TensorSource) -> set[str]:
+def _rotary_tables(source: TensorSource) -> set[str]:
     """Tensors that old releases carry, and that follow from the config."""
     return {name for name in source.shapes if name.endswith(".rotary_emb.inv_freq")}
+
+
+def is_reward_model(path: str | os.PathLike[str]) -> bool:
+    """Whether a directory says that it holds a model for sequence classification."""
+    file = local_model(path) / CONFIG
+    return file.is_file() and any("SequenceClassification" in name for name in _architectures(file))
+
+
+def load_reward_model(
+    path: str | os.PathLike[str], *, dtype: Any, shardings: Any = None
+) -> tuple[TransformerConfig, Params, jax.Array]:
+    """(decoder, its parameters without a head, the score head `[D]` in float32).
+
+    Args:
+      dtype: of the parameters.
+      shardings: from the abstract parameters to their shardings; None puts all on the default device.
+
+    Raises: CheckpointError for other kinds of model, or more than one label; its subclasses where tensors do not fit.
+    """
+    path = local_model(path)
+    if not is_reward_model(path):
+        names = ", ".join(_architectures(path / CONFIG)) or "none"
+        raise CheckpointError(
+            f"{path / CONFIG}: architectures is {names}; a reward model is a ...ForSequenceClassification"
+        )
+    # `tied_head` says that there is no head of its own; nothing here reads one
+    config = dataclasses.replace(read_huggingface_config(path), tied_head=True)
+    source = open_directory(path)
+    if SCORE not in source.shapes:
+        raise MissingKeyError(f"{path}: tensor {SCORE!r} is missing; it is the head of a reward model: fetch it again")
+    if source.shapes[SCORE] != (1, config.hidden_size):
+        raise ShapeMismatchError(
+            f"{source.files[SCORE]}: tensor {SCORE!r} has shape {list(source.shapes[SCORE])}; a reward model has one "
+            f"label, [1, {config.hidden_size}]"
+        )
+    placed = shardings(abstract_params(config)) if shardings is not None else None
+    params = assemble(layout(config), source, placed, dtype, ignored={SCORE, HEAD} | _rotary_tables(source))
+    return config, params, jnp.asarray(whole_matrix(source, SCORE)[0])
+
+
+def _architectures(file: Path) -> list[str]:
+    names = read_json(file).get("architectures")
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Any:

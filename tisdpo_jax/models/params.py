@@ -22,6 +22,8 @@ from tisdpo_jax.models.leaves import dense
 from tisdpo_jax.types import Params
 
 Naming = Literal["huggingface", "gguf"]
+When = tuple[str, bool] | None
+"""Models have a parameter whose configuration has this flag so; None: all."""
 
 
 class Parameter(NamedTuple):
@@ -31,7 +33,7 @@ class Parameter(NamedTuple):
     axes: tuple[str, ...]
     huggingface: str  # the tensor's name; of a stack those of its layers, whose number replaces {}
     gguf: str
-    when: tuple[str, bool] | None = None  # models have it whose configuration has this flag so; None: all
+    when: When = None
 
     @property
     def stacked(self) -> bool:
@@ -59,9 +61,6 @@ class Parameter(NamedTuple):
         """The checkpoint's tensors that it is made of, in order."""
         name = self.huggingface if naming == "huggingface" else self.gguf
         return tuple(name.format(layer) for layer in range(layers)) if self.stacked else (name,)
-
-
-When = tuple[str, bool] | None
 
 
 def _of_layers(path: str, axes: tuple[str, ...], huggingface: str, gguf: str, when: When = None) -> Parameter:

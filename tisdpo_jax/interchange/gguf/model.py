@@ -10,6 +10,7 @@ import numpy as np
 
 from tisdpo_jax.errors import CheckpointError, UserError
 from tisdpo_jax.interchange._assemble import Index, TensorSource
+from tisdpo_jax.interchange._fields import refuse, whole_field
 from tisdpo_jax.interchange.huggingface import shortest
 from tisdpo_jax.models import GEMMA, RopeConfig, TransformerConfig, flags_of_tensors, tensor_name
 
@@ -98,26 +99,21 @@ def read_gguf_config(path: Path) -> TransformerConfig:
     values, shapes, embedding = metadata(reader), _shapes(reader), tensor_name("embed/embedding", "gguf")
     architecture = values.get("general.architecture")
     if architecture not in _ARCHITECTURES:
-        raise _refuse(path, "general.architecture", architecture, f"known: {', '.join(_ARCHITECTURES)}")
+        raise refuse(path, "general.architecture", architecture, f"known: {', '.join(_ARCHITECTURES)}")
     own = {key.removeprefix(f"{architecture}."): value for key, value in values.items()}
 
     def size(field: str) -> int:
-        value = own.get(field)
-        if not isinstance(value, int):
-            raise CheckpointError(
-                f"{path}: metadata field {architecture}.{field} is {value!r}, but must be a whole number"
-            )
-        return value
+        return whole_field(path, f"{architecture}.{field}", own.get(field))
 
     heads, width, layers = size("attention.head_count"), size("embedding_length"), size("block_count")
-    head_dim = own.get("attention.key_length", width // max(heads, 1))
+    head_dim = own.get("attention.key_length", width // heads)
     for field, only, why in (
         ("attention.value_length", head_dim, f"heads are {head_dim} wide throughout"),
         ("rope.dimension_count", head_dim, f"heads are {head_dim} wide throughout"),
         ("expert_count", 0, "no mixture of experts"),
     ):
         if own.get(field, only) != only:
-            raise _refuse(path, f"{architecture}.{field}", own[field], why)
+            raise refuse(path, f"{architecture}.{field}", own[field], why)
     if embedding not in shapes:
         raise CheckpointError(f"{path}: no tensor {embedding}; the file holds no whole model")
     factors = next((np.asarray(tensor.data) for tensor in reader.tensors if tensor.name == ROPE_FACTORS), None)
@@ -173,16 +169,12 @@ def _rope(path: Path, architecture: str, own: dict[str, Any], head_dim: int, fac
         original = own.get("rope.scaling.original_context_length", 8192)
         rope = RopeConfig(theta, "llama3", float(factors.max()), 1.0, 4.0, original)
         if factors.shape != (head_dim // 2,) or not np.allclose(llama3_factors(rope, head_dim), factors, rtol=1e-4):
-            raise _refuse(
+            raise refuse(
                 path, ROPE_FACTORS, "not Llama 3.1's scaling over 8192 positions", "use the safetensors release"
             )
         return rope
     scaling = own.get("rope.scaling.type", "none")
     factor = own.get("rope.scaling.factor", own.get("rope.scale_linear", 1.0))
     if scaling not in ("none", "linear"):
-        raise _refuse(path, f"{architecture}.rope.scaling.type", scaling, "known: none, linear")
+        raise refuse(path, f"{architecture}.rope.scaling.type", scaling, "known: none, linear")
     return RopeConfig(theta) if factor in (0.0, 1.0) else RopeConfig(theta, "linear", factor)
-
-
-def _refuse(path: Path, field: str, value: Any, why: str) -> CheckpointError:
-    return CheckpointError(f"{path}: {field} is {value!r}, which is not supported ({why}); use another model")
