@@ -301,7 +301,7 @@ def test_no_logits_of_all_positions_in_the_gradient_of_a_loss() -> None:
     assert slots > 2 * chunk and max(rows) == math.ceil(slots / math.ceil(slots / chunk))
 
 
-@pytest.mark.parametrize("family", ["llama3", "smollm2"])
+@pytest.mark.parametrize("family", [pytest.param("llama3", marks=pytest.mark.slow), "smollm2"])
 def test_bfloat16_compute_still_gives_float32_scores(family: str) -> None:
     """With a tied head too, whose product some versions of XLA for CPUs do not have in bfloat16."""
     model = Model(FAMILIES[family])

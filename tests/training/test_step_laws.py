@@ -120,7 +120,7 @@ def expected(trees, batch):
     ("sizes", "gradient_accumulation_steps"),
     [
         pytest.param((2, 1, 1), 1, marks=pytest.mark.slow),
-        ((1, 2, 1), 4),
+        pytest.param((1, 2, 1), 4, marks=pytest.mark.slow),
         pytest.param((2, 2, 2), 1, marks=pytest.mark.slow),
         ((2, 2, 2), 4),
     ],
@@ -291,6 +291,7 @@ def test_reversed_sides_are_the_swapped_pairs(trees, batch):
     np.testing.assert_allclose(forward, -backward, rtol=1e-5)
 
 
+@pytest.mark.slow  # in the fast ones: tests/training/test_packed_steps.py, on eight devices
 def test_fillers_count_nowhere(trees):
     half = np.arange(PAIRS // 2)
     kept, filled = (
