@@ -54,10 +54,10 @@ demo: $(RUNTIME)
 	JAX_PLATFORMS=cpu $(BIN)/tisdpo run configs/quickstart.yaml $(ARGS)
 
 test: $(TOOLS)
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow' --durations=10 $(ARGS)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow' --durations=10 $(ARGS)
 
 test-all: $(TOOLS)
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=10 $(ARGS)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10 $(ARGS)
 
 lint: $(TOOLS)
 	$(BIN)/python -m ruff check .

@@ -87,7 +87,7 @@ def fewer_devices() -> Iterator[None]:
 
 def program(verb: str, *, cwd: Path | None = None, **options: object) -> subprocess.Popen[str]:
     """The same as a process of its own, with one CPU device, started in `cwd` as a user would."""
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"}
+    env = {**os.environ, "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}
     line = [sys.executable, "-m", "tisdpo_jax.cli", *arguments(verb, **options)]
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
     return subprocess.Popen(line, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from runs import arguments, exported, program, rows
+from runs import arguments, command, exported, rows
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {
@@ -17,6 +17,8 @@ OPTIONS = {
     "train__epochs": 1,
     "data__limit": 20,
     "mesh__fsdp": 2,
+    "evaluation__generate": 0,
+    "evaluation__heat_maps": 0,
     "logging__progress": "false",
 }
 
@@ -37,9 +39,8 @@ def launch(count: int, *extra: str, **options: object) -> subprocess.CompletedPr
 def test_two_processes_equal_one(tiny, tmp_path):
     done = launch(2, **{**tiny, **OPTIONS, "run_dir": tmp_path / "two"})
     assert done.returncode == 0, done.stdout + done.stderr
-    one = program("run", **{**tiny, **OPTIONS, "run_dir": tmp_path / "one", "mesh__fsdp": 1})
-    output, _ = one.communicate(timeout=300)
-    assert one.returncode == 0, output
+    code, output = command("run", **{**tiny, **OPTIONS, "run_dir": tmp_path / "one", "mesh__fsdp": 1})
+    assert code == 0, output
     mine, theirs = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert [(row["stage"], row["step"], row["split"]) for row in mine] == [
         (row["stage"], row["step"], row["split"]) for row in theirs

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -27,15 +29,18 @@ RUN_DIR = "runs/mine"  # relative, as in every configuration that is shipped
 @pytest.fixture(scope="module")
 def uninterrupted(tiny, tmp_path_factory):
     place = tmp_path_factory.mktemp("uninterrupted")
-    process = program("run", cwd=place, **{**tiny, **OPTIONS, "run_dir": RUN_DIR})
+    process = program("train", cwd=place, **{**tiny, **OPTIONS, "run_dir": RUN_DIR})
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return place / RUN_DIR
 
 
-def assert_equal_runs(first, second):
-    assert rows(first) == rows(second)
-    mine, theirs = exported(first), exported(second)
+def assert_equal_runs(tiny, *run_dirs):
+    for run_dir in run_dirs:
+        code, output = command("export", **{**tiny, **OPTIONS, "run_dir": run_dir})
+        assert code == 0, output
+    mine, theirs = map(exported, run_dirs)
+    assert rows(run_dirs[0]) == rows(run_dirs[1])
     for name in mine:
         np.testing.assert_array_equal(mine[name].view(np.uint32), theirs[name].view(np.uint32))
 
@@ -57,7 +62,7 @@ def wait_for_step(run_dir, stage, step, process):
 )
 def test_resume_equals_uninterrupted(uninterrupted, tiny, tmp_path, how, stage, step):
     options, run_dir = {**tiny, **OPTIONS, "run_dir": RUN_DIR}, tmp_path / RUN_DIR
-    process = program("run", cwd=tmp_path, **options)
+    process = program("train", cwd=tmp_path, **options)
     wait_for_step(run_dir, stage, step, process)
     process.send_signal(how)
     output, _ = process.communicate(timeout=120)
@@ -69,11 +74,11 @@ def test_resume_equals_uninterrupted(uninterrupted, tiny, tmp_path, how, stage, 
     moved = tmp_path / "another day"  # the working directory is another one the next time, the relative path the same
     moved.mkdir()
     (tmp_path / "runs").rename(moved / "runs")
-    again = program("run", cwd=moved, **options)
+    again = program("train", cwd=moved, **options)
     output, _ = again.communicate(timeout=300)
     assert again.returncode == 0, output
     assert "resumed at step" in output
-    assert_equal_runs(uninterrupted, moved / RUN_DIR)
+    assert_equal_runs(tiny, uninterrupted, moved / RUN_DIR)
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(uninterrupted, tiny, tmp_path):
@@ -88,15 +93,14 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(uninterrup
     content[len(content) // 2] ^= 0x10
     biggest.write_bytes(bytes(content))
     (run_dir / "checkpoints" / "policy" / str(steps[-1] + 5)).mkdir()
-    process = program("run", cwd=tmp_path, **{**tiny, **OPTIONS, "run_dir": RUN_DIR})
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    code, output = command("train", **{**tiny, **OPTIONS, "run_dir": run_dir})
+    assert code == 0, output
     assert output.count("set aside") == 2 and f"resumed at step {steps[0]}" in output
-    assert_equal_runs(uninterrupted, run_dir)
+    assert_equal_runs(tiny, uninterrupted, run_dir)
 
 
 def test_no_trustworthy_checkpoint_is_an_error(tiny, tmp_path):
-    options = {**tiny, "run_dir": tmp_path, "contrast__construction": "prompts", "mesh__fsdp": 1}
+    options = {**tiny, "run_dir": tmp_path, "loss__name": "sft", "mesh__fsdp": 1}
     (tmp_path / "checkpoints" / "policy" / "3").mkdir(parents=True)
     for _ in range(2):
         code, output = command("train", **options)
@@ -104,20 +108,22 @@ def test_no_trustworthy_checkpoint_is_an_error(tiny, tmp_path):
         assert (tmp_path / "checkpoints" / "policy" / "3").is_dir()
 
 
+HOLD = """
+import pathlib, sys
+from tisdpo_jax.artifacts import lease
+with lease(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    input()
+"""
+
+
 def test_two_runs_on_one_directory(tiny, tmp_path):
-    options = {**tiny, **OPTIONS, "run_dir": tmp_path}
-    process = program("run", **options)
-    try:
-        until = time.monotonic() + 60
-        while not (tmp_path / ".lock").exists() and time.monotonic() < until:
-            time.sleep(0.02)
-        code, output = command("run", **options)
-        assert code == 2 and "is in use by process" in output
-    finally:
-        process.kill()
-        process.communicate()
+    held = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        code, output = command("run", **{**tiny, **OPTIONS, "run_dir": tmp_path})
+        assert code == 2 and f"is in use by process {other.pid}" in output
+        other.kill()
     assert (tmp_path / ".lock").exists()  # left behind, and no obstacle
-    code, output = command(
-        "score", **{**options, "contrast__construction": "prompts", "mesh__fsdp": 1, "run_dir": tmp_path}
-    )
-    assert code == 0, output
+    code, output = command("export", **{**tiny, **OPTIONS, "run_dir": tmp_path})
+    assert code == 2 and "no trained policy is there" in output and not (tmp_path / ".lock").exists()

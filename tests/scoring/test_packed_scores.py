@@ -46,8 +46,13 @@ def with_pair(encoded: EncodedSet, index: int, **changes: Any) -> EncodedSet:
     return dataclasses.replace(encoded, groups=tuple(pairs))
 
 
-@EVERY_BACK_END
-@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3"])
+@pytest.mark.parametrize(
+    ("family", "attention"),
+    [  # the others of these pairs take a whole step in tests/training/test_packed_steps.py
+        *(("mistral", "xla"), ("gemma2", "splash"), ("gemma3", "splash")),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("gemma2", "xla"), ("gemma3", "xla"))),
+    ],
+)
 def test_scores_of_packed_pairs_are_those_of_padded_ones(family: str, attention: str) -> None:
     found, expected = scores(ENCODED, attention, family), scores(ENCODED, family=family, packed=False)
     for name, values in expected.items():
@@ -91,14 +96,14 @@ def test_the_order_of_the_pairs_does_not_matter(attention: str) -> None:
 
 def test_how_rows_are_cut_does_not_matter() -> None:
     expected = scores(ENCODED)
-    for layout in ({"shards": 2}, {"shards": 6}, {"width": 1}, {"multiple": 1}, {"multiple": 64}):
+    for layout in ({"shards": 2}, {"width": 1, "multiple": 1}, {"multiple": 64}):
         for name, values in scores(ENCODED, **layout).items():
             np.testing.assert_allclose(values, expected[name], atol=1e-5, err_msg=f"{layout} {name}")
 
 
 def test_swapped_and_single_sides_are_those_of_both() -> None:
     both = scores(ENCODED)
-    for sides in ((1, 0), (0,), (1,)):
+    for sides in ((1, 0), (1,)):
         for name, values in scores(ENCODED, sides=sides).items():
             np.testing.assert_allclose(values, both[name][:, list(sides)], atol=1e-5, err_msg=f"{sides} {name}")
 
@@ -133,7 +138,8 @@ def test_groups_of_four_score_as_their_responses_alone(attention: str) -> None:
     for name, values in scores(GROUPS, packed=False).items():
         np.testing.assert_allclose(found[name], values, atol=2e-5, err_msg=name)
     for s in range(4):
-        alone = scores(with_responses(GROUPS, lambda responses, s=s: responses[s : s + 1]), attention)
+        one = with_responses(GROUPS, lambda responses, s=s: responses[s : s + 1])
+        alone = scores(one, packed=False, multiple=32)  # rows of one length: one program for all
         for name, values in alone.items():
             np.testing.assert_allclose(found[name][:, s : s + 1], values, atol=2e-5, err_msg=f"{s} {name}")
 

@@ -91,9 +91,7 @@ def of_plain(direction: Any) -> tuple[Any, Heads]:
 
 
 # Of the 104 tokens, 30 at a time leave padding, 1 is the least, and 1000 is more than there are.
-@pytest.mark.parametrize(
-    ("direction", "chunk"), [(DIRECTIONS[0], 30), (DIRECTIONS[1], 30), (DIRECTIONS[0], 1), (DIRECTIONS[1], 1000)]
-)
+@pytest.mark.parametrize(("direction", "chunk"), [(DIRECTIONS[1], 30), (DIRECTIONS[0], 1), (DIRECTIONS[1], 1000)])
 def test_fused_is_plain(direction: Any, chunk: int) -> None:
     got, got_grad = pull(lambda h: fused(h, direction, chunk), heads())
     expected, expected_grad = of_plain(direction)
@@ -114,10 +112,10 @@ def test_fused_logps_is_plain(chunk: int) -> None:
 
 def test_the_shape_before_the_elements_is_free() -> None:
     h = heads()
-    whole = fused_logps(h.hidden, h.head, h.targets, chunk=30)
-    np.testing.assert_allclose(fused_logps(h.hidden[1, 0], h.head, h.targets[1, 0], chunk=30), whole[1, 0], rtol=1e-5)
-    none = fused_logps(h.hidden[:, :, :0], h.head, h.targets[:, :, :0], chunk=30)
-    assert none.shape == (PAIRS, 2, 0)
+    logps = jax.jit(functools.partial(fused_logps, chunk=30))
+    whole = logps(h.hidden, h.head, h.targets)
+    np.testing.assert_allclose(logps(h.hidden[1, 0], h.head, h.targets[1, 0]), whole[1, 0], rtol=1e-5)
+    assert logps(h.hidden[:, :, :0], h.head, h.targets[:, :, :0]).shape == (PAIRS, 2, 0)
 
 
 def test_tokens_are_cut_evenly() -> None:
@@ -134,10 +132,13 @@ def test_tokens_are_cut_evenly() -> None:
 # On meshes: the vocabulary is split, and so are the tokens.
 
 MESHES = [(1, 8, 1), (2, 2, 2), (2, 4, 1), (1, 1, 8)]
+# The direction is in the formula, where tokens lie is not: each has its turn.
+SPREAD = [*zip(MESHES, DIRECTIONS * 2, strict=True)]
+# Without a mesh, on one: both directions, and all axes.
+BOTH = [(None, DIRECTIONS[0]), ((2, 2, 2), DIRECTIONS[1])]
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("shape", MESHES, ids=str)
+@pytest.mark.parametrize(("shape", "direction"), SPREAD, ids=str)
 def test_on_a_mesh_fused_is_plain_on_one_device(shape: tuple[int, int, int], direction: Any) -> None:
     """Nothing divides: 104 tokens in blocks of 5, a vocabulary of 37, widths of 16 and 10."""
     with jax.set_mesh(device_mesh(*shape)):
@@ -147,8 +148,7 @@ def test_on_a_mesh_fused_is_plain_on_one_device(shape: tuple[int, int, int], dir
         near(one, other, 1e-5)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("shape", [None, (1, 8, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize(("shape", "direction"), BOTH, ids=str)
 def test_logits_of_either_model_may_have_a_soft_cap(shape: tuple[int, int, int] | None, direction: Any) -> None:
     caps = 1.5, 2.5
     options: dict[str, Any] = {"direction": direction, "chunk": 5, "softcap": caps[0], "reference_softcap": caps[1]}
@@ -160,7 +160,7 @@ def test_logits_of_either_model_may_have_a_soft_cap(shape: tuple[int, int, int] 
         near(one, other, 1e-5)
 
 
-@pytest.mark.parametrize(("pairs", "elements", "width"), [(1, 1, 16), (3, 5, 7), (8, 4, 24)])
+@pytest.mark.parametrize(("pairs", "elements", "width"), [(1, 1, 16), (3, 5, 7)])
 def test_on_a_mesh_any_number_of_tokens_and_any_width(pairs: int, elements: int, width: int) -> None:
     h = heads(pairs=pairs, elements=elements, width=width)
     with jax.set_mesh(device_mesh(1, 4, 2)):
@@ -170,7 +170,7 @@ def test_on_a_mesh_any_number_of_tokens_and_any_width(pairs: int, elements: int,
         near(one, other, 1e-5)
 
 
-@pytest.mark.parametrize("shape", [None, (1, 8, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("shape", [None, (2, 2, 2)], ids=str)
 def test_a_tied_head_gets_both_gradients(shape: tuple[int, int, int] | None) -> None:
     """The table that tokens were looked up in is the head: its gradient is that of both uses."""
     h = heads()
@@ -186,7 +186,7 @@ def test_a_tied_head_gets_both_gradients(shape: tuple[int, int, int] | None) -> 
     near(got, expected, 1e-5)
 
 
-@pytest.mark.parametrize("shape", [None, (1, 8, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("shape", [None, (2, 2, 2)], ids=str)
 def test_a_token_that_is_not_a_number_spoils_itself_alone(shape: tuple[int, int, int] | None) -> None:
     h = heads()
     bad = h._replace(hidden=h.hidden.at[1, 0, 3, 2].set(jnp.nan))
@@ -200,8 +200,7 @@ def test_a_token_that_is_not_a_number_spoils_itself_alone(shape: tuple[int, int,
     near(reference_logps, expected[1], 1e-5)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("shape", [None, (1, 8, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize(("shape", "direction"), BOTH, ids=str)
 def test_a_model_is_at_distance_zero_from_itself(shape: tuple[int, int, int] | None, direction: Any) -> None:
     h = heads()
     same = h._replace(reference_hidden=h.hidden, reference_head=h.head)
@@ -385,7 +384,7 @@ def test_transformations(transformation: str) -> None:
         out, hidden_grad, head_grad = jax.jit(mapped)(h)
     else:
         mapped = {"vmap": jax.vmap, "pmap": functools.partial(jax.pmap, devices=jax.devices()[:2])}[transformation]
-        out, (hidden_grad, head_grad) = mapped(function, in_axes=(axes,))(split)
+        out, (hidden_grad, head_grad) = jax.jit(mapped(function, in_axes=(axes,)))(split)
         out, hidden_grad = jax.tree.map(lambda x: x.reshape(PAIRS, *x.shape[2:]), (out, hidden_grad))
         head_grad = head_grad.sum(0)
     for one, other in zip((*out, hidden_grad, head_grad), (*expected_out, expected_hidden, expected_head), strict=True):

@@ -74,6 +74,7 @@ def params(seed: int = 0) -> Params:
     return random_params(seed, MODEL.config)
 
 
+ENCODED = random_encoded(1)  # one shape of batches, so that a model is compiled once
 plain_logits = jax.jit(logits, static_argnums=0)
 scored = jax.jit(score, static_argnums=0, static_argnames=("view", "chunk"))
 scored_pair = jax.jit(score_pair_of_models, static_argnums=0, static_argnames=("direction", "chunk"))
@@ -137,7 +138,7 @@ def test_one_wrong_token_is_found_where_it_stands() -> None:
 @pytest.mark.parametrize("family", ["qwen3", "smollm2"])
 def test_scores_are_entries_of_the_log_softmax_of_all_logits(family: str) -> None:
     model = Model(FAMILIES[family])
-    pairs = random_encoded(1)
+    pairs = ENCODED
     variables = {"params": random_params(0, model.config)}
     got = scored(model, variables, batch_of(pairs), chunk=7)
     assert got.kl is None
@@ -145,7 +146,7 @@ def test_scores_are_entries_of_the_log_softmax_of_all_logits(family: str) -> Non
 
 
 def test_padding_of_rows_changes_nothing() -> None:
-    pairs, variables = random_encoded(2), {"params": params()}
+    pairs, variables = ENCODED, {"params": params()}
     batch, longer = batch_of(pairs, multiple=1), batch_of(pairs, multiple=32)
     view = longer.views["main"]
     assert view.rows.tree is not None and view.rows.tokens.size > batch.views["main"].rows.tokens.size
@@ -186,8 +187,7 @@ def test_contrast_lines_up_responses_behind_prompts_of_different_lengths() -> No
 
 @pytest.mark.parametrize("direction", ["policy||reference", "reference||policy"])
 def test_two_models_over_one_view(direction: Any) -> None:
-    pairs = random_encoded(6)
-    batch = batch_of(pairs)
+    pairs, batch = ENCODED, batch_of(ENCODED)
     policy, reference = {"params": params(1)}, {"params": params(2)}
     got, reference_logps = scored_pair(MODEL, policy, reference, batch, direction=direction, chunk=7)
     np.testing.assert_allclose(got.logps, by_hand(MODEL, policy, pairs), atol=2e-5)
@@ -199,18 +199,18 @@ def test_two_models_over_one_view(direction: Any) -> None:
 
 def test_the_reference_may_be_known_by_its_last_hidden_states() -> None:
     """What it says of the batch and the KL are the same, and its layers are not run."""
-    batch, policy, reference = random_batch(6), {"params": params(1)}, {"params": params(2)}
+    batch, policy, reference = batch_of(ENCODED), {"params": params(1)}, {"params": params(2)}
     states = jax.jit(read, static_argnums=0)(MODEL, reference, batch.views["main"]).hidden
-    expected, expected_reference = scored_pair(MODEL, policy, reference, batch)
+    expected, expected_reference = scored_pair(MODEL, policy, reference, batch, chunk=7)
     head_alone = {"params": {"head": params(2)["head"]}}
-    got, reference_logps = scored_pair(MODEL, policy, head_alone, batch._replace(states=states))
+    got, reference_logps = scored_pair(MODEL, policy, head_alone, batch._replace(states=states), chunk=7)
     np.testing.assert_allclose(got.kl, expected.kl, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(reference_logps, expected_reference, rtol=1e-5, atol=1e-6)
 
 
 def test_the_same_model_twice_is_at_distance_zero_exactly() -> None:
-    batch, variables = random_batch(7), {"params": params()}
-    got, reference_logps = scored_pair(MODEL, variables, variables, batch)
+    batch, variables = batch_of(ENCODED), {"params": params()}
+    got, reference_logps = scored_pair(MODEL, variables, variables, batch, chunk=7)
     np.testing.assert_array_equal(got.kl, 0.0)
     np.testing.assert_array_equal(got.logps, reference_logps)
     out = losses.tisdpo_loss(got.logps, reference_logps, batch.mask, weights=3.0 * batch.mask, token_kl=got.kl)
@@ -218,7 +218,7 @@ def test_the_same_model_twice_is_at_distance_zero_exactly() -> None:
 
 
 def test_gradients_go_to_the_policy_alone() -> None:
-    batch = random_batch(8)
+    batch = batch_of(ENCODED)
 
     def total(policy: Any, reference: Any) -> jax.Array:
         got, reference_logps = score_pair_of_models(MODEL, policy, reference, batch)
@@ -232,7 +232,7 @@ def test_gradients_go_to_the_policy_alone() -> None:
 
 
 def test_with_adapters_the_reference_is_the_base() -> None:
-    batch = random_batch(9)
+    batch = batch_of(ENCODED)
     lora = random_adapters(0, params())
     zero = jax.tree_util.tree_map_with_path(lambda path, x: jnp.zeros_like(x) if path[-1].key == "b" else x, lora)
     base = {"params": params()}
@@ -286,7 +286,7 @@ def test_no_logits_of_all_positions_in_the_gradient_of_a_loss() -> None:
     assert slots > 2 * chunk and max(rows) == math.ceil(slots / math.ceil(slots / chunk))
 
 
-@pytest.mark.parametrize("family", ["llama3", "smollm2"])
+@pytest.mark.parametrize("family", [pytest.param("llama3", marks=pytest.mark.slow), "smollm2"])
 def test_bfloat16_compute_still_gives_float32_scores(family: str) -> None:
     """With a tied head too, whose product some versions of XLA for CPUs do not have in bfloat16."""
     model = Model(FAMILIES[family])

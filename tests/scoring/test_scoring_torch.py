@@ -34,20 +34,21 @@ def doubles(*arrays: np.ndarray) -> list[Tensor]:
     return [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in arrays]
 
 
-def compare(ours: Callable[..., jax.Array], theirs: Callable[..., Tensor], arrays: tuple[np.ndarray, ...]) -> None:
-    """Values, and gradients with respect to every array."""
+def compare(ours: Callable[..., jax.Array], theirs: Callable[..., Tensor], arrays: tuple[np.ndarray, ...]) -> Any:
+    """Values, which it returns, and gradients with respect to every array."""
 
     def total(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         out = ours(*arrays)
         return out.sum(), out
 
-    grads, value = jax.grad(total, has_aux=True)(tuple(jnp.asarray(x) for x in arrays))
+    grads, value = jax.jit(jax.grad(total, has_aux=True))(arrays)
     tensors = doubles(*arrays)
     expected = theirs(*tensors)
     near(value, expected, what="values")
     expected.sum().backward()
     for index, (grad, tensor) in enumerate(zip(grads, tensors, strict=True)):
         near(grad, tensor.grad, what=f"gradient {index}")
+    return value
 
 
 @pytest.mark.parametrize("spread", [1.0, 10.0])
@@ -72,10 +73,9 @@ def test_kl(vocabulary: int, distance: float, direction: Any) -> None:
     random = np.random.default_rng(1)
     policy = random.normal(0, 3, (4, 2, 7, vocabulary)).astype("float32")
     reference = (policy + distance * random.normal(0, 1, policy.shape)).astype("float32")
-    compare(
+    values = compare(
         lambda x, y: kl_from_logits(x, y, direction=direction), lambda x, y: kl(x, y, direction), (policy, reference)
     )
-    values = kl_from_logits(jnp.asarray(policy), jnp.asarray(reference), direction=direction)
     np.testing.assert_allclose(values, kl(*doubles(policy, reference), direction).detach(), rtol=RTOL)
 
 

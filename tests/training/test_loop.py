@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     )
     zero = TrainState(jnp.int32(0), {"w": jnp.zeros(3)}, (), jnp.int32(0))
 
-    def train(finite: str, interrupt: Interrupt | None = None) -> np.ndarray:
+    def train(finite: str, interrupt: Interrupt | None = None, evaluate: Any = None, **fields: Any) -> np.ndarray:
+        mine = dataclasses.replace(job, **fields)
+
         def start(*_: Any) -> tuple[TrainState, Step]:
             restored = Checkpoints(job.directory, keep=2).restore(checkpoint.abstract(zero), job.identity)
             return (restored[1] if restored else zero), Step(finite)
@@ -72,12 +75,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(loop, "start", start)
         metrics = MetricsLog(tmp_path, LoggingSection(progress=False))
         found = loop.train(
-            job,
+            mine,
             zero.trained,
             {"params": {}, "lora": {}},
             mesh=partitioning.make_mesh(1, 1, 8),
             metrics=metrics,
             interrupt=interrupt or Interrupt(),
+            evaluate=evaluate,
         )
         return np.asarray(found["w"])
 
@@ -141,6 +145,19 @@ def test_a_stop_saves_and_the_next_start_goes_on(run: Any) -> None:
     with pytest.raises(Interrupted, match="at step 1 of 6, saved"):
         run("++++++", interrupt)
     assert run.steps() == [1] and run("++++++").tolist() == [6, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("fields", "trained", "evaluated"),
+    [({}, [1, 2, 3, 4, 5, 6], [6]), ({"log_every": 4, "eval_every": 2}, [4, 6], [2, 4, 6])],
+)
+def test_lines_and_evaluations_are_as_far_apart_as_is_said(
+    run: Any, tmp_path: Path, fields: dict[str, int], trained: list[int], evaluated: list[int]
+) -> None:
+    run("++++++", evaluate=lambda _: {"loss": 0.5}, **fields)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = {split: [row["step"] for row in rows if row["split"] == split] for split in ("train", "eval")}
+    assert steps == {"train": trained, "eval": evaluated}
 
 
 def test_metrics_come_one_step_late_and_are_complete(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from tisdpo_jax.training.objective import StepSpec, step_key, token_weights
 from tisdpo_jax.training.objective import _metric_sums as metric_sums
 from tisdpo_jax.training.objective import objective as eager_objective
 from tisdpo_jax.training.step import accumulate, global_norm, init_state, means, train_step, working_copy
+from tisdpo_jax.types import Scores
 
 CONFIG = tiny_config()
 objective = jax.jit(eager_objective, static_argnums=0)
@@ -35,6 +36,29 @@ ENCODED = random_encoded(0, vocab_size=CONFIG.vocab_size, pairs=PAIRS, elements=
 def laid_out(**options):
     """The pairs as a batch; rows for up to eight devices, which is less packed than they could be."""
     return batch_of(ENCODED, elements=6, **{"shards": 8, **options})
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """A scorer whose parameters are the log-likelihoods: what a step makes of scores, without a model."""
+
+    def logps(self, variables, batch, key, *, view="main"):
+        return variables["params"] * batch.mask
+
+    def compare(self, policy, reference, batch, key, *, direction):
+        ours, theirs = self.logps(policy, batch, key), self.logps(reference, batch, key)
+        return Scores(ours, jnp.square(ours - theirs)), theirs
+
+    def compute_dtype(self):
+        return "float32"
+
+
+def scored(name, batch, *, policy=1, **options):
+    """The objective of scores that are fixed, those of the policy random by a number."""
+    ours, theirs = (-np.random.default_rng(seed).exponential(2.0, batch.mask.shape) for seed in (policy, 0))
+    made = dataclasses.replace(plan(name, construction="none"), scorer=Fixed())
+    made = dataclasses.replace(made, objective=dataclasses.replace(made.objective, **options))
+    return objective(made, np.float32(ours), {"params": {"base": np.float32(theirs)}, "lora": {}}, batch)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +121,7 @@ def expected(trees, batch):
     ("sizes", "gradient_accumulation_steps"),
     [
         pytest.param((2, 1, 1), 1, marks=pytest.mark.slow),
-        ((1, 2, 1), 4),
+        pytest.param((1, 2, 1), 4, marks=pytest.mark.slow),
         pytest.param((2, 2, 2), 1, marks=pytest.mark.slow),
         ((2, 2, 2), 4),
     ],
@@ -199,7 +223,7 @@ def test_adapters_that_are_zero_give_the_loss_of_full_fine_tuning(trees, sizes, 
         np.testing.assert_array_equal(tree["a"], 0)  # because b is 0
 
 
-@pytest.mark.parametrize("name", ["tisdpo", "dpo", "ipo", "tdpo", "kto"])
+@pytest.mark.parametrize("name", ["dpo", *(pytest.param(n, marks=pytest.mark.slow) for n in ("tdpo", "ipo", "kto"))])
 def test_every_loss_runs_and_cached_reference_equals_live(trees, batch, name):
     live = plan(name, construction="none")
     batch = batch._replace(columns={"token_weights": np.asarray(batch.mask) * 1.3})
@@ -216,13 +240,11 @@ def test_every_loss_runs_and_cached_reference_equals_live(trees, batch, name):
         np.testing.assert_allclose(total.total, cached.total, rtol=1e-6)
 
 
-def test_metrics_do_not_know_the_weights(trees, batch):
+def test_metrics_do_not_know_the_weights(batch):
     """Weights that tell chosen from rejected move the objective; what measures the policy is of plain sums."""
     telling = np.asarray(batch.mask) * np.array([[4.0], [0.25]], np.float32)
-    rows = {"token_weights": telling}
-    weighted = plan("tisdpo", construction="none")
-    result = objective(weighted, trees["policy"], frozen_of(trees), batch._replace(columns=rows))
-    plain = objective(plan("dpo", construction="none"), trees["policy"], frozen_of(trees), batch)
+    result = scored("tisdpo", batch._replace(columns={"token_weights": telling}))
+    plain = scored("dpo", batch)
     for metric in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "dpo_loss"):
         np.testing.assert_allclose(result.sums[metric], plain.sums[metric], rtol=1e-5, err_msg=metric)
     np.testing.assert_allclose(result.sums["objective"][0], result.total)
@@ -257,32 +279,25 @@ def test_metrics_of_groups_that_are_no_pairs_are_means_over_responses():
     assert not {"rewards/margins", "rewards/chosen"} & found.keys()
 
 
-def test_dlma_takes_the_margin_column(trees, batch):
+def test_dlma_takes_the_margin_column(batch):
     rows = {"self_reward": np.linspace(-60, 60, PAIRS).astype(np.float32)}
-    with_margin = objective(
-        plan("dlma", construction="none"), trees["base"], frozen_of(trees), batch._replace(columns=rows)
-    )
+    with_margin = scored("dlma", batch._replace(columns=rows), policy=0)
     # policy = reference: what is left is the clamped margin
     expected = np.log1p(np.exp(0.3 * 0.2 * np.clip(rows["self_reward"], -40, 40))).sum()
     np.testing.assert_allclose(with_margin.total, expected, rtol=1e-5)
 
 
-def test_dlma_and_tisdpo_together_take_margin_and_weights(trees, batch):
+def test_dlma_and_tisdpo_together_take_margin_and_weights(batch):
     """Without a margin TIS-DPO; with it, every pair's logit is lower by beta1 R."""
     weights = np.asarray(batch.mask) * 1.3
     rows = {"self_reward": np.linspace(-60, 60, PAIRS).astype(np.float32), "token_weights": weights}
     batch = batch._replace(columns=rows)
 
-    def total(name, **loss):
-        made = plan(name, construction="none")
-        made = dataclasses.replace(made, objective=dataclasses.replace(made.objective, **loss))
-        return objective(made, trees["policy"], frozen_of(trees), batch)
-
-    without = total("dlma+tisdpo", margin_coef=0.0)
-    np.testing.assert_array_equal(without.total, total("tisdpo").total)
+    without, both = scored("dlma+tisdpo", batch, margin_coef=0.0), scored("dlma+tisdpo", batch)
+    np.testing.assert_array_equal(without.total, scored("tisdpo", batch).total)
     assert "kl" in without.sums
-    assert float(total("dlma+tisdpo").total) != float(without.total)
-    assert float(total("dlma+tisdpo", kl_coef=0.0).total) != float(total("dlma+tisdpo").total)
+    assert float(both.total) != float(without.total)
+    assert float(scored("dlma+tisdpo", batch, kl_coef=0.0).total) != float(both.total)
 
 
 def test_weights_online_equal_weights_from_a_column(trees, batch):
@@ -304,6 +319,7 @@ def test_reversed_sides_are_the_swapped_pairs(trees, batch):
     np.testing.assert_allclose(forward, -backward, rtol=1e-5)
 
 
+@pytest.mark.slow  # in the fast ones: tests/training/test_packed_steps.py, on eight devices
 def test_fillers_count_nowhere(trees):
     half = np.arange(PAIRS // 2)
     kept, filled = (
