@@ -13,18 +13,22 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from runs import BASE
 
-from tisdpo_jax.artifacts import differences
-from tisdpo_jax.config import Experiment, StageSection, build, describe, nest
+from tisdpo_jax.artifacts import Run, differences
+from tisdpo_jax.config import RECIPES, Experiment, StageSection, build, describe, nest
+from tisdpo_jax.data import EncodedSet
+from tisdpo_jax.errors import ConfigError
+from tisdpo_jax.metrics import PairScores
 from tisdpo_jax.models import Model
-from tisdpo_jax.recipes.tisdpo import tisdpo
-from tisdpo_jax.stages import session
-from tisdpo_jax.stages.session import compute_config
+from tisdpo_jax.recipes import graph_of
+from tisdpo_jax.stages import Encoder, Records, Splits, compute_config, open_session, passing
 from tisdpo_jax.testing import tiny_config
 from tisdpo_jax.testing.tokenizer import tiny_tokenizer
 from tisdpo_jax.training.interrupt import Interrupt
+from tisdpo_jax.verbs import measure
 
 TESTS = Path(__file__).resolve().parents[1]
 OPTIMIZER = {
@@ -51,7 +55,7 @@ IDENTITY: dict[str, tuple[Any, dict[str, Any]]] = {
     "weights.gamma": (0.5, {"weights.method": "position"}),
     "weights.top_percent": (20.0, {"weights.method": "binary"}),
     "weights.power": (2.0, {"weights.method": "entropy"}),
-    "loss.name": ("dpo", {}),
+    "loss.name": ("dlma", {}),
     **{f"loss.{name}": (0.25, {}) for name in ("beta", "label_smoothing", "kl_coef")},
     "loss.average": (True, {"loss.name": "ipo"}),
     "loss.alpha": (0.25, {"loss.name": "tdpo"}),
@@ -66,19 +70,21 @@ IDENTITY: dict[str, tuple[Any, dict[str, Any]]] = {
 # Another way to the same numbers: the step or the model that is compiled changes, the identity does not.
 STEP: dict[str, tuple[Any, dict[str, Any]]] = {
     **{"model.attention": ("splash", {}), "model.remat": ("full", {}), "model.layer_loop": ("unroll", {})},
-    **{"model.head_chunk": (64, {}), "mesh.compiler_options": ("xla_a=1", {})},
+    **{"model.head_chunk": (64, {}), "mesh.compiler_options": ("{xla_a: 1}", {})},
     "train.gradient_accumulation_steps": (4, {}),
     "sft.gradient_accumulation_steps": (4, {"sft.epochs": 1}),
     "contrast.training.gradient_accumulation_steps": (4, {}),
-    "contrast.scores": ("online", {}),
-    "contrast.reference_states": ("cached", {}),
+    "scores": ("online", {}),
+    "reference_states": ("cached", {"loss.kl_coef": 1.0}),
 }
 
 RUNS, DLMA, JUDGES = "recipes/test_tisdpo_runs.py", "recipes/test_dlma.py", "recipes/test_evaluate_judge.py"
 MODELS, LOOP, LOG = "recipes/test_evaluate_models.py", "training/test_loop.py", "training/test_metrics_log.py"
-DRAWS, HTTP, SPLIT = "sampling/test_draw.py", "sampling/test_http.py", "data/test_pair_policy.py"
+DRAWS, HTTP, SPLIT = "generation/test_draw.py", "generation/test_asking.py", "data/test_pair_policy.py"
 # field -> the file of tests that sees its flip, and the words by which it is found there
 ELSEWHERE: dict[str, tuple[str, str]] = {
+    "recipe": ("config/test_config_fields.py", "recipe"),
+    "beta": ("recipes/test_every_field.py", "test_rewards_are_scaled_by_beta"),
     "run_dir": (DLMA, r'"run_dir": run\b'),
     "compile_cache": ("training/test_programs.py", "keep_on_disk"),
     "model.path": (RUNS, "model__path"),
@@ -135,25 +141,27 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
 }
 
 
-def config_of(**fields: Any) -> Experiment:
-    texts = {name: str(value) for name, value in fields.items()}
-    return build(Experiment, nest(texts, where="test"), where="test")
+def configs_of(*several: dict[str, Any]) -> list[Experiment]:
+    """Configurations of the first recipe that takes the fields of all; sft has no choices of its own and is last."""
+    for kind in sorted(RECIPES.values(), key=lambda kind: kind().recipe == "sft"):
+        try:
+            texts = ({name: str(value) for name, value in fields.items()} for fields in several)
+            return [build(kind, nest(one, where="test"), where="test") for one in texts]
+        except ConfigError:
+            continue
+    raise AssertionError(f"no recipe takes {several}")
 
 
 def identity(config: Experiment) -> dict[str, Any]:
     """What the result of the policy is kept under, before anything is made."""
-    context: Any = types.SimpleNamespace(
-        config=config,
-        model=Model(tiny_config()),
-        tokenizer=tiny_tokenizer(),
-        train=types.SimpleNamespace(fingerprint=lambda: "ids"),
-    )
-    return tisdpo(config).policy.key(context)
+    encoder = Encoder.of(config, tiny_tokenizer())
+    context: Any = types.SimpleNamespace(config=config, model=Model(tiny_config()), encoder=encoder)
+    return graph_of(config).policy.key(Run(context))
 
 
 def built(config: Experiment) -> list[Any]:
     """What stages would do: the graph, its computation, the step of each training."""
-    graph = tisdpo(config)
+    graph = graph_of(config)
     found, todo = [graph, compute_config(config)], [graph.policy]
     while todo:
         stage = todo.pop()
@@ -169,7 +177,7 @@ def flips(cases: dict[str, tuple[Any, dict[str, Any]]]) -> Any:
 
 @flips(IDENTITY)
 def test_another_value_is_another_result(field: str, value: Any, with_: dict[str, Any]) -> None:
-    before, after = (identity(config_of(**fields)) for fields in (with_, {**with_, field: value}))
+    before, after = map(identity, configs_of(with_, {**with_, field: value}))
     changed = [name.partition(" (")[0] for name in differences(before, after)]
     kind = field.partition(".")[0] if field.endswith((".name", ".method")) and field.count(".") == 1 else field
     assert any(name == field or name.startswith(kind) for name in changed), changed
@@ -177,7 +185,7 @@ def test_another_value_is_another_result(field: str, value: Any, with_: dict[str
 
 @flips(STEP)
 def test_another_value_is_another_way_to_the_same(field: str, value: Any, with_: dict[str, Any]) -> None:
-    one, other = config_of(**with_), config_of(**{**with_, field: value})
+    one, other = configs_of(with_, {**with_, field: value})
     assert built(one) == built(one) != built(other)
     assert identity(one) == identity(other)
 
@@ -190,24 +198,43 @@ def test_what_is_seen_elsewhere_is_there(field: str) -> None:
 
 def test_every_field_stands_in_one_table() -> None:
     listed = [*IDENTITY, *STEP, *ELSEWHERE]
-    assert sorted(listed) == sorted({name for name, *_ in describe(Experiment)}), "say of a new field who sees it"
+    fields = {name for kind in RECIPES.values() for name, *_ in describe(kind)}
+    assert sorted(listed) == sorted(fields), "say of a new field who sees it"
     assert {f"optimizer.{name}" for name in OPTIMIZER} | {"batch_size"} == STAGE.keys()
     assert dataclasses.fields(StageSection)[-1].name == "optimizer"
 
 
 def opened(tiny: dict[str, object], place: Path, **fields: Any) -> Any:
     own = {name.replace("__", "."): value for name, value in tiny.items()}
-    config = config_of(**{**BASE, **own, "mesh.fsdp": 8, **fields})
+    (config,) = configs_of({**BASE, **own, "mesh.fsdp": 8, **fields})
     place.mkdir()
-    return session.open_session(config, place, Interrupt())
+    session = open_session(config, place, Interrupt())
+    return session, Run(session)(Records())
 
 
 def test_held_out_pairs_may_be_limited(tiny: dict[str, object], tmp_path: Path) -> None:
-    whole, limited = (opened(tiny, tmp_path / str(n), **{"data.eval_limit": n}) for n in (0, 3))
+    (_, whole), (_, limited) = (opened(tiny, tmp_path / str(n), **{"data.eval_limit": n}) for n in ("null", 3))
     assert len(whole.eval) > len(limited.eval) == 3 and len(whole.train) == len(limited.train)
 
 
 def test_pairs_of_a_scoring_step(tiny: dict[str, object], tmp_path: Path) -> None:
     for count in (8, 16):
-        _, batches = opened(tiny, tmp_path / str(count), **{"evaluation.batch_size": count}).passing("train", "main")
+        session, pairs = opened(tiny, tmp_path / str(count), **{"evaluation.batch_size": count})
+        _, batches = passing(session, pairs.train, pairs.elements, "main")
         assert {len(batch) for batch in batches} == {count}
+
+
+def test_rewards_are_scaled_by_beta(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of models that are there; a policy that was trained has that of its loss."""
+    sums = np.asarray([[-10.0, -12.0], [-9.0, -8.0]])
+    scores = PairScores(
+        policy=sums, reference=sums - [[2.0, 0.0]], kl=sums * 0, tokens=sums * 0 + 4, prompts=["a", "b"]
+    )
+    for name in ("check_same_tokens", "counts"):
+        monkeypatch.setattr(measure, name, lambda *_: None)
+    monkeypatch.setattr(measure, "measure_pairs", lambda *_: scores)
+    for beta in (0.1, 0.5):
+        (config,) = configs_of({"recipe": "evaluate", "beta": beta})
+        session: Any = types.SimpleNamespace(config=config)
+        done = measure.evaluate(session, Splits.measured(EncodedSet((), (), "none")), None, None)  # type: ignore[arg-type]
+        assert done.found.beta == beta and scores.margins(beta).tolist() == [2 * beta, 2 * beta]
