@@ -96,8 +96,8 @@ def cached_columns(config: Experiment, encoded: EncodedSet, split: str) -> Colum
 
     Weights that the records bring themselves are taken where there are no scores.
     """
-    folder, print_of = Path(config.run_dir).expanduser() / "scores", encoded.fingerprint()
-    plus, minus = (peek(folder / f"{split}-{name}.safetensors", print_of) for name in ("plus", "minus"))
+    folder, tokens = Path(config.run_dir).expanduser() / "scores", encoded.fingerprint()
+    plus, minus = (peek(folder / f"{split}-{name}.safetensors", tokens) for name in ("plus", "minus"))
     if plus is None or minus is None:
         return dict(recorded_columns(encoded, encoded.elements()))
     columns = {"plus_logps": plus, "minus_logps": minus}
