@@ -138,6 +138,7 @@ def test_a_png_has_its_words_and_the_same_bytes_each_time(tmp_path) -> None:
         distribution_png(Distribution("", "$x_", {"chosen": [1.0, np.nan], "rejected": []}), tmp_path / f"{name}.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert matplotlib.image.imread(tmp_path / "a.png").shape[:2] == (560, 840)
+    distribution_png(Distribution("", "x", {"no logarithm": []}), tmp_path / "none.png")
 
 
 ROWS = [

@@ -78,7 +78,7 @@ def distribution_png(distribution: Distribution, path: str | Path) -> None:
         axes = _axes(figure.add_subplot())
         _draw_shares(axes, _vectors(distribution.series))
         axes.set(xlabel=distribution.x_label, ylabel="share")
-        axes.legend(frameon=False)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
         write_png(figure, path)
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import logging
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from tisdpo_jax.artifacts import digest, write_text
 from tisdpo_jax.config import Experiment
 from tisdpo_jax.data import EncodedSet, apply_policy, read_pairs
 from tisdpo_jax.errors import ConfigError, DataError
-from tisdpo_jax.metrics import Change, PairEvaluation, PairScores, compare, defined, evaluate_pairs, paired_difference
+from tisdpo_jax.metrics import PairEvaluation, PairScores, change_of, compare, defined, evaluate_pairs
 from tisdpo_jax.models import Model
 from tisdpo_jax.reporting import Comparison, DataCounts, Grid, as_plain, preference_grids
 from tisdpo_jax.scoring import score_pair_of_models
@@ -161,12 +160,19 @@ def comparisons(
     tokens = np.maximum(scores.tokens, 1)
     means = [total / tokens for total in (scores.reference, scores.policy)]
     likelihoods = (
-        _change("likelihood accuracy", *((mean[:, 0] > mean[:, 1]).astype(float) for mean in means), better=True),
-        _change("log-likelihood margin a token", *(mean[:, 0] - mean[:, 1] for mean in means), better=True),
-        _change("chosen log-likelihood a token", *(mean[:, 0] for mean in means), better=None),
-        _change("rejected log-likelihood a token", *(mean[:, 1] for mean in means), better=None),
+        change_of(
+            "likelihood accuracy", *((mean[:, 0] > mean[:, 1]).astype(float) for mean in means), higher_is_better=True
+        ),
+        change_of("log-likelihood margin a token", *(mean[:, 0] - mean[:, 1] for mean in means), higher_is_better=True),
+        change_of("chosen log-likelihood a token", *(mean[:, 0] for mean in means), higher_is_better=None),
+        change_of("rejected log-likelihood a token", *(mean[:, 1] for mean in means), higher_is_better=None),
         defined(
-            _change("KL(policy || reference), a token", np.zeros(count), (scores.kl / tokens).mean(-1), better=None)
+            change_of(
+                "KL(policy || reference), a token",
+                np.zeros(count),
+                (scores.kl / tokens).mean(-1),
+                higher_is_better=None,
+            )
         ),
     )
     return (
@@ -184,13 +190,6 @@ def _rewards(policy: np.ndarray, reference: np.ndarray, beta: float) -> tuple[np
         beta=beta,
     )
     return np.asarray(result.chosen_reward - result.rejected_reward, np.float64), np.asarray(result.loss, np.float64)
-
-
-def _change(name: str, before: np.ndarray, after: np.ndarray, *, better: bool | None) -> Change:
-    def mean_se(x: np.ndarray) -> tuple[float, float]:
-        return float(x.mean()), float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
-
-    return Change(name, *mean_se(before), *mean_se(after), *paired_difference(before, after), better)
 
 
 def save(directory: Path, pairs: Splits, done: Evaluation | None, tables: tuple[Comparison, ...], judging: Any) -> None:
