@@ -23,7 +23,7 @@ import numpy as np
 from reporting import table
 
 from tisdpo_jax.data import Batches, Order, Share, fit
-from tisdpo_jax.data.packing import lay_out
+from tisdpo_jax.data.rows import lay_out
 from tisdpo_jax.planning import lengths
 from tisdpo_jax.training.passes import AHEAD, ahead
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tisdpo_jax.data import Order, balanced_batches, num_steps
-from tisdpo_jax.data.batching import WINDOW
+from tisdpo_jax.data.order import WINDOW
 
 
 def order(n: int, batch_size: int, *, seed: int = 0, epochs: float = 1.0) -> Order:
