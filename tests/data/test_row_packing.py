@@ -119,7 +119,7 @@ def lengths_of_groups(draw: Any) -> list[list[int]]:
     return draw(st.lists(group, min_size=1, max_size=9))
 
 
-@settings(max_examples=120)
+@settings(max_examples=80)
 @given(
     lengths=lengths_of_groups(),
     fillers=st.integers(0, 3),
@@ -165,6 +165,7 @@ def test_pairs_are_laid_out_as_they_always_were() -> None:
     assert digest.hexdigest() == "e1cf3eda6d4eb2a383fa698a5d72e6fcb1c2a2ccc287054574254af4fc2917b5"
 
 
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 99),
     size=st.integers(1, 4),
@@ -242,7 +243,7 @@ def test_the_layout_depends_on_the_batches_alone() -> None:
 # One layout for all batches of a stage.
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 99),
     shards=st.integers(1, 4),

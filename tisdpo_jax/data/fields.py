@@ -122,7 +122,7 @@ def read_group(record: Mapping[str, Any], field: str) -> str | None:
     return str(value)
 
 
-def read_text(record: Mapping[str, Any], field: str) -> str:
+def text_field(record: Mapping[str, Any], field: str) -> str:
     value = record.get(field)
     if value is None:
         raise Unusable("missing field", f"'{field}'")

@@ -27,7 +27,7 @@ from tisdpo_jax.data.fields import (
     read_number,
     read_numbers,
     read_settings,
-    read_text,
+    text_field,
 )
 from tisdpo_jax.data.records import Message, Pair, Prompt, Unusable, says_nothing
 
@@ -172,15 +172,15 @@ def _answers(record: Mapping[str, Any]) -> tuple[list[Message], list[Message]]:
 
 def _read_pairs(record: Mapping[str, Any]) -> Preference:
     if record.get("prompt") is not None:
-        read_text(record, "prompt")
+        text_field(record, "prompt")
     turns = _prompt_turns(record)
-    return Preference(turns, *(Message("assistant", read_text(record, side)) for side in ("chosen", "rejected")))
+    return Preference(turns, *(Message("assistant", text_field(record, side)) for side in ("chosen", "rejected")))
 
 
 def _read_hh(record: Mapping[str, Any]) -> Preference:
-    preference = _join([], *(_transcript(read_text(record, side), side) for side in ("chosen", "rejected")))
+    preference = _join([], *(_transcript(text_field(record, side), side) for side in ("chosen", "rejected")))
     if record.get("prompt") is not None:
-        prompt = read_text(record, "prompt").strip()
+        prompt = text_field(record, "prompt").strip()
         begins = all(record[side].strip().startswith(prompt) for side in ("chosen", "rejected"))
         if not begins and prompt not in [message.content for message in preference.messages[-1:]]:
             raise Unusable("prompts differ", "the field 'prompt' is not how 'chosen' and 'rejected' begin")
@@ -198,7 +198,7 @@ def _transcript(text: str, side: str) -> list[Message]:
 def _read_sharegpt(record: Mapping[str, Any]) -> Preference:
     turns = read_messages(record.get("conversations"), "conversations")
     if not says_nothing(record.get("system")):
-        turns = [Message("system", read_text(record, "system")), *turns]
+        turns = [Message("system", text_field(record, "system")), *turns]
     return _join(turns, *_answers(record))
 
 

@@ -121,7 +121,7 @@ def fit(
     for view in views:
         prompts, responses = encoded.prompts(view).sizes, encoded.responses.sizes[:, list(sides)]
         if packed:
-            sizes, tried = taken(prompts, responses), list[RowShape]()
+            sizes, tried = places_taken(prompts, responses), list[RowShape]()
             for rows in range(shards, max(count, shards) + shards, shards):
                 tried += [needed(sizes, members[:SEARCHED], rows, slot_weight) for slot_weight in SLOT_WEIGHTS]
                 if min(shape.tokens for shape in tried[-len(SLOT_WEIGHTS) :]) <= longest(sizes[:, 0]):
@@ -134,14 +134,14 @@ def fit(
     return Layout(count * parts, elements, tuple(shapes), sides, parts, packed)
 
 
-def taken(prompts: Indices, responses: Indices) -> Indices:
+def places_taken(prompts: Indices, responses: Indices) -> Indices:
     """Tokens, response tokens, and tokens with the prompt repeated, [n, 3], of groups with `responses [n, S]`."""
     slots = responses.sum(1)
     return np.stack([prompts + slots, slots, prompts * responses.shape[1] + slots], 1)
 
 
 def counted(slot_weight: float, copies: bool) -> tuple[float, float, float]:
-    """What fullness of each of `taken` counts where rows are filled."""
+    """What fullness of each of `places_taken` counts where rows are filled."""
     return 1.0, slot_weight, 1.0 if copies else 0.0
 
 

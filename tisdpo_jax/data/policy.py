@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from tisdpo_jax.data.encoded import EncodedSet
-from tisdpo_jax.data.records import Message, Pair, PairSet, Prompt, count_reasons, listed
+from tisdpo_jax.data.records import Message, Pair, PairSet, Prompt, count_reasons, list_invalid
 from tisdpo_jax.errors import ConfigError, DataError
 
 LISTED = 10  # invalid records that an error names
@@ -34,7 +34,7 @@ def apply_policy(data: Checked, on_error: str, max_invalid: float) -> Checked:
     elif bad > max_invalid * total:
         why = f": more than data.max_invalid {max_invalid:g} allows"
     if why:
-        raise DataError("\n".join([counts + why, *listed(data.invalid, LISTED)]))
+        raise DataError("\n".join([counts + why, *list_invalid(data.invalid, LISTED)]))
     if not len(data):
         raise DataError(f"{data.source}: holds no usable records")
     return data

@@ -173,7 +173,7 @@ def summarise(source: str, usable: int, invalid: Sequence[InvalidRecord], unread
     return "\n".join(lines)
 
 
-def listed(invalid: Sequence[InvalidRecord], most: int) -> list[str]:
+def list_invalid(invalid: Sequence[InvalidRecord], most: int) -> list[str]:
     """The first `most` of them, a line each, and how many more there are."""
     lines = [f"  {one}" for one in invalid[:most]]
     return lines + [f"  ... and {len(invalid) - most} more"] * (len(invalid) > most)

@@ -139,8 +139,8 @@ def _check_rewritten(template: Template, written: str, response: str, more: bool
     """Of a response with think blocks or other fields: all its text must be there in order, and nothing foreign."""
     rest, left = written, ""
     for piece in filter(None, (piece.strip() for piece in template.markup.split(response))):
-        before, found, rest = rest.partition(piece)
-        if not found:
+        before, written_piece, rest = rest.partition(piece)
+        if not written_piece:
             raise _breaks(f"it leaves out or alters {piece[:30]!r} of the response; choose a template that writes it")
         left += before
     if not more and template.markup.sub("", left + rest).strip():

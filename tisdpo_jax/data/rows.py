@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tisdpo_jax.data.encoded import EncodedSet
-from tisdpo_jax.data.packing import WHOLE, Indices, Layout, RowShape, Share, assign, counted, taken
+from tisdpo_jax.data.packing import WHOLE, Indices, Layout, RowShape, Share, assign, counted, places_taken
 
 if TYPE_CHECKING:  # at run time `lay_out` imports it: the rest of this room does not need jax
     from tisdpo_jax.types import View
@@ -84,11 +84,11 @@ def lay_out(encoded: EncodedSet, indices: Indices, view: str, layout: Layout, sh
 
 def _stand(encoded: EncodedSet, indices: Indices, view: str, layout: Layout, shape: RowShape) -> _Standing:
     prompts, responses, sides = encoded.prompts(view), encoded.responses, np.asarray(layout.sides)
-    group, row, number, side = _deal(taken(prompts.sizes, responses.sizes[:, sides]), indices, layout, shape)
+    group, row, number, side = _deal(places_taken(prompts.sizes, responses.sizes[:, sides]), indices, layout, shape)
     index = indices[group]
     which = index[:, None], sides[side]
     prompt, length = prompts.sizes[index], responses.sizes[which]
-    takes = taken(prompt, length)
+    takes = places_taken(prompt, length)
     earlier = takes.cumsum(0) - takes  # what groups before it take, of all rows and then of its own
     earlier -= np.maximum.accumulate(np.where(number[:, None] == 1, earlier, 0))
     limits = np.asarray([shape.tokens, shape.slots, shape.copies or np.iinfo(np.int64).max])
