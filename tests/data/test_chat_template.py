@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tisdpo_jax.data.records import Message, Unusable
-from tisdpo_jax.data.template import PLACEHOLDER, check_marks, frame, open_template, render, takes_system
+from tisdpo_jax.data.rendering import frame, render
+from tisdpo_jax.data.template import PLACEHOLDER, check_marks, open_template, takes_system
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.testing.tokenizer import CHAT_TEMPLATE, tiny_tokenizer
 

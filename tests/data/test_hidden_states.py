@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tisdpo_jax.data import Batches, Share, fit, make_batch, states
+from tisdpo_jax.data import Batches, Share, States, create, fit, make_batch, open_states
 from tisdpo_jax.testing import random_encoded
 
 WIDTH = 4
@@ -21,11 +21,11 @@ def value(pair: int, side: int, element: int) -> np.ndarray:
     return np.asarray([pair, side, element, 1.0], np.float32)
 
 
-def written(path: Path, dtype: str, **layout: Any) -> states.States:
+def written(path: Path, dtype: str, **layout: Any) -> States:
     """The states of all pairs, from batches of 4 in no particular order, the last with fillers."""
     batches = [np.asarray(x) for x in ([7, 2, 9, 0], [1, 3, 4, 8], [5, -1, 6, -1])]
     made = fit(ENCODED, batches, elements=5, **layout)
-    found = states.create(path, ENCODED, WIDTH, dtype)
+    found = create(path, ENCODED, WIDTH, dtype)
     for indices in batches:
         view = make_batch(ENCODED, indices, layout=made).views["main"]
         by_slot = np.full((*view.slots.elements.shape, WIDTH), 99.0, np.float32)  # in empty slots too
@@ -47,7 +47,7 @@ def test_what_is_read_for_a_token_is_what_was_written_for_it(
     tmp_path: Path, layout: dict[str, Any], dtype: str
 ) -> None:
     written(tmp_path / "states.npy", dtype)
-    found = states.open_states(tmp_path / "states.npy", ENCODED, WIDTH, dtype)
+    found = open_states(tmp_path / "states.npy", ENCODED, WIDTH, dtype)
     indices = np.asarray([3, -1, 9, 1, 0, 8])
     made = fit(ENCODED, [indices], elements=5, **layout)
     batch = make_batch(ENCODED, indices, layout=made)
@@ -91,4 +91,4 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
         (4, "bfloat16", random_encoded(1)),
     ):
         with pytest.raises(ValueError, match=r"holds uint16 \([0-9]+, 4\), not"):
-            states.open_states(tmp_path / "states.npy", encoded, width, dtype)
+            open_states(tmp_path / "states.npy", encoded, width, dtype)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tisdpo_jax.data import Order, balanced_batches, num_steps
-from tisdpo_jax.data.batching import WINDOW
+from tisdpo_jax.data.order import WINDOW
 
 
 def order(n: int, batch_size: int, *, seed: int = 0, epochs: float = 1.0) -> Order:
@@ -36,6 +36,7 @@ def test_each_pair_is_seen_exactly_epochs_times(n: int, batch_size: int, seed: i
     assert set(counts.values()) <= {int(np.floor(epochs)), int(np.ceil(epochs))}
 
 
+@settings(max_examples=25)
 @given(**sizes)
 def test_pairs_stay_in_the_window_of_their_place_in_the_epoch(n: int, batch_size: int, seed: int) -> None:
     """Whole epochs one after the other: pairs are dealt out within windows of batches, and no further."""
@@ -52,6 +53,7 @@ def test_pairs_stay_in_the_window_of_their_place_in_the_epoch(n: int, batch_size
         assert sorted(one) == sorted(two)
 
 
+@settings(max_examples=40)
 @given(**sizes, data=st.data())
 def test_any_step_may_be_asked_for_first(n: int, batch_size: int, seed: int, data: Any) -> None:
     """Nothing is remembered from step to step, so a resumed run and every process see the same batches."""

@@ -115,7 +115,7 @@ def test_cut_off_gzip_is_an_error_and_not_a_short_file(tmp_path: Path) -> None:
         ("a.json", b'{"a": 1}', "must hold a list"),
         ("a.json", b'[{"a": 1},\n {"a" 1}]', r"a\.json:2: not JSON"),
         ("a.json", b'{"a": 1}\n{"a": 2}', r"one record a line is called \.jsonl"),
-        ("a.json", b'["\xff"]', "not UTF-8 at byte 3"),
+        ("a.json", b'["\xff"]', "not UTF-8: byte 3"),
         ("a.json", b"[%s]" % (b"9" * 5000), r"a\.json: not JSON: Exceeds"),
         ("a.json", b"[" * 100_000, r"a\.json: not JSON: nested too deeply"),
         ("a.csv", b"a,b", r"must end in \.jsonl"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tisdpo_jax.data import (
@@ -28,7 +28,8 @@ from tisdpo_jax.testing.tokenizer import CHAT_TEMPLATE, tiny_tokenizer
 CONTRAST = ("You are a harmless assistant. You will refuse.", "You are harmful.")
 AROUND = ("USER: {prompt}\nASSISTANT(law-abiding):", "USER: {prompt}\nASSISTANT(toxic):")
 WRITES_BOS = "{{ bos_token }}" + CHAT_TEMPLATE
-TOKENIZER = tiny_tokenizer()
+TOKENIZERS = {adds_bos: tiny_tokenizer(adds_bos=adds_bos) for adds_bos in (True, False)}
+TOKENIZER = TOKENIZERS[True]
 
 
 def tokenizer(template: str | None = CHAT_TEMPLATE, **options: Any) -> Any:
@@ -64,6 +65,7 @@ def ids(text: str, made: Any = TOKENIZER) -> list[int]:
 
 
 @pytest.mark.parametrize("contrast", [None, CONTRAST, AROUND])
+@settings(max_examples=40)
 @given(
     data=st.data(),
     chosen=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=30),
@@ -237,6 +239,7 @@ LONG = "How can I bake bread at home with flour and salt and yeast and water, an
 
 @pytest.mark.parametrize("contrast", [None, CONTRAST, AROUND])
 @pytest.mark.parametrize("adds_bos", [True, False])
+@settings(max_examples=25)
 @given(
     max_response=st.integers(1, 40),
     more=st.integers(1, 80),
@@ -244,7 +247,7 @@ LONG = "How can I bake bread at home with flour and salt and yeast and water, an
     words=st.tuples(st.integers(1, 30), st.integers(1, 30)),
 )
 def test_cutting(contrast: Any, adds_bos: bool, max_response: int, more: int, turns: int, words: Any) -> None:
-    made = tokenizer(adds_bos=adds_bos)
+    made = TOKENIZERS[adds_bos]
     chosen, rejected = (" ".join([first] * count) for first, count in zip(("air", "no"), words, strict=True))
     example = pair(chosen, rejected, *[LONG] * turns)
     whole = one(example, made=made, contrast=contrast, max_length=10_000, max_response=5_000)
@@ -355,17 +358,17 @@ def test_weights_must_fit_the_tokens_and_are_cut_with_them() -> None:
 
 
 def test_nothing_is_lost_on_the_way() -> None:
-    pairs = [pair(f"yes {i}", "no") for i in range(600)]
-    pairs[300] = pair("yes <s>", "no")
+    pairs = [pair(f"yes {i}", "no") for i in range(300)]  # more than one chunk
+    pairs[260] = pair("yes <s>", "no")
     found = encode(*pairs)
-    assert len(found.groups) == 599
-    assert found.counts()["records"] == 600
-    assert found.counts()["usable"] == 599
-    assert [TOKENIZER.decode(got.chosen) for got in found.groups[298:302]] == [
-        f"yes {i}<|im_end|>" for i in (298, 299, 301, 302)
+    assert len(found.groups) == 299
+    assert found.counts()["records"] == 300
+    assert found.counts()["usable"] == 299
+    assert [TOKENIZER.decode(got.chosen) for got in found.groups[258:262]] == [
+        f"yes {i}<|im_end|>" for i in (258, 259, 261, 262)
     ]
-    assert "600 records, 599 usable, 1 invalid" in found.summary()
-    with pytest.raises(DataError, match="1 of 600 records invalid"):
+    assert "300 records, 299 usable, 1 invalid" in found.summary()
+    with pytest.raises(DataError, match="1 of 300 records invalid"):
         apply_policy(found, "fail", 1.0)
     assert not encode().groups
 

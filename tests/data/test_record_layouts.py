@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tisdpo_jax.data.layouts import detect_layout, read_record
-from tisdpo_jax.data.records import Message, Pair, Unusable
+from tisdpo_jax.data.records import Pair, Unusable
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 
@@ -217,10 +217,6 @@ def test_detection_needs_both_sides() -> None:
     assert detect_layout({"prompt": "hi", "chosen": "a"}) is None
     assert detect_layout({"chosen": "a", "rejected": "b"}) is None
     assert detect_layout("text") is None
-
-
-def test_messages_are_values() -> None:
-    assert Message(USER, "a") == Message(USER, "a")
 
 
 def test_a_field_may_name_the_subset_in_every_layout() -> None:

@@ -18,8 +18,7 @@ import pytest
 
 from tisdpo_jax.data import read_pairs
 from tisdpo_jax.data.records import Unusable
-from tisdpo_jax.data.tfds_builders import SOURCES, Config, make_builder
-from tisdpo_jax.data.tfds_convert import convert_hh, convert_safe_rlhf, convert_tldr, convert_ultrafeedback
+from tisdpo_jax.data.tfds import SOURCES, convert_record, make_builder
 from tisdpo_jax.errors import DataError
 
 pytest.importorskip("tensorflow_datasets")
@@ -55,39 +54,44 @@ TLDR = {
 }
 
 
+def converted(name: str, record: Any, config: str = "") -> dict[str, Any]:
+    return convert_record(SOURCES[name], config, record, "k")
+
+
 def test_conversions() -> None:
-    hh = convert_hh({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}, "k")
+    hh = converted("hh", {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"})
     assert hh == {"id": "k", "messages": [{"role": "user", "content": "q"}], "chosen": "a", "rejected": "b"}
-    for by, chosen in (("safer_response_id", "better not"), ("better_response_id", "like so")):
-        found = convert_safe_rlhf(SAFE, "k", by=by)
+    for config, chosen in (("safer", "better not"), ("better", "like so")):
+        found = converted("safe_rlhf", SAFE, config)
         assert found["messages"][0]["content"] == "How?"
         assert found["chosen"] == chosen
         assert {found["chosen"], found["rejected"]} == {"like so", "better not"}
-    ultra = convert_ultrafeedback(ULTRA, "k")
+    ultra = converted("ultrafeedback", ULTRA)
     assert (ultra["chosen"], ultra["rejected"], ultra["margin"]) == ("best", "worst", 6.5)
-    tldr = convert_tldr(TLDR, "k")
+    tldr = converted("tldr", TLDR)
     assert tldr["messages"][0]["content"] == "SUBREDDIT: r/pets\n\nTITLE: Dog\n\nPOST: My dog ran away.\n\nTL;DR:"
     assert (tldr["chosen"], tldr["rejected"]) == (" Dog.", " Dog gone.")
 
 
 @pytest.mark.parametrize(
-    ("convert", "record", "reason"),
+    ("name", "record", "reason"),
     [
-        (convert_safe_rlhf, {**SAFE, "safer_response_id": -1}, "no preference"),
-        (convert_safe_rlhf, {**SAFE, "response_1": "like so"}, "responses equal"),
-        (convert_safe_rlhf, {**SAFE, "prompt": None}, "missing field"),
-        (convert_ultrafeedback, {**ULTRA, "completions": ULTRA["completions"][:1]}, "no preference"),
-        (convert_ultrafeedback, {**ULTRA, "completions": [ULTRA["completions"][0]] * 2}, "no preference"),
-        (convert_ultrafeedback, {**ULTRA, "completions": [{"response": "x"}] * 2}, "no preference"),
-        (convert_tldr, {**TLDR, "info": {"article": "News."}}, "not a post"),
-        (convert_tldr, {**TLDR, "summaries": []}, "missing field"),
-        (convert_tldr, {**TLDR, "choice": None}, "no preference"),
-        (convert_hh, {"chosen": "x", "rejected": "y"}, "not a transcript"),
+        ("safe_rlhf", {**SAFE, "safer_response_id": -1}, "no preference"),
+        ("safe_rlhf", {**SAFE, "response_1": "like so"}, "responses equal"),
+        ("safe_rlhf", {**SAFE, "prompt": None}, "missing field"),
+        ("ultrafeedback", {**ULTRA, "completions": ULTRA["completions"][:1]}, "no preference"),
+        ("ultrafeedback", {**ULTRA, "completions": [ULTRA["completions"][0]] * 2}, "no preference"),
+        ("ultrafeedback", {**ULTRA, "completions": [{"response": "x"}] * 2}, "no preference"),
+        ("tldr", {**TLDR, "info": {"article": "News."}}, "not a post"),
+        ("tldr", {**TLDR, "summaries": []}, "missing field"),
+        ("tldr", {**TLDR, "choice": None}, "no preference"),
+        ("hh", {"chosen": "x", "rejected": "y"}, "not a transcript"),
+        ("hh", ["x"], "not an object"),
     ],
 )
-def test_records_without_a_preference(convert: Any, record: dict[str, Any], reason: str) -> None:
+def test_records_without_a_preference(name: str, record: Any, reason: str) -> None:
     with pytest.raises(Unusable) as caught:
-        convert(record, "k")
+        converted(name, record, "safer")
     assert caught.value.reason == reason
 
 
@@ -162,7 +166,7 @@ def test_other_sources_from_small_files(tmp_path: Path) -> None:
     }
     for name, records in files.items():
         path = str(write_lines(tmp_path / f"{name}.jsonl", records))
-        splits = {split: (path,) for split in SOURCES[name].configs[next(iter(SOURCES[name].configs))].files}
+        splits = {split: (path,) for split in next(iter(SOURCES[name].configs.values()))}
         make_builder(SOURCES[name], data_dir=tmp_path, files=splits).download_and_prepare()
     read = {name: read_pairs(f"tfds:{name}", data_dir=str(tmp_path)) for name in files}
     assert [pair.chosen for pair in read["safe_rlhf"].pairs] == ["better not"]
@@ -192,7 +196,7 @@ def test_download(tmp_path: Path) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         url = f"http://127.0.0.1:{server.server_port}/train.jsonl.gz"
-        source = dataclasses.replace(SOURCES["hh"], configs={"harmless-base": Config({"train": (url,)}, convert_hh)})
+        source = dataclasses.replace(SOURCES["hh"], configs={"harmless-base": {"train": (url,)}})
         builder = make_builder(source, data_dir=tmp_path)
         builder.download_and_prepare()
     finally:
@@ -209,11 +213,11 @@ def test_sources_point_at_the_published_files() -> None:
     assert set(SOURCES) == {"hh", "safe_rlhf", "ultrafeedback", "tldr"}
     for source in SOURCES.values():
         for config in source.configs.values():
-            for urls in config.files.values():
+            for urls in config.values():
                 assert urls
                 assert len(set(urls)) == len(urls)
                 assert all(url.startswith("https://") for url in urls)
-    hh = SOURCES["hh"].configs["harmless-base"].files["train"]
+    hh = SOURCES["hh"].configs["harmless-base"]["train"]
     assert hh == ("https://huggingface.co/datasets/Anthropic/hh-rlhf/resolve/main/harmless-base/train.jsonl.gz",)
 
 

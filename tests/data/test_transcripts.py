@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tisdpo_jax.data import read_pairs, read_prompts
-from tisdpo_jax.data.transcripts import transcript_mark
+from tisdpo_jax.data.checks import transcript_mark
 
 TRANSCRIPTS = (
     "\n\nHuman: Is tea hot?\n\nAssistant: Yes.\n\nHuman: How hot?\n\nAssistant:",

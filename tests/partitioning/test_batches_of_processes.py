@@ -21,14 +21,17 @@ from pathlib import Path
 import jax
 import numpy as np
 from tisdpo_jax import distributed, partitioning
-from tisdpo_jax.data import Batches, Order, fit, packing
+from tisdpo_jax.data import Batches, Order, batching, fit
 from tisdpo_jax.testing import random_encoded
 from tisdpo_jax.training.passes import on_devices
 
 distributed.initialize()
-full = packing._write_tokens
-packing._write_tokens = lambda out, *rest: written.append(len(out.tokens)) or full(out, *rest)
-written = []
+whole, written = batching.lay_out, []
+def lay_out(*arguments):
+    view = whole(*arguments)
+    written.append(len(view.rows.tokens))
+    return view
+batching.lay_out = lay_out
 encoded = random_encoded(0, pairs=24, prompts={"plus": 5, "minus": 11})
 order = Order(encoded.lengths(), 8, 0, 1.5)
 layout = fit(encoded, order.batches(), elements=6, shards=4, parts=2, views=("main", "plus", "minus"), copies=True)

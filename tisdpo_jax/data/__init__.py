@@ -6,22 +6,32 @@
     layout = fit(encoded, order.batches(), elements=encoded.elements())
     batch = make_batch(encoded, order.batch(step), layout=layout)
 
-A record that cannot be used is never dropped in silence: it is a `InvalidRecord` with its line and reason.
+A record that cannot be used is never dropped in silence: it is an `InvalidRecord` with its line and reason.
 """
 
-from tisdpo_jax.data.batching import Batches, Order, balanced_batches, make_batch, num_steps, recorded_columns
+from tisdpo_jax.data.batching import Batches, States, create, make_batch, open_states, recorded_columns
 from tisdpo_jax.data.encoded import EncodedGroup, EncodedSet
 from tisdpo_jax.data.files import read_file
-from tisdpo_jax.data.identity import tokenizer_identity
 from tisdpo_jax.data.inspection import file_summary, inspect_text
+from tisdpo_jax.data.order import Order, balanced_batches, num_steps
 from tisdpo_jax.data.packing import Layout, RowShape, Share, fit
 from tisdpo_jax.data.policy import apply_policy, split_by_prompt, split_prompts
-from tisdpo_jax.data.prompts import Prompt, conversation_text, prompt_ids, read_prompts
-from tisdpo_jax.data.records import SETTINGS, InvalidRecord, Message, Pair, PairSet, Unusable, as_record, count_reasons
-from tisdpo_jax.data.sources import read_pairs
-from tisdpo_jax.data.states import States, create, open_states
-from tisdpo_jax.data.template import HH_MARKS, Template, check_message, frame, open_template, render
-from tisdpo_jax.data.tokenization import encode_groups, encode_pairs
+from tisdpo_jax.data.records import (
+    SETTINGS,
+    InvalidRecord,
+    Message,
+    Pair,
+    PairSet,
+    Prompt,
+    Unusable,
+    as_record,
+    conversation_text,
+    count_reasons,
+)
+from tisdpo_jax.data.rendering import frame, render
+from tisdpo_jax.data.sources import read_pairs, read_prompts
+from tisdpo_jax.data.template import HH_MARKS, Template, check_message, open_template, tokenizer_identity
+from tisdpo_jax.data.tokenization import encode_groups, encode_pairs, prompt_ids
 from tisdpo_jax.data.views import PromptView, check_views, make_views, show_as
 
 __all__ = [

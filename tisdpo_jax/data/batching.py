@@ -1,31 +1,23 @@
-"""From encoded groups to batches, and the order in which training sees them.
-
-The order is a pure function of the step: nothing has to be saved but the step to resume, and any
-number of processes agrees on the same global batches.
-"""
+"""From encoded groups to batches, with the values that travel with them: columns, and hidden states on disk."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import heapq
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from tisdpo_jax.data.encoded import EncodedSet
-from tisdpo_jax.data.packing import WHOLE, Layout, Share, lay_out
-from tisdpo_jax.data.states import States
+from tisdpo_jax.data.packing import WHOLE, Indices, Layout, Share
+from tisdpo_jax.data.rows import lay_out
 
 if TYPE_CHECKING:  # at run time `make_batch` imports it: the rest of this room does not need jax
     from tisdpo_jax.types import Batch
 
-Indices = npt.NDArray[np.int64]
-
-WINDOW = 16  # batches among which pairs are dealt out by length
+_BITS = {"bfloat16": "<u2", "float32": "<f4"}  # .npy has no bfloat16: its bits are kept
 
 
 def make_batch(
@@ -41,43 +33,81 @@ def make_batch(
     Args:
         encoded: the groups.
         indices: [B] positions in `encoded.groups`, of the whole batch; -1 makes a filler, of mask 0.
-        layout: what shape it has, from `packing.fit` over all batches of the stage.
+        layout: what shape it has, from `fit` over all batches of the stage.
         columns: values with the group of `encoded` as first axis, whose rows travel with the groups; 0 in fillers.
         share: which rows, and which groups, are made.
 
     Returns:
         `types.Batch` with the views and responses of the layout.
     """
-    from tisdpo_jax.types import Batch, Copies, Rows, Slots, Tree, View
+    from tisdpo_jax.types import Batch
 
     members = np.asarray(indices, np.int64)
     if len(members) != layout.pairs:
         raise ValueError(f"make_batch: {len(members)} pairs, but the layout has {layout.pairs}")
-    views: dict[str, Any] = {}
-    place = np.zeros(0)
-    for name, shape in layout.views:
-        laid: Any = lay_out(encoded, members, name, layout, share)  # numpy until it is put on devices
-        tree = Tree(laid.pair, laid.branch) if layout.packed else None
-        copies = Copies(laid.copy_index, laid.copy_segments, laid.copy_back) if shape.copies else None
-        rows = Rows(laid.tokens, laid.positions, tree, copies)
-        slots = Slots(laid.source, laid.readers, laid.targets, laid.elements)
-        views[name] = View(rows, slots, laid.place, laid.ends)
-        place = laid.place
-    mask, own = (place >= 0).astype(np.float32), members[share.of(len(members))]
-    taken = _take_columns(columns or {}, own, len(encoded))
-    picked = {name: value[:, list(layout.sides)] if value.ndim > 1 else value for name, value in taken.items()}
-    arrays: Any = (views, mask, own.astype(np.int32), picked)
-    return Batch(*arrays)
+    views = {name: lay_out(encoded, members, name, layout, share) for name, _ in layout.views}
+    own = members[share.of(len(members))]
+    travelling = {}
+    for name, column in (columns or {}).items():
+        if len(column) != len(encoded):
+            raise ValueError(f"column {name!r} has {len(column)} rows for {len(encoded)} pairs")
+        values = np.zeros((len(own), *column.shape[1:]), column.dtype)
+        values[own >= 0] = column[own[own >= 0]]
+        travelling[name] = values[:, list(layout.sides)] if values.ndim > 1 else values
+    mask: Any = (next(iter(views.values())).place >= 0).astype(np.float32)
+    record: Any = own.astype(np.int32)
+    return Batch(views, mask, record, travelling)  # type: ignore[arg-type]  # numpy until it is put on devices
 
 
-def _take_columns(columns: Mapping[str, npt.NDArray[Any]], rows: Indices, count: int) -> dict[str, npt.NDArray[Any]]:
-    taken = {}
-    for name, column in columns.items():
-        if len(column) != count:
-            raise ValueError(f"column {name!r} has {len(column)} rows for {count} pairs")
-        taken[name] = np.zeros((len(rows), *column.shape[1:]), column.dtype)
-        taken[name][rows >= 0] = column[rows[rows >= 0]]
-    return taken
+@dataclasses.dataclass(frozen=True, eq=False)
+class States:
+    """Last hidden states of a frozen model at all response tokens of a data set, on disk, one row a token.
+
+    Rows of `values`, mapped from a file: those of a response begin at its `starts [n, K]`.
+    """
+
+    values: npt.NDArray[Any]  # [tokens, D]
+    starts: Indices
+    dtype: str
+
+    def by_slot(self, indices: Indices, elements: npt.NDArray[np.int32], layout: Layout) -> npt.NDArray[Any]:
+        """What belongs to slots of a batch of these `indices`: `[R, M, D]`, zero in empty slots.
+
+        Args:
+            indices: [B], of the whole batch.
+            elements: [R, M], of the batch's main view, or of those of its rows that a process holds.
+            layout: of the batch.
+        """
+        slots = np.zeros((*elements.shape, self.values.shape[1]), self.values.dtype)
+        slots[elements >= 0] = self.values[self._rows(indices, elements, layout)]
+        return slots.view(ml_dtypes.bfloat16) if self.dtype == "bfloat16" else slots
+
+    def write(self, indices: Indices, elements: npt.NDArray[np.int32], by_slot: Any, layout: Layout) -> None:
+        """Puts states by slot `[R, M, D]` where they belong; the other arguments as for `by_slot`."""
+        self.values[self._rows(indices, elements, layout)] = np.asarray(by_slot)[elements >= 0].view(self.values.dtype)
+
+    def _rows(self, indices: Any, elements: npt.NDArray[np.int32], layout: Layout) -> Indices:
+        """Rows of the tokens of all slots that have one."""
+        row, slot = np.nonzero(elements >= 0)
+        group, n = np.divmod(elements[row, slot], layout.elements)
+        group, side = np.divmod(group, len(layout.sides))
+        index = np.asarray(indices)[group * layout.parts + row % layout.parts]  # parts take rows and groups alike
+        return self.starts[index, np.asarray(layout.sides)[side]] + n
+
+
+def create(path: Any, encoded: EncodedSet, width: int, dtype: str) -> States:
+    """A new file of states, to be filled by `write`: group by group, response by response."""
+    shape = (len(encoded.responses.values), width)
+    values = np.lib.format.open_memmap(path, mode="w+", dtype=_BITS[dtype], shape=shape)
+    return States(values, encoded.responses.starts, dtype)
+
+
+def open_states(path: Any, encoded: EncodedSet, width: int, dtype: str) -> States:
+    """A file that `create` made. Raises: ValueError when it has another shape or type."""
+    values, shape = np.lib.format.open_memmap(path, mode="r"), (len(encoded.responses.values), width)
+    if values.shape != shape or values.dtype != np.dtype(_BITS[dtype]):
+        raise ValueError(f"holds {values.dtype} {values.shape}, not {_BITS[dtype]} {shape}")
+    return States(values, encoded.responses.starts, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +125,7 @@ class Batches:
         if self.states is None:
             return batch
         elements = np.asarray(batch.views["main"].slots.elements)
-        states: Any = self.states.by_slot(indices, elements, self.layout)
-        return batch._replace(states=states)
+        return batch._replace(states=self.states.by_slot(indices, elements, self.layout))  # type: ignore[arg-type]
 
     def tokens(self, indices: Indices) -> int:
         """Real tokens that the main view of a batch shows to a model."""
@@ -124,85 +153,3 @@ def recorded_columns(encoded: EncodedSet, elements: int) -> dict[str, npt.NDArra
                 weights[b, s, : len(values)] = values
         columns["token_weights"] = weights
     return columns
-
-
-def num_steps(n: int, batch_size: int, epochs: float) -> int:
-    """Batches that it takes to see each of n pairs `epochs` times; the last may be filled up."""
-    return -(-_num_examples(n, epochs) // batch_size)
-
-
-def _num_examples(n: int, epochs: float) -> int:
-    return math.ceil(round(n * epochs, 6))  # 50 * 1.1 is a little more than 55
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Order:
-    """Which pairs each batch of a training has: a pure function of its fields.
-
-    Epochs are permutations laid end to end, so a batch may hold the end of one and the beginning of the next. Within
-    windows of `WINDOW` batches, pairs are dealt out so that batches hold about equally many tokens, which is what
-    lets one small shape fit them all.
-    """
-
-    lengths: Indices  # [n], tokens of each pair
-    batch_size: int
-    seed: int
-    epochs: float
-    places: int = 0  # entries of a batch where it is filled up to divide by the devices; 0: batch_size
-
-    @property
-    def steps(self) -> int:
-        return num_steps(len(self.lengths), self.batch_size, self.epochs)
-
-    def batch(self, step: int) -> Indices:
-        """Pairs of batch `step`, [places]; -1 fills up."""
-        if not 0 <= step < self.steps:
-            raise ValueError(f"step {step} is outside the {self.steps} steps of {self.epochs:g} epochs")
-        members = _window(self, step // WINDOW)[step % WINDOW]
-        return np.pad(members, (0, max(self.places - self.batch_size, 0)), constant_values=-1)
-
-    def batches(self) -> Iterator[Indices]:
-        """All of them, in order."""
-        return map(self.batch, range(self.steps))
-
-
-@functools.lru_cache(maxsize=4)
-def _window(order: Order, window: int) -> list[Indices]:
-    n, size = len(order.lengths), order.batch_size
-    first = window * WINDOW
-    count = min(WINDOW, order.steps - first)
-    positions = np.arange(first * size, min((first + count) * size, _num_examples(n, order.epochs)))
-    members = np.empty(len(positions), np.int64)
-    for epoch in np.unique(positions // n):
-        here = positions // n == epoch
-        members[here] = _permutation(n, order.seed, int(epoch))[positions[here] % n]
-    return _deal(members, order.lengths[members], count, size)
-
-
-def _deal(members: Indices, lengths: Indices, count: int, size: int) -> list[Indices]:
-    """`members` in `count` batches of at most `size`: longest first, each to the batch with the fewest tokens."""
-    heap = [(0, number) for number in range(count)]
-    dealt: list[list[int]] = [[] for _ in range(count)]
-    for item in np.argsort(-lengths, kind="stable"):
-        load, number = heapq.heappop(heap)
-        dealt[number].append(int(item))
-        if len(dealt[number]) < size:
-            heapq.heappush(heap, (load + int(lengths[item]), number))
-    batches = []
-    for items in dealt:
-        batch = np.full(size, -1, np.int64)
-        batch[: len(items)] = members[sorted(items)]  # in the order of the permutation: places in a batch say nothing
-        batches.append(batch)
-    return batches
-
-
-def _permutation(n: int, seed: int, epoch: int) -> Indices:
-    # Raw bits of a bit generator are promised never to change between releases of numpy; `permutation` is not.
-    keys = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(n)
-    return np.argsort(keys, kind="stable").astype(np.int64)
-
-
-def balanced_batches(lengths: Indices, batch_size: int) -> list[Indices]:
-    """Each of n pairs once, in any order, in batches of about equally many tokens; -1 fills up."""
-    count = -(-len(lengths) // batch_size)
-    return _deal(np.arange(len(lengths), dtype=np.int64), lengths, count, batch_size)

@@ -142,19 +142,13 @@ class EncodedSet:
         return digest.hexdigest()
 
     def counts(self) -> dict[str, int]:
-        """How many there are of records, usable ones, rejected ones, and groups whose prompt or response was cut."""
-        cut = {
-            f"truncated_{name}": sum(k < len(one.truncated) and one.truncated[k] for one in self.groups)
-            for k, name in enumerate(response_names(self.size))
-        }
-        return {
-            "records": len(self) + len(self.invalid),
-            "usable": len(self),
-            "invalid": len(self.invalid),
-            "parts": sum(group.parts for group in self.groups),
-            "truncated_prompt": sum(group.truncated_prompt for group in self.groups),
-            **cut,
-        }
+        """How many there are of records, usable and invalid ones, and groups whose prompt or response was cut."""
+        counts = {"records": len(self) + len(self.invalid), "usable": len(self), "invalid": len(self.invalid)}
+        counts["parts"] = sum(group.parts for group in self.groups)
+        counts["truncated_prompt"] = sum(group.truncated_prompt for group in self.groups)
+        for k, name in enumerate(response_names(self.size)):
+            counts[f"truncated_{name}"] = sum(group.truncated[k : k + 1] == (True,) for group in self.groups)
+        return counts
 
     def summary(self) -> str:
         """Counts of records, of invalid ones by reason, of what nothing reads and of what was cut, a line each."""

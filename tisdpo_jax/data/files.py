@@ -12,7 +12,7 @@ import gzip
 import itertools
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -42,12 +42,12 @@ def read_file(path: Path, name: str, limit: int = 0, kind: str = "") -> list[Row
     try:
         with cast(BinaryIO, gzip.open(path) if suffix.endswith(".gz") else open(path, "rb")) as file:
             rows = _lines(file, name) if suffix.startswith(".jsonl") else _list(file, name)
-            found = list(itertools.islice(rows, limit or None))
+            first = list(itertools.islice(rows, limit or None))
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error}") from None
-    if not found:
+    if not first:
         raise DataError(f"{name}: holds no records")
-    return found
+    return first
 
 
 def _check_exists(path: Path, name: str) -> None:
@@ -65,55 +65,52 @@ def _check_exists(path: Path, name: str) -> None:
 
 def _lines(file: BinaryIO, name: str) -> Iterator[Row]:
     for number in itertools.count(1):
-        try:
-            line = file.readline(LINE_LIMIT + 1)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            # What is lost cannot be counted, so on_error skip cannot cover it.
-            raise DataError(f"{name}:{number}: the compressed file is cut off or damaged here: {error}") from None
+        hint = f"longer than {LINE_LIMIT >> 20} MiB; is this one record a line?"
+        line = _checked(file.readline, LINE_LIMIT, f"{name}:{number}", hint)
         if not line:
             return
-        if len(line) > LINE_LIMIT:
-            raise DataError(f"{name}:{number}: longer than {LINE_LIMIT >> 20} MiB; is this one record a line?")
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         if line.strip():
-            yield Row(str(number), _decode(line))
-
-
-def _decode(line: bytes) -> Any:
-    try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return Unusable("not UTF-8", f"byte {error.start + 1} of the line")
-    except json.JSONDecodeError as error:
-        return Unusable("not JSON", f"{error.msg} at column {error.colno}")
-    except RecursionError:
-        return Unusable("not JSON", "nested too deeply")
-    except ValueError as error:  # a number of thousands of digits
-        return Unusable("not JSON", str(error).partition(":")[0])
+            try:
+                yield Row(str(number), json.loads(line.decode("utf-8")))
+            except (ValueError, RecursionError) as error:
+                yield Row(str(number), _why(error))
 
 
 def _list(file: BinaryIO, name: str) -> Iterator[Row]:
-    try:
-        content = file.read(FILE_LIMIT + 1)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{name}: the compressed file is cut off or damaged: {error}") from None
-    if len(content) > FILE_LIMIT:
-        raise DataError(f"{name}: holds more than {FILE_LIMIT >> 30} GiB; write one record a line (.jsonl)")
+    hint = f"holds more than {FILE_LIMIT >> 30} GiB; write one record a line (.jsonl)"
+    content = _checked(file.read, FILE_LIMIT, name, hint)
     try:
         text = content.decode("utf-8-sig")
         value = json.loads(text) if text.strip() else []
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name}: not UTF-8 at byte {error.start + 1}") from None
-    except json.JSONDecodeError as error:
-        hint = "; one record a line is called .jsonl" if error.msg == "Extra data" else ""
-        raise DataError(f"{name}:{error.lineno}: not JSON: {error.msg} at column {error.colno}{hint}") from None
-    except RecursionError:
-        raise DataError(f"{name}: not JSON: nested too deeply") from None
-    except ValueError as error:  # a number of thousands of digits
-        reason = str(error).partition(":")[0]
-        raise DataError(f"{name}: not JSON: {reason}") from None
+    except (ValueError, RecursionError) as error:
+        problem, place, hint = _why(error), name, ""
+        if isinstance(error, json.JSONDecodeError):
+            place = f"{name}:{error.lineno}"
+            hint = "; one record a line is called .jsonl" if error.msg == "Extra data" else ""
+        raise DataError(f"{place}: {problem.reason}: {problem.detail}{hint}") from None
     if not isinstance(value, list):
         raise DataError(f"{name}: a .json file must hold a list of records; this one holds a {type(value).__name__}")
     for number, record in enumerate(value, start=1):
         yield Row(f"record {number}", record)
+
+
+def _checked(read: Callable[[int], bytes], limit: int, place: str, hint: str) -> bytes:
+    """At most `limit` bytes. What is lost of a damaged file cannot be counted, so on_error skip cannot cover it."""
+    try:
+        content = read(limit + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{place}: the compressed file is cut off or damaged here: {error}") from None
+    if len(content) > limit:
+        raise DataError(f"{place}: {hint}")
+    return content
+
+
+def _why(error: Exception) -> Unusable:
+    if isinstance(error, UnicodeDecodeError):
+        return Unusable("not UTF-8", f"byte {error.start + 1}")
+    if isinstance(error, json.JSONDecodeError):
+        return Unusable("not JSON", f"{error.msg} at column {error.colno}")
+    # the last is a number of thousands of digits
+    return Unusable("not JSON", "nested too deeply" if isinstance(error, RecursionError) else str(error).split(":")[0])

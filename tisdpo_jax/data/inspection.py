@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tisdpo_jax.data.encoded import EncodedGroup, EncodedSet, response_names
+from tisdpo_jax.data.records import list_invalid
 from tisdpo_jax.data.template import Tokenizer
 
 QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
@@ -31,19 +32,15 @@ def inspect_text(
         raise IndexError(f"{encoded.source}: pair {index} of {len(encoded)}")
     pair = encoded.groups[index]
     weights = pair.weights if weights is None else weights  # type: ignore[assignment]  # either has one for each side
-    lines = [f"{pair.origin}  id {pair.id}" + _cuts(pair)]
+    cuts = ["prompt"] * pair.truncated_prompt
+    cuts += [name for name, cut in zip(response_names(len(pair.responses)), pair.truncated, strict=False) if cut]
+    lines = [f"{pair.origin}  id {pair.id}" + (f"  cut: {', '.join(cuts)}" if cuts else "")]
     for s in range(len(pair.responses)) if side is None else [side]:
         lines += ["", *_side_table(pair, tokenizer, s, None if weights is None else weights[s])]
     for name, ids in pair.prompts.items():
         if name != "main":
             lines += ["", f"prompt of the {name} view, {len(ids)} tokens: {tokenizer.decode(ids)!r}"]
     return "\n".join(lines)
-
-
-def _cuts(group: EncodedGroup) -> str:
-    responses = zip(response_names(len(group.responses)), group.truncated, strict=False)
-    cuts = ["prompt"] * group.truncated_prompt + [name for name, cut in responses if cut]
-    return f"  cut: {', '.join(cuts)}" if cuts else ""
 
 
 def _side_table(
@@ -82,8 +79,5 @@ def file_summary(encoded: EncodedSet, listed: int = 20) -> str:
             f"padded to the longest it would take {padded}"
         )
     if encoded.invalid:
-        lines.append("invalid:")
-        lines += [f"  {invalid_record}" for invalid_record in encoded.invalid[:listed]]
-        if len(encoded.invalid) > listed:
-            lines.append(f"  ... and {len(encoded.invalid) - listed} more")
+        lines += ["invalid:", *list_invalid(encoded.invalid, listed)]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""From one record of a file to a `Pair`, for each layout that preference data comes in.
+"""From one record of a file to a `Pair` or a `Prompt`, for each layout that preference data comes in.
 
     pairs     {"prompt" | "messages", "chosen", "rejected"[, "id", "margin", "chosen_weights", "rejected_weights"]}
     hh        whole transcripts "\\n\\nHuman: ...\\n\\nAssistant: ..." under "chosen" and "rejected"
@@ -19,10 +19,17 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tisdpo_jax.data.messages import read_messages, read_settings
-from tisdpo_jax.data.records import Message, Pair, Unusable, says_nothing
-from tisdpo_jax.data.transcripts import HH_TURN, check_one_turn
-from tisdpo_jax.data.validation import check_pair, read_group, read_id, read_margin, read_weights
+from tisdpo_jax.data.checks import HH_TURN, check_one_turn, check_pair, check_turns
+from tisdpo_jax.data.fields import (
+    read_group,
+    read_id,
+    read_messages,
+    read_number,
+    read_numbers,
+    read_settings,
+    text_field,
+)
+from tisdpo_jax.data.records import Message, Pair, Prompt, Unusable, says_nothing
 
 EVERYWHERE = ("id", "margin", "chosen_weights", "rejected_weights", "tools", "chat_template_kwargs")
 FIELDS = {
@@ -31,7 +38,6 @@ FIELDS = {
     "sharegpt": ("conversations", "chosen", "rejected", "system"),
     "hf": ("prompt", "messages", "chosen", "rejected"),
 }
-PAIRS_FIELDS = (*EVERYWHERE, *FIELDS["pairs"])
 STEERING = frozenset(
     (
         *("system", "system_prompt", "system_message", "instruction", "instructions", "input", "context", "history"),
@@ -69,55 +75,64 @@ def detect_layout(record: Any) -> str | None:
 
 def read_record(record: Any, layout: str, *, origin: str, default_id: str, group_field: str = "") -> Pair:
     """The pair that a record holds, checked; `Unusable` says why there is none. `group_field` names its subset."""
-    if not isinstance(record, Mapping):
-        raise Unusable("not an object", f"a {type(record).__name__} stands where fields are expected")
+    record = _object(record)
     group = read_group(record, group_field) if group_field else None
-    messages, chosen, rejected = read_conversation(record, layout)
-    for side, answer in (("chosen", chosen), ("rejected", rejected)):
+    said = READERS[layout](record)
+    messages = _with_settings(record, said.messages)
+    for side, answer in (("chosen", said.chosen), ("rejected", said.rejected)):
         check_one_turn(answer.content, side)
     pair = Pair(
         id=read_id(record, default_id),
-        messages=tuple(messages),
-        chosen=chosen.content,
-        rejected=rejected.content,
+        messages=messages,
+        chosen=said.chosen.content,
+        rejected=said.rejected.content,
         origin=origin,
-        margin=read_margin(record),
-        chosen_weights=read_weights(record, "chosen_weights"),
-        rejected_weights=read_weights(record, "rejected_weights"),
+        margin=read_number(record, "margin"),
+        chosen_weights=read_numbers(record, "chosen_weights"),
+        rejected_weights=read_numbers(record, "rejected_weights"),
         group=group,
-        chosen_extra=chosen.extra,
-        rejected_extra=rejected.extra,
-        unread=unread_fields(record, layout, group_field, [*messages, chosen, rejected], strict=layout == "pairs"),
+        chosen_extra=said.chosen.extra,
+        rejected_extra=said.rejected.extra,
+        unread=_unread(record, layout, group_field, [*messages, said.chosen, said.rejected], strict=layout == "pairs"),
     )
     check_pair(pair)
     return pair
 
 
-def read_conversation(record: Mapping[str, Any], layout: str) -> Preference:
-    """Conversation, settings first, and answers of a record in this layout; no turn of the user is a transcript."""
-    messages, chosen, rejected = READERS[layout](record)
-    return Preference(checked_turns(record, messages), chosen, rejected)
+def read_prompt(record: Any, *, origin: str, default_id: str) -> tuple[Prompt, tuple[str, ...]]:
+    """The prompt of a record, and the names of its fields that nothing reads; its answers are not looked at."""
+    name, unread = default_id, tuple[str, ...]()
+    if isinstance(record, str):
+        check_one_turn(record, "the text")
+        messages: tuple[Message, ...] = (Message("user", record),)
+    else:
+        record = _object(record)
+        name, layout = read_id(record, default_id), detect_layout(record)
+        if layout is None or layout == "pairs":
+            layout = "pairs" if isinstance(record.get("prompt"), str | None) else "hf"
+            messages = _with_settings(record, _prompt_turns(record))
+        else:
+            messages = _with_settings(record, READERS[layout](record).messages)
+        unread = _unread({**record, "chosen": None, "rejected": None}, layout, "", messages, strict=False)
+    check_turns(messages)
+    return Prompt(name, messages, origin), unread
 
 
-def checked_turns(record: Mapping[str, Any], messages: Sequence[Message]) -> list[Message]:
+def _object(record: Any) -> Mapping[str, Any]:
+    if not isinstance(record, Mapping):
+        raise Unusable("not an object", f"a {type(record).__name__} stands where fields are expected")
+    return record
+
+
+def _with_settings(record: Mapping[str, Any], messages: Sequence[Message]) -> tuple[Message, ...]:
     """The conversation with the record's settings before it; `Unusable` where a turn of the user is a transcript."""
     for message in messages:
         if message.role == "user":
             check_one_turn(message.content, "a turn of the user")
-    return [*read_settings(record), *messages]
+    return (*read_settings(record), *messages)
 
 
-def prompt_turns(record: Mapping[str, Any]) -> list[Message]:
-    """What "prompt" (text or messages) or "messages" says, of which a record has one."""
-    prompt, messages = record.get("prompt"), record.get("messages")
-    if (prompt is None) == (messages is None):
-        raise Unusable("missing field", "one of 'prompt' and 'messages' is needed, and only one")
-    if messages is not None:
-        return read_messages(messages, "messages")
-    return [Message("user", prompt)] if isinstance(prompt, str) else read_messages(prompt, "prompt")
-
-
-def unread_fields(
+def _unread(
     record: Mapping[str, Any], layout: str, group_field: str, messages: Sequence[Message], *, strict: bool
 ) -> tuple[str, ...]:
     """Fields that nothing reads and that say nothing to the model; `Unusable` for one that would.
@@ -129,25 +144,43 @@ def unread_fields(
     texts = {message.content.strip() for message in messages}
     for name, value in unread.items():
         if strict:
-            near = difflib.get_close_matches(name, PAIRS_FIELDS, n=1)
+            near = difflib.get_close_matches(name, (*EVERYWHERE, *FIELDS[layout]), n=1)
             raise Unusable("unknown field", f"{name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
         if name in STEERING and not (isinstance(value, str) and value.strip() in texts):
             raise Unusable("unread field", f"{name!r}, which layout {layout} does not read; put it into the messages")
     return tuple(unread)
 
 
+def _prompt_turns(record: Mapping[str, Any]) -> list[Message]:
+    """What "prompt" (text or messages) or "messages" says, of which a record has one."""
+    prompt, messages = record.get("prompt"), record.get("messages")
+    if (prompt is None) == (messages is None):
+        raise Unusable("missing field", "one of 'prompt' and 'messages' is needed, and only one")
+    return _turns(prompt, "prompt", "user") if messages is None else read_messages(messages, "messages")
+
+
+def _turns(value: Any, field: str, role: str) -> list[Message]:
+    """A text as a turn of this role, a message, or a list of messages."""
+    if isinstance(value, str):
+        return [Message(role, value)]
+    return read_messages([value] if isinstance(value, Mapping) and role == "assistant" else value, field)
+
+
+def _answers(record: Mapping[str, Any]) -> tuple[list[Message], list[Message]]:
+    return _turns(record.get("chosen"), "chosen", "assistant"), _turns(record.get("rejected"), "rejected", "assistant")
+
+
 def _read_pairs(record: Mapping[str, Any]) -> Preference:
     if record.get("prompt") is not None:
-        _text(record, "prompt")
-    turns = prompt_turns(record)
-    return Preference(turns, *(Message("assistant", _text(record, side)) for side in ("chosen", "rejected")))
+        text_field(record, "prompt")
+    turns = _prompt_turns(record)
+    return Preference(turns, *(Message("assistant", text_field(record, side)) for side in ("chosen", "rejected")))
 
 
 def _read_hh(record: Mapping[str, Any]) -> Preference:
-    chosen, rejected = (_transcript(_text(record, side), side) for side in ("chosen", "rejected"))
-    preference = _join([], chosen, rejected)
+    preference = _join([], *(_transcript(text_field(record, side), side) for side in ("chosen", "rejected")))
     if record.get("prompt") is not None:
-        prompt = _text(record, "prompt").strip()
+        prompt = text_field(record, "prompt").strip()
         begins = all(record[side].strip().startswith(prompt) for side in ("chosen", "rejected"))
         if not begins and prompt not in [message.content for message in preference.messages[-1:]]:
             raise Unusable("prompts differ", "the field 'prompt' is not how 'chosen' and 'rejected' begin")
@@ -159,38 +192,29 @@ def _transcript(text: str, side: str) -> list[Message]:
     if before.strip() or not parts:
         raise Unusable("not a transcript", f"{side} does not begin with '\\n\\nHuman:'")
     roles = {"Human": "user", "Assistant": "assistant"}
-    return [Message(roles[parts[i]], parts[i + 1].strip()) for i in range(0, len(parts), 2)]
+    return [Message(roles[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def _read_sharegpt(record: Mapping[str, Any]) -> Preference:
     turns = read_messages(record.get("conversations"), "conversations")
     if not says_nothing(record.get("system")):
-        turns = [Message("system", _text(record, "system")), *turns]
-    return _join(turns, _answer(record, "chosen"), _answer(record, "rejected"))
+        turns = [Message("system", text_field(record, "system")), *turns]
+    return _join(turns, *_answers(record))
 
 
 def _read_hf(record: Mapping[str, Any]) -> Preference:
-    chosen, rejected = _answer(record, "chosen"), _answer(record, "rejected")
-    prompt, whole = record.get("prompt"), any(message.role == "user" for message in chosen + rejected)
+    chosen, rejected = _answers(record)
+    whole = any(message.role == "user" for message in chosen + rejected)
     messages = [] if record.get("messages") is None else read_messages(record["messages"], "messages")
-    if prompt is None and messages and not whole:
+    if record.get("prompt") is None and messages and not whole:
         return _join(messages, chosen, rejected)
-    turns = (
-        []
-        if prompt is None
-        else read_messages(prompt, "prompt")
-        if not isinstance(prompt, str)
-        else [Message("user", prompt)]
-    )
+    turns = [] if record.get("prompt") is None else _turns(record["prompt"], "prompt", "user")
     preference = _join([] if whole else turns, chosen, rejected)
+    both = preference.messages
     # The lists hold the whole conversation (UltraFeedback); the prompt field must then be part of it.
-    if whole and turns and preference.messages[-len(turns) :] != turns and preference.messages[: len(turns)] != turns:
+    if whole and turns and both[-len(turns) :] != turns and both[: len(turns)] != turns:
         raise Unusable("prompts differ", "the field 'prompt' is not the prompt that 'chosen' and 'rejected' hold")
-    if messages and messages not in (
-        preference.messages,
-        [*preference.messages, preference.chosen],
-        [*preference.messages, preference.rejected],
-    ):
+    if messages and messages not in (both, [*both, preference.chosen], [*both, preference.rejected]):
         raise Unusable("prompts differ", "the field 'messages' is another conversation than that of 'chosen'")
     return preference
 
@@ -203,22 +227,6 @@ def _join(turns: list[Message], chosen: list[Message], rejected: list[Message]) 
     if chosen[:-1] != rejected[:-1]:
         raise Unusable("prompts differ", "chosen and rejected part before their last turn")
     return Preference(turns + chosen[:-1], chosen[-1], rejected[-1])
-
-
-def _answer(record: Mapping[str, Any], side: str) -> list[Message]:
-    value = record.get(side)
-    if isinstance(value, str):
-        return [Message("assistant", value)]
-    return read_messages([value] if isinstance(value, Mapping) else value, side)
-
-
-def _text(record: Mapping[str, Any], name: str) -> str:
-    value = record.get(name)
-    if value is None:
-        raise Unusable("missing field", f"'{name}'")
-    if not isinstance(value, str):
-        raise Unusable("wrong type", f"'{name}' is not text")
-    return value
 
 
 Reader = Callable[[Mapping[str, Any]], Preference]

@@ -5,36 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from tisdpo_jax.data.records import InvalidRecord, Message, PairSet, count_reasons
+from tisdpo_jax.data.encoded import EncodedSet
+from tisdpo_jax.data.records import Message, Pair, PairSet, Prompt, count_reasons, list_invalid
 from tisdpo_jax.errors import ConfigError, DataError
 
 LISTED = 10  # invalid records that an error names
+Checked = TypeVar("Checked", PairSet, EncodedSet)
+Asking = TypeVar("Asking", Prompt, Pair)
 
 
-class Checked(Protocol):
-    """A `PairSet` or an `EncodedSet`."""
-
-    def __len__(self) -> int: ...
-    @property
-    def invalid(self) -> Sequence[InvalidRecord]: ...
-    @property
-    def source(self) -> str: ...
-
-
-class Asks(Protocol):
-    """A `Prompt` or a `Pair`."""
-
-    @property
-    def messages(self) -> tuple[Message, ...]: ...
-
-
-Set = TypeVar("Set", bound=Checked)
-Asking = TypeVar("Asking", bound=Asks)
-
-
-def apply_policy(data: Set, on_error: str, max_invalid: float) -> Set:
+def apply_policy(data: Checked, on_error: str, max_invalid: float) -> Checked:
     """`data` itself, unless it holds more bad records than the configuration allows.
 
     Args:
@@ -43,29 +25,25 @@ def apply_policy(data: Set, on_error: str, max_invalid: float) -> Set:
         max_invalid: with "skip", the share of invalid records above which it still raises.
     """
     bad, total = len(data.invalid), len(data) + len(data.invalid)
-    found = f"{data.source}: {bad} of {total} records invalid ({count_reasons(data.invalid)})"
+    counts = f"{data.source}: {bad} of {total} records invalid ({count_reasons(data.invalid)})"
     if on_error not in ("fail", "skip"):
         raise ConfigError(f"data.on_error is {on_error!r}; it must be fail or skip")
+    why = ""
     if bad and on_error == "fail":
-        raise DataError(_with_list(f"{found}; mend them, or leave them out with data.on_error skip", data.invalid))
-    if bad > max_invalid * total:
-        raise DataError(_with_list(f"{found}: more than data.max_invalid {max_invalid:g} allows", data.invalid))
+        why = "; mend them, or leave them out with data.on_error skip"
+    elif bad > max_invalid * total:
+        why = f": more than data.max_invalid {max_invalid:g} allows"
+    if why:
+        raise DataError("\n".join([counts + why, *list_invalid(data.invalid, LISTED)]))
     if not len(data):
         raise DataError(f"{data.source}: holds no usable records")
     return data
 
 
-def _with_list(first_line: str, invalid: Sequence[InvalidRecord]) -> str:
-    lines = [first_line, *(f"  {invalid_record}" for invalid_record in invalid[:LISTED])]
-    if len(invalid) > LISTED:
-        lines.append(f"  ... and {len(invalid) - LISTED} more")
-    return "\n".join(lines)
-
-
 def split_by_prompt(pair_set: PairSet, fraction: float, seed: int) -> tuple[PairSet, PairSet]:
     """(training pairs, held-out pairs): `fraction` of the distinct prompts, with all their pairs, is held out.
 
-    Rejections stay with the training part; else as `split_prompts`.
+    Invalid records stay with the training part; else as `split_prompts`.
     """
     train, held_out = split_prompts(pair_set.pairs, fraction, seed, pair_set.source)
     return (
@@ -77,7 +55,7 @@ def split_by_prompt(pair_set: PairSet, fraction: float, seed: int) -> tuple[Pair
 def split_prompts(
     items: Sequence[Asking], fraction: float, seed: int, source: str
 ) -> tuple[tuple[Asking, ...], tuple[Asking, ...]]:
-    """(training part, held-out part) of prompts, or of what else has `messages`; equal ones stay together.
+    """(training part, held-out part) of prompts or pairs; those of equal messages stay together.
 
     Prompts are ranked by a hash of seed and text, so the choice does not depend on the order of the
     records. At least one prompt is held out if `fraction` is above 0.
@@ -93,9 +71,8 @@ def split_prompts(
         )
     held_out = set(ranked[:count])
     both = list(zip(items, keys, strict=True))
-    return tuple(item for item, key in both if key not in held_out), tuple(
-        item for item, key in both if key in held_out
-    )
+    train = tuple(item for item, key in both if key not in held_out)
+    return train, tuple(item for item, key in both if key in held_out)
 
 
 def _prompt_key(messages: Sequence[Message], seed: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Preference pairs as text, and what is said about the records that did not become one."""
+"""Prompts and preference pairs as text, and what is said about the records that did not become one."""
 
 from __future__ import annotations
 
@@ -14,16 +14,30 @@ SETTINGS = ("tools", "chat_template_kwargs")
 
 
 class Unusable(Exception):
-    """Raised while one record is being read; becomes a `InvalidRecord`, never reaches the user.
+    """Raised while one record is being read; becomes an `InvalidRecord`, never reaches the user.
 
-    `reason` is one of a few fixed phrases, so that invalid can be counted; `detail` says
-    what it was in this record.
+    `reason` is one of a few fixed phrases, so that they can be counted; `detail` says what it was in this record.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
+        self.reason, self.detail = reason, detail
+
+    def at(self, origin: str) -> InvalidRecord:
+        """What is kept of the record that stands there."""
+        return InvalidRecord(origin, self.reason, self.detail)
+
+
+@dataclasses.dataclass(frozen=True)
+class InvalidRecord:
+    """A record that is left out: where it stands, and why."""
+
+    origin: str
+    reason: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +51,35 @@ class Message:
         """The other keys of the message."""
         return json.loads(self.extra) if self.extra else {}
 
+    @property
+    def called(self) -> str:
+        """How errors name it."""
+        return f"'{self.role}'" if self.role in SETTINGS else f"a turn of the {self.role}"
+
+    def texts(self) -> Iterator[str]:
+        """Every text in it, names of fields included."""
+        return _texts(json.loads(self.content) if self.role in SETTINGS else [self.content, self.fields])
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A conversation that waits for an answer."""
+
+    id: str
+    messages: tuple[Message, ...]  # settings, a system turn or none, then the turns; the last is the user's or a tool's
+    origin: str  # "file:line"
+
+    @property
+    def text(self) -> str:
+        return conversation_text(self.messages)
+
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """A conversation that waits for an answer, and two answers of which one is preferred."""
 
     id: str
-    messages: tuple[Message, ...]  # settings, a system turn or none, then the turns; the last is the user's or a tool's
+    messages: tuple[Message, ...]  # as of a prompt
     chosen: str
     rejected: str
     origin: str  # "file:line"
@@ -55,17 +91,13 @@ class Pair:
     rejected_extra: str = ""
     unread: tuple[str, ...] = ()  # columns of the record that say nothing to the model, and that nothing reads
 
-
-@dataclasses.dataclass(frozen=True)
-class InvalidRecord:
-    """A record that is left out: where it stands, and why."""
-
-    origin: str
-    reason: str
-    detail: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.origin}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+    @property
+    def answers(self) -> tuple[Message, Message]:
+        """The chosen and the rejected response as messages."""
+        return (
+            Message("assistant", self.chosen, self.chosen_extra),
+            Message("assistant", self.rejected, self.rejected_extra),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,27 +127,30 @@ def settings_of(messages: Sequence[Message]) -> dict[str, Any]:
     return {message.role: json.loads(message.content) for message in messages if message.role in SETTINGS}
 
 
-def as_fields(message: Message) -> dict[str, Any]:
-    """The message as it stood in its record."""
-    return {"role": message.role, "content": message.content, **message.fields}
-
-
 def as_record(messages: Sequence[Message]) -> dict[str, Any]:
     """The fields from which a conversation is read again: "messages", and its settings."""
-    return {"messages": [as_fields(message) for message in turns_of(messages)], **settings_of(messages)}
+    turns = [{"role": turn.role, "content": turn.content, **turn.fields} for turn in turns_of(messages)]
+    return {"messages": turns, **settings_of(messages)}
 
 
-def strings(value: Any) -> Iterator[str]:
-    """Every text in a JSON value, names of fields included."""
+def conversation_text(messages: Sequence[Message]) -> str:
+    """For people and judges: the text of a single turn as it is, several turns with the name of who speaks."""
+    shown = [message for message in messages if message.role != "chat_template_kwargs"]
+    if len(shown) == 1 and not shown[0].extra:
+        return shown[0].content
+    return "\n\n".join(f"{message.role}: {message.content}{message.extra and ' ' + message.extra}" for message in shown)
+
+
+def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for name, item in value.items():
             yield str(name)
-            yield from strings(item)
+            yield from _texts(item)
     elif isinstance(value, Sequence):
         for item in value:
-            yield from strings(item)
+            yield from _texts(item)
 
 
 def says_nothing(value: Any) -> bool:
@@ -127,14 +162,18 @@ def says_nothing(value: Any) -> bool:
 
 def count_reasons(invalid: Sequence[InvalidRecord]) -> str:
     """'5 prompts differ, 2 empty response': the reasons with their counts, most frequent first."""
-    counts = Counter(invalid_record.reason for invalid_record in invalid)
-    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    return ", ".join(f"{count} {reason}" for reason, count in Counter(one.reason for one in invalid).most_common())
 
 
 def summarise(source: str, usable: int, invalid: Sequence[InvalidRecord], unread: Mapping[str, int]) -> str:
     """The lines of `PairSet.summary`, shared with the encoded set."""
     lines = [f"{source}: {usable + len(invalid)} records, {usable} usable, {len(invalid)} invalid"]
-    counts = Counter(invalid_record.reason for invalid_record in invalid)
-    lines += [f"  {count:6d}  {reason}" for reason, count in counts.most_common()]
+    lines += [f"  {count:6d}  {reason}" for reason, count in Counter(one.reason for one in invalid).most_common()]
     lines += [f"  {count:6d}  records with {name!r}, which nothing reads" for name, count in sorted(unread.items())]
     return "\n".join(lines)
+
+
+def list_invalid(invalid: Sequence[InvalidRecord], most: int) -> list[str]:
+    """The first `most` of them, a line each, and how many more there are."""
+    lines = [f"  {one}" for one in invalid[:most]]
+    return lines + [f"  ... and {len(invalid) - most} more"] * (len(invalid) > most)

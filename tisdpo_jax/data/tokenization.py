@@ -13,6 +13,7 @@ the contrastive text is kept: those rows may be longer than `max_length` by its 
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from typing import Any, NamedTuple
@@ -21,21 +22,21 @@ import numpy as np
 import numpy.typing as npt
 
 from tisdpo_jax.data.encoded import EncodedGroup, EncodedSet, Ids, response_names
-from tisdpo_jax.data.prompts import Prompt
-from tisdpo_jax.data.records import InvalidRecord, Message, Pair, PairSet, Unusable
-from tisdpo_jax.data.template import (
-    Rendered,
-    Template,
-    Tokenizer,
-    check_message,
-    frame,
-    open_template,
-    render,
-)
+from tisdpo_jax.data.records import InvalidRecord, Message, PairSet, Prompt, Unusable
+from tisdpo_jax.data.rendering import Rendered, frame, render
+from tisdpo_jax.data.template import Template, Tokenizer, adds_bos, check_message, open_template
 from tisdpo_jax.data.views import PromptView, check_views, contrast_ranges, make_views, show_as
 from tisdpo_jax.errors import ConfigError
 
 CHUNK = 256  # pairs tokenised in one call, which a fast tokenizer spreads over threads
+
+
+class Unencoded(NamedTuple):
+    """A prompt and its responses: `group` is what they become, but for the tokens."""
+
+    group: EncodedGroup  # without prompts and responses; its weights not cut
+    responses: tuple[Message, ...]
+    unread: tuple[str, ...] = ()
 
 
 class Written(NamedTuple):
@@ -47,19 +48,6 @@ class Written(NamedTuple):
     unread: tuple[str, ...]  # names in the messages that the template does not write
 
 
-class Unencoded(NamedTuple):
-    """A prompt and its responses, and what else becomes a group's."""
-
-    id: str
-    origin: str
-    messages: tuple[Message, ...]
-    responses: tuple[Message, ...]
-    weights: tuple[tuple[float, ...], ...] | None = None
-    margin: float | None = None
-    subset: str | None = None
-    unread: tuple[str, ...] = ()
-
-
 class TokenRow(NamedTuple):
     """A tokenised conversation, split at the seam."""
 
@@ -67,6 +55,10 @@ class TokenRow(NamedTuple):
     response: Ids  # [N]
     fixed: npt.NDArray[np.bool_]  # [P], prompt tokens that cutting must leave
     parts: bool  # whether the prompt ends before what sampling begins from
+
+    def shorten(self, length: int) -> TokenRow:
+        """The row with its prompt's tokens from `length` on in the response."""
+        return TokenRow(self.prompt[:length], np.append(self.prompt[length:], self.response), self.fixed[:length], True)
 
 
 def encode_pairs(pair_set: PairSet, tokenizer: Tokenizer, **options: Any) -> EncodedSet:
@@ -88,7 +80,13 @@ def encode_pairs(pair_set: PairSet, tokenizer: Tokenizer, **options: Any) -> Enc
     Raises:
         ConfigError: lengths, template or contrastive prompts that can suit no pair.
     """
-    waiting = [_of_pair(pair) for pair in pair_set.pairs]
+    waiting = []
+    for pair in pair_set.pairs:
+        given = (pair.chosen_weights, pair.rejected_weights)
+        weights = None if None in given else tuple(np.asarray(values, np.float32) for values in given)
+        options_of_group: dict[str, Any] = {"margin": pair.margin, "subset": pair.group, "messages": pair.messages}
+        group = EncodedGroup(pair.id, pair.origin, {}, (), weights=weights, **options_of_group)
+        waiting.append(Unencoded(group, pair.answers, pair.unread))
     return _encode(waiting, tokenizer, pair_set.source, pair_set.invalid, **options)
 
 
@@ -101,27 +99,18 @@ def encode_groups(
     **options: Any,
 ) -> EncodedSet:
     """Token ids of K texts in answer to each prompt, else as `encode_pairs`; `source` is their name in errors."""
-    waiting = [
-        Unencoded(prompt.id, prompt.origin, prompt.messages, tuple(Message("assistant", text) for text in texts))
-        for prompt, texts in zip(prompts, responses, strict=True)
-    ]
+    waiting = []
+    for prompt, texts in zip(prompts, responses, strict=True):
+        group = EncodedGroup(prompt.id, prompt.origin, {}, (), messages=prompt.messages)
+        waiting.append(Unencoded(group, tuple(Message("assistant", text) for text in texts)))
     return _encode(waiting, tokenizer, source, (), **options)
-
-
-def _of_pair(pair: Pair) -> Unencoded:
-    answers = (pair.chosen, pair.chosen_extra), (pair.rejected, pair.rejected_extra)
-    responses = tuple(Message("assistant", *answer) for answer in answers)
-    weights = None
-    if pair.chosen_weights is not None and pair.rejected_weights is not None:
-        weights = (pair.chosen_weights, pair.rejected_weights)
-    return Unencoded(pair.id, pair.origin, pair.messages, responses, weights, pair.margin, pair.group, pair.unread)
 
 
 def _encode(
     waiting: Sequence[Unencoded],
     tokenizer: Tokenizer,
     source: str,
-    rejected: Sequence[InvalidRecord],
+    invalid: Sequence[InvalidRecord],
     *,
     template: Template | str,
     max_length: int,
@@ -142,35 +131,35 @@ def _encode(
     added = set(tokenizer.added_tokens_decoder)
     encoded: list[EncodedGroup] = []
     unread: Counter[str] = Counter()
-    invalid = list(rejected)
+    left_out = list(invalid)
     for start in range(0, len(waiting), CHUNK):
         written: list[tuple[Unencoded, list[Written]]] = []
         for one in waiting[start : start + CHUNK]:
             try:
                 written.append((one, _write(opened, views, one)))
             except Unusable as problem:
-                invalid.append(InvalidRecord(one.origin, problem.reason, problem.detail))
+                left_out.append(problem.at(one.group.origin))
         rows = _tokenize(tokenizer, [texts for _, texts in written], added)
         for one, texts in written:
             by_view = {view.name: [next(rows) for _ in one.responses] for view in views}
             try:
-                encoded.append(_assemble(one, by_view, added, max_length, max_response))
+                encoded.append(_assemble(one.group, by_view, added, max_length, max_response))
             except Unusable as problem:
-                invalid.append(InvalidRecord(one.origin, problem.reason, problem.detail))
+                left_out.append(problem.at(one.group.origin))
                 continue
             unread.update({*one.unread, *(name for view in texts for name in view.unread)})
-    return EncodedSet(tuple(encoded), tuple(invalid), source, unread)
+    return EncodedSet(tuple(encoded), tuple(left_out), source, unread)
 
 
 def _write(template: Template, views: Sequence[PromptView], one: Unencoded) -> list[Written]:
     """The conversations as text in every view; `Unusable` where the template or the text does not allow it."""
-    for message in one.messages:
+    for message in one.group.messages:
         check_message(template, message)
     for name, response in zip(response_names(len(one.responses)), one.responses, strict=True):
         check_message(template, response, name)
     written = []
     for view in views:
-        messages = show_as(view, one.messages)
+        messages = show_as(view, one.group.messages)
         around = frame(template, messages)
         texts = [render(template, around, messages, response.content, response.extra) for response in one.responses]
         seam = min(text.start for text in texts)  # where one of them parts from the prompt, all do
@@ -187,11 +176,11 @@ def _write(template: Template, views: Sequence[PromptView], one: Unencoded) -> l
 
 def _tokenize(tokenizer: Tokenizer, written: Sequence[Sequence[Written]], added: Set[int]) -> Iterator[TokenRow]:
     """Rows in the order group, view, response."""
-    sides = [(side, view) for views in written for view in views for side in view.responses]
-    if not sides:
+    texts = [(text, view) for views in written for view in views for text in view.responses]
+    if not texts:
         return
     tokens = tokenizer(
-        [side.text for side, _ in sides],
+        [text.text for text, _ in texts],
         add_special_tokens=False,  # the template wrote them; BOS is seen to below
         return_offsets_mapping=True,
         return_attention_mask=False,
@@ -200,61 +189,65 @@ def _tokenize(tokenizer: Tokenizer, written: Sequence[Sequence[Written]], added:
         truncation=False,
         verbose=False,  # else it warns of rows longer than the model takes, which are cut later
     )
-    bos = tokenizer.bos_token_id
-    adds_bos = bos is not None and tokenizer("a").input_ids[:1] == [bos]
-    for (side, view), ids, offsets in zip(sides, tokens["input_ids"], tokens["offset_mapping"], strict=True):
-        row = _split(ids, offsets, side, view.kept, bos, adds_bos, added)
-        yield _part(row, tokenizer(view.head, add_special_tokens=False).input_ids) if view.head else row
+    bos, puts_bos = tokenizer.bos_token_id, adds_bos(tokenizer)
+    for (text, view), ids, offsets in zip(texts, tokens["input_ids"], tokens["offset_mapping"], strict=True):
+        if puts_bos and ids[:1] != [bos]:
+            ids, offsets = [bos, *ids], [(0, 0), *offsets]
+        row = _split(ids, offsets, text, view.kept, added)
+        row.fixed[:1] |= bos is not None and ids[:1] == [bos]
+        if view.head:  # the prompt ends where its tokens part from those that sampling begins from
+            head = tokenizer(view.head, add_special_tokens=False).input_ids
+            shift = int(row.prompt[:1].tolist() != head[:1])  # the BOS that the template did not write
+            row = row.shorten(shift + _shared(row.prompt[shift:], np.asarray(head, np.int32)))
+        yield row
+
+
+def _shared(one: Ids, other: Ids) -> int:
+    """Number of tokens with which both begin."""
+    length = min(len(one), len(other))
+    return int(np.append(one[:length] != other[:length], True).argmax())
 
 
 def _split(
     ids: list[int],
     offsets: list[tuple[int, int]],
-    side: Rendered,
+    text: Rendered,
     kept: Sequence[tuple[int, int]],
-    bos: int | None,
-    adds_bos: bool,
     added: Set[int],
 ) -> TokenRow:
-    if adds_bos and ids[:1] != [bos]:
-        ids, offsets = [bos or 0, *ids], [(0, 0), *offsets]
     starts, ends = np.asarray(offsets, np.int64).reshape(-1, 2).T
-    first = int(np.argmax(ends > side.start)) if (ends > side.start).any() else len(ids)
+    first = int(np.argmax(ends > text.start)) if (ends > text.start).any() else len(ids)
     if first < len(ids) and ids[first] in added:
-        content = side.text[starts[first] : ends[first]].rstrip()
-        if content and starts[first] + len(content) <= side.start:
+        content = text.text[starts[first] : ends[first]].rstrip()
+        if content and starts[first] + len(content) <= text.start:
             first += 1  # only the blanks that it swallows lie behind the seam
     fixed = np.zeros(first, bool)
     for start, end in kept:
         fixed |= (starts[:first] < end) & (ends[:first] > start)
-    if bos is not None and ids[:1] == [bos]:
-        fixed[:1] = True
     array = np.asarray(ids, np.int32)
-    return TokenRow(array[:first], array[first:], fixed, bool((starts[first : first + 1] < side.start).any()))
-
-
-def _part(row: TokenRow, head: list[int]) -> TokenRow:
-    """The row with a prompt that ends where its tokens part from those that sampling begins from."""
-    shift = int(row.prompt[:1].tolist() != head[:1])  # the BOS that the template did not write
-    length = min(len(row.prompt) - shift, len(head))
-    shared = shift + int(np.append(row.prompt[shift : shift + length] != head[:length], True).argmax())
-    return _shorten(row, shared)
-
-
-def _shorten(row: TokenRow, length: int) -> TokenRow:
-    """The row with its prompt's tokens from `length` on in the response."""
-    return TokenRow(row.prompt[:length], np.append(row.prompt[length:], row.response), row.fixed[:length], True)
+    return TokenRow(array[:first], array[first:], fixed, bool((starts[first : first + 1] < text.start).any()))
 
 
 def _assemble(
-    one: Unencoded, by_view: dict[str, list[TokenRow]], added: Set[int], max_length: int, max_response: int
+    group: EncodedGroup, by_view: dict[str, list[TokenRow]], added: Set[int], max_length: int, max_response: int
 ) -> EncodedGroup:
     """One group from the rows of its views, cut to length."""
     by_view = {name: _align(name, rows, added) for name, rows in by_view.items()}
     responses = [row.response for row in by_view["main"]]
+    sides = response_names(len(responses))
     for name, rows in by_view.items():
-        _check_rows(name, rows, responses)
-    weights = _weights(one.weights, responses)
+        if not len(rows[0].prompt):
+            raise Unusable("empty prompt", f"no token of the {name} view stands before the response")
+        for side, row, response in zip(sides, rows, responses, strict=True):
+            if not len(response):
+                raise Unusable("empty response", f"{side} has no tokens")
+            if not np.array_equal(row.response, response):
+                detail = f"those of {side} in the {name} view from those in the main view"
+                raise Unusable("response tokens differ", detail)
+    for side, values, response in zip(sides, group.weights or (), responses, strict=group.weights is not None):
+        if len(values) != len(response):
+            detail = f"{side}_weights holds {len(values)} numbers for {len(response)} tokens, the end of turn included"
+            raise Unusable("weights do not fit", detail)
     cut = tuple(response[:max_response] for response in responses)
     if len(cut) == 2 and np.array_equal(*cut):
         raise Unusable("responses equal", f"their first {len(cut[0])} tokens, to which they are cut, are the same")
@@ -263,58 +256,47 @@ def _assemble(
     if room < 1:
         raise Unusable("no room for the prompt", f"of data.max_length {max_length} the response leaves none")
     truncated = int((~main.fixed).sum()) > room
-    return EncodedGroup(
-        id=one.id,
-        origin=one.origin,
+    return dataclasses.replace(
+        group,
         prompts={name: _lose_beginning(row, room) if truncated else row.prompt for name, (row, *_) in by_view.items()},
         responses=cut,
         truncated=tuple(len(response) > max_response for response in responses),
         truncated_prompt=truncated,
         parts=any(row.parts for rows in by_view.values() for row in rows),
-        weights=weights and tuple(values[:max_response] for values in weights),
-        margin=one.margin,
-        subset=one.subset,
-        messages=one.messages,
+        weights=group.weights and tuple(values[:max_response] for values in group.weights),
     )
 
 
 def _align(name: str, rows: list[TokenRow], added: Set[int]) -> list[TokenRow]:
     """Where the end of the prompt is tokenised otherwise before one response (it merges there), it goes to them all."""
-    length = min(len(row.prompt) for row in rows)
-    differs = [np.append(rows[0].prompt[:length] != row.prompt[:length], True).argmax() for row in rows]
-    shared = int(min(differs))
+    shared = min(_shared(rows[0].prompt, row.prompt) for row in rows)
     if all(len(row.prompt) == shared for row in rows):
         return rows
     if any(token in added for row in rows for token in row.prompt[shared:].tolist()):
         raise Unusable("prompt tokens differ", f"those of the two sides of the {name} view, by more than a merged end")
-    return [_shorten(row, shared) for row in rows]
-
-
-def _check_rows(name: str, rows: list[TokenRow], responses: list[Ids]) -> None:
-    if not len(rows[0].prompt):
-        raise Unusable("empty prompt", f"no token of the {name} view stands before the response")
-    for side, row, response in zip(response_names(len(rows)), rows, responses, strict=True):
-        if not len(response):
-            raise Unusable("empty response", f"{side} has no tokens")
-        if not np.array_equal(row.response, response):
-            raise Unusable("response tokens differ", f"those of {side} in the {name} view from those in the main view")
-
-
-def _weights(
-    weights: tuple[tuple[float, ...], ...] | None, responses: list[Ids]
-) -> tuple[npt.NDArray[np.float32], ...] | None:
-    if weights is None:
-        return None
-    for side, values, response in zip(response_names(len(weights)), weights, responses, strict=True):
-        if len(values) != len(response):
-            raise Unusable(
-                "weights do not fit",
-                f"{side}_weights holds {len(values)} numbers for {len(response)} tokens, the end of turn included",
-            )
-    return tuple(np.asarray(values, np.float32) for values in weights)
+    return [row.shorten(shared) for row in rows]
 
 
 def _lose_beginning(row: TokenRow, room: int) -> Ids:
     """The prompt without its first loose tokens, so that `room` of them are left."""
     loose = np.flatnonzero(~row.fixed)
     return np.delete(row.prompt, loose[: max(0, len(loose) - room)])
+
+
+def prompt_ids(
+    messages: Sequence[Message], tokenizer: Tokenizer, template: Template, *, system: str = "", max_length: int
+) -> npt.NDArray[np.int32]:
+    """What a model reads before it answers; a prompt that is too long loses its beginning, but not its BOS token.
+
+    Raises: Unusable when the template cannot write the conversation, or its text holds special tokens.
+    """
+    for message in messages:
+        check_message(template, message)
+    (view,) = make_views(system, None)
+    # blanks before the response belong to it, as in `render`
+    head = frame(template, show_as(view, messages)).head.rstrip(" ")
+    ids = list(tokenizer(head, add_special_tokens=False).input_ids)
+    bos = tokenizer.bos_token_id
+    first = [bos] if bos is not None and (ids[:1] == [bos] or adds_bos(tokenizer)) else []
+    rest = ids[1:] if first and ids[:1] == first else ids
+    return np.asarray([*first, *rest[-max(1, max_length - len(first)) :]], np.int32)

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from tisdpo_jax.data.records import SETTINGS, Message, Unusable, turns_of
-from tisdpo_jax.data.template import Template, check_marks, takes_system, turn_end
+from tisdpo_jax.data.rendering import turn_end
+from tisdpo_jax.data.template import Template, check_marks, takes_system
 from tisdpo_jax.errors import ConfigError
 
 SLOT = "{prompt}"
@@ -27,12 +28,8 @@ def make_views(system: str, contrast: tuple[str, str] | None) -> tuple[PromptVie
     main = PromptView("main", system, "", "data.system")
     if contrast is None:
         return (main,)
-    positive, negative = contrast
-    return (
-        main,
-        PromptView("plus", system, positive, "contrast.positive_prompt"),
-        PromptView("minus", system, negative, "contrast.negative_prompt"),
-    )
+    plus = PromptView("plus", system, contrast[0], "contrast.positive_prompt")
+    return main, plus, PromptView("minus", system, contrast[1], "contrast.negative_prompt")
 
 
 def check_views(template: Template, views: Sequence[PromptView]) -> None:
@@ -45,14 +42,11 @@ def check_views(template: Template, views: Sequence[PromptView]) -> None:
             check_marks(template, view.default_system, "data.system")
         except Unusable as problem:
             raise ConfigError(f"{view.field}: {problem.reason}: {problem.detail}") from None
-        needs_system = view.text and SLOT not in view.text
-        if needs_system and not takes_system(template):
-            raise ConfigError(
-                f"{view.field}: template {template.name} has no place for a system text; "
-                f"write the prompt around the user's turn, with {SLOT} in it"
-            )
+        no_place = f"template {template.name} has no place for a system text"
+        if view.text and SLOT not in view.text and not takes_system(template):
+            raise ConfigError(f"{view.field}: {no_place}; write the prompt around the user's turn, with {SLOT} in it")
         if view.default_system and not takes_system(template):
-            raise ConfigError(f"data.system: template {template.name} has no place for a system text; leave it empty")
+            raise ConfigError(f"data.system: {no_place}; leave it empty")
 
 
 def show_as(view: PromptView, messages: Sequence[Message]) -> tuple[Message, ...]:
@@ -85,28 +79,20 @@ def contrast_ranges(
         template: what wrote the conversation.
         view: how the conversation was shown.
         head: what the template wrote before the response.
-        messages: the conversation as `show` returned it.
+        messages: the conversation as `show_as` returned it.
     """
     if not view.text:
         return []
-    messages = turns_of(messages)
-    if SLOT not in view.text:
-        system = messages[0].content.strip()
-        start = head.find(system)
-        if start < 0:
-            raise Unusable("template breaks the record", f"it alters the text of {view.field}")
-        end = start + len(system)
-        gap = head[end : max(end, head.find(messages[1].content.strip(), end))]
-        return [(0, start + len(view.text.strip())), (end, end + turn_end(template, gap))]
-    turn = messages[_last_of_user(messages)].content
-    start = head.rfind(turn.strip())
+    turns, around = turns_of(messages), SLOT in view.text
+    shown = turns[_last_of_user(turns) if around else 0].content
+    start = head.rfind(shown.strip()) if around else head.find(shown.strip())
     if start < 0:
         raise Unusable("template breaks the record", f"it alters the text of {view.field}")
-    before, after = view.text.split(SLOT)
-    end = start + len(turn.strip())
-    trimmed_before = len(turn) - len(turn.lstrip())
-    trimmed_after = len(turn) - len(turn.rstrip())
-    return [
-        (start, start + max(0, len(before) - trimmed_before)),
-        (end - max(0, len(after) - trimmed_after), end),
-    ]
+    end = start + len(shown.strip())
+    if not around:
+        gap = head[end : max(end, head.find(turns[1].content.strip(), end))]
+        return [(0, start + len(view.text.strip())), (end, end + turn_end(template, gap))]
+    before, after = map(len, view.text.split(SLOT))
+    before -= len(shown) - len(shown.lstrip())  # the template may trim the turn
+    after -= len(shown) - len(shown.rstrip())
+    return [(start, start + max(0, before)), (end - max(0, after), end)]

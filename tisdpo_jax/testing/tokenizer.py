@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 BOS, EOS, TURN, END = "<s>", "</s>", "<|im_start|>", "<|im_end|>"
@@ -30,8 +31,18 @@ def tiny_tokenizer(chat_template: bool = True, *, vocab_size: int = 400, adds_bo
         vocab_size: an upper bound; the embedded text has merges for about 600.
         adds_bos: whether plain calls put `<s>` before the text, as those of Llama do.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer.from_str(_trained(vocab_size, adds_bos))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=BOS, eos_token=EOS)
+    tokenizer.chat_template = CHAT_TEMPLATE if chat_template else None
+    return tokenizer
+
+
+@functools.cache
+def _trained(vocab_size: int, adds_bos: bool) -> str:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -44,9 +55,6 @@ def tiny_tokenizer(chat_template: bool = True, *, vocab_size: int = 400, adds_bo
     )
     backend.train_from_iterator(TEXT.splitlines(), trainer)
     if adds_bos:
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{BOS} $A", special_tokens=[(BOS, backend.token_to_id(BOS))]
-        )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=BOS, eos_token=EOS)
-    tokenizer.chat_template = CHAT_TEMPLATE if chat_template else None
-    return tokenizer
+        bos = (BOS, backend.token_to_id(BOS))
+        backend.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[bos])
+    return backend.to_str()

@@ -159,22 +159,17 @@ def comparisons(
     rewards = tuple(defined(row) for row in compare(no_margins, no_loss, margins, loss))
     tokens = np.maximum(scores.tokens, 1)
     means = [total / tokens for total in (scores.reference, scores.policy)]
-    likelihoods = (
-        change_of(
-            "likelihood accuracy", *((mean[:, 0] > mean[:, 1]).astype(float) for mean in means), higher_is_better=True
-        ),
-        change_of("log-likelihood margin a token", *(mean[:, 0] - mean[:, 1] for mean in means), higher_is_better=True),
-        change_of("chosen log-likelihood a token", *(mean[:, 0] for mean in means), higher_is_better=None),
-        change_of("rejected log-likelihood a token", *(mean[:, 1] for mean in means), higher_is_better=None),
-        defined(
-            change_of(
-                "KL(policy || reference), a token",
-                np.zeros(count),
-                (scores.kl / tokens).mean(-1),
-                higher_is_better=None,
-            )
-        ),
+    likelier = [(mean[:, 0] > mean[:, 1]).astype(float) for mean in means]
+    kl = (scores.kl / tokens).mean(-1)
+    rows = (
+        ("likelihood accuracy", likelier, True),
+        ("log-likelihood margin a token", [mean[:, 0] - mean[:, 1] for mean in means], True),
+        ("chosen log-likelihood a token", [mean[:, 0] for mean in means], None),
+        ("rejected log-likelihood a token", [mean[:, 1] for mean in means], None),
     )
+    changes = [change_of(name, *values, higher_is_better=better) for name, values, better in rows]
+    moved = defined(change_of("KL(policy || reference), a token", np.zeros(count), kl, higher_is_better=None))
+    likelihoods = (*changes, moved)
     return (
         Comparison(f"Held-out pairs, implicit reward (beta {beta:g}), tokens unweighted", count, rewards, models),
         Comparison("Held-out pairs, likelihoods", count, likelihoods, models),
