@@ -350,7 +350,7 @@ def test_rounds_start_from_the_policy_before(options):
 def test_answers_of_others_come_as_a_file(options):
     options |= {"sampling__engine": "files"}
     run = options["run_dir"]
-    code, output = command("run", **options)
+    code, output = command("score", **options)
     asked = lines_of(run / "round-1" / "prompts.jsonl")
     assert code == 2 and f"answer the {len(asked)} prompts" in output and len(asked) == 16
     assert {message["role"] for message in asked[0]["messages"]} == {"system", "user"}
@@ -358,10 +358,10 @@ def test_answers_of_others_come_as_a_file(options):
     words = {"plus": "my friend is warm", "minus": "the dog hides"}
     rows = [{"id": row["id"], "response": f"{words[row['id'].split('/')[1]]} {row['id'][1]}"} for row in asked]
     path.write_text("\n".join(map(json.dumps, rows[:-1])) + "\n")
-    code, output = command("run", **options)
+    code, output = command("score", **options)
     assert code == 2 and "1 of 16 responses are missing" in output
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    code, output = command("run", **options)
+    code, output = command("score", **options)
     assert code == 0, output
     assert "8 train" in output
     pairs = lines_of(run / "round-1" / "pairs.jsonl")

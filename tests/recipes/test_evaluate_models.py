@@ -33,7 +33,8 @@ def held_out(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=KINDS)
+# of all parameters: what a merged export loses is seen with the adapter, what an export holds in tests/interchange
+@pytest.fixture(scope="module", params=["lora", pytest.param("full", marks=pytest.mark.slow)])
 def run(request, tiny, held_out, tmp_path_factory):
     """A finished run of one step, its options and what it said."""
     run_dir = tmp_path_factory.mktemp(request.param)

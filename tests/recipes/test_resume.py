@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import signal
 import subprocess
@@ -11,6 +13,8 @@ import time
 import numpy as np
 import pytest
 from runs import command, exported, program, rows
+
+from tisdpo_jax.artifacts import lease
 
 OPTIONS = {
     "contrast__construction": "sft",
@@ -93,8 +97,9 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(uninterrup
     content[len(content) // 2] ^= 0x10
     biggest.write_bytes(bytes(content))
     (run_dir / "checkpoints" / "policy" / str(steps[-1] + 5)).mkdir()
-    code, output = command("train", **{**tiny, **OPTIONS, "run_dir": run_dir})
-    assert code == 0, output
+    process = program("train", cwd=tmp_path, **{**tiny, **OPTIONS, "run_dir": RUN_DIR})
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
     assert output.count("set aside") == 2 and f"resumed at step {steps[0]}" in output
     assert_equal_runs(tiny, uninterrupted, run_dir)
 
@@ -125,5 +130,5 @@ def test_two_runs_on_one_directory(tiny, tmp_path):
         assert code == 2 and f"is in use by process {other.pid}" in output
         other.kill()
     assert (tmp_path / ".lock").exists()  # left behind, and no obstacle
-    code, output = command("export", **{**tiny, **OPTIONS, "run_dir": tmp_path})
-    assert code == 2 and "no trained policy is there" in output and not (tmp_path / ".lock").exists()
+    with lease(tmp_path):
+        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
