@@ -24,7 +24,7 @@ from reporting import table
 
 from tisdpo_jax.data import Batches, Order, Share, fit
 from tisdpo_jax.data.rows import lay_out
-from tisdpo_jax.planning import lengths
+from tisdpo_jax.planning import useful
 from tisdpo_jax.training.passes import AHEAD, ahead
 
 
@@ -34,8 +34,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--step-ms", type=float, default=200.0)
     asked = parser.parse_args()
-    triples = lengths.cut(lengths.hh_lengths(), max_length=512, max_response=256)
-    encoded = lengths.blank_pairs(lengths.repeat(triples, 4 * asked.pairs), "hh", contrast=("be kind " * 10,) * 2)
+    triples = useful.cut(useful.hh_lengths(), max_length=512, max_response=256)
+    encoded = useful.blank_pairs(useful.repeat(triples, 4 * asked.pairs), "hh", contrast=("be kind " * 10,) * 2)
     order = Order(encoded.lengths(), asked.pairs, 0, 1.0)
     rows = []
     for name, options in (("packed", {}), ("packed, copies", {"copies": True}), ("padded", {"packed": False})):
