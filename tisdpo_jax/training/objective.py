@@ -111,11 +111,12 @@ def _metric_sums(objective: Objective, inputs: Inputs, loss: Loss) -> Sums:
     logps, mask, reference_logps = inputs.logps, inputs.mask, inputs.reference_logps
     tokens = (mask > 0).astype(jnp.float32)
     w = inputs.columns.get("token_weights", tokens)
-    of_response = {"logps/{}": logps.sum(-1), "logps/weighted_{}": (w * logps).sum(-1)}  # [B, K] each
+    of_response = {"logps/weighted_{}": (w * logps).sum(-1)}  # [B, K] each
+    to_sum = {"logps/{}": logps}  # [B, K, N] each, over tokens
     of_token = {"weights/{}": w, "weights/{}_squared": jnp.square(w)}
     of_pair = {}
     if reference_logps is not None:
-        of_response["logps/reference_{}"] = reference_logps.sum(-1)
+        to_sum["logps/reference_{}"] = reference_logps
         of_response["rewards/{}"] = implicit_beta(objective) * (logps - reference_logps).sum(-1)
     elif loss.pairs is not None:
         of_response["rewards/{}"] = jnp.stack([loss.pairs.chosen_reward, loss.pairs.rejected_reward], axis=-1)
@@ -136,8 +137,9 @@ def _metric_sums(objective: Objective, inputs: Inputs, loss: Loss) -> Sums:
             of_pair["dpo_loss"] = jax.nn.softplus(-margins)
         sums |= {name: ((value * real).sum(), real.sum()) for name, value in of_pair.items()}
     for name, (index, counted) in shown.items():
-        for key, value in of_response.items():
-            sums[key.format(name)] = (value[:, index] * counted).sum(), counted.sum()
+        summed = {key: value[:, index].sum(-1) for key, value in to_sum.items()}
+        for key, value in ({key: value[:, index] for key, value in of_response.items()} | summed).items():
+            sums[key.format(name)] = (value * counted).sum(), counted.sum()
         for key, value in of_token.items():
             sums[key.format(name)] = (value[:, index] * tokens[:, index]).sum(), tokens[:, index].sum()
     return jax.lax.stop_gradient(sums)
