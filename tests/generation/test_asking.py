@@ -303,7 +303,9 @@ def test_a_stop_does_not_wait_for_a_server_that_hangs(monkeypatch) -> None:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(asking, "complete", hang)
+    before = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
         ask_all(ENDPOINT, {"a": {}}, lambda *_: None, stop)
+    assert all(thread.daemon for thread in set(threading.enumerate()) - before)  # nor does the end of the process
     assert not answer.is_set()  # the server has not answered yet, and still we are here
     answer.set()

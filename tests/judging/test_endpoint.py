@@ -3,6 +3,8 @@ asked at all is tested in tests/generation."""
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from chat_stub import mocked, reply_of
 
@@ -51,6 +53,19 @@ def test_what_was_said_until_an_endpoint_died_is_not_asked_again(tmp_path, monke
     mocked(monkeypatch, lambda n, body: longer(n, body) if next(count) < 3 else (503, {}, b""))
     with pytest.raises(EndpointFailed, match=r"no answer in 1 tries.*kept"):
         compared(tmp_path, endpoint)
+    # one that was answered before shows that the endpoint works: the last question is at fault itself
+    copy = shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-copy"))
+    rows = Lines(tmp_path / "judgements.jsonl", "key").rows.values()
+    old = {record["prompt"] + record["first"] for _, record in rows}
+    (left,) = {f"p{n}{one}" for n in (0, 1) for one in "ab"} - old
+    shown = f"[first answer]\n{TEXTS[left[2]][int(left[1])]}\n[end"
+
+    def broken(n: int, body: dict) -> object:
+        text = body["messages"][-1]["content"]
+        return (500, {}, b"") if f"prompt {left[1]} " in text and shown in text else longer(n, body)
+
+    mocked(monkeypatch, broken)
+    assert compared(copy, endpoint)[1]["failed"] == 1
     tries = mocked(monkeypatch, longer)
     outcomes, _, records = compared(tmp_path, endpoint)
     assert len(tries) == 1 and len(records) == 4 and outcomes.values[:3].tolist() == [0.0, 1.0, 0.5]

@@ -6,14 +6,13 @@ import html.parser
 import json
 import shutil
 import sys
-import threading
 import types
 import typing
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+from chat_stub import Stub
 from runs import command, exported
 
 from tisdpo_jax.config import PROMPT_PAIRS, Experiment, GenerateRecipe, build, with_prompts
@@ -290,45 +289,29 @@ def test_a_stop_on_request_keeps_what_was_answered(options, monkeypatch):
     assert path.read_bytes() == (whole / "responses.jsonl").read_bytes()
 
 
-class Stub(BaseHTTPRequestHandler):
-    """Answers as many questions as `left` says, then fails."""
+def test_an_endpoint_answers_and_what_it_answered_is_not_asked_again(options, monkeypatch):
+    monkeypatch.setenv("TISDPO_API_KEY", "sk-0123456789abcdef")
+    left = [4]
 
-    left = 0
+    def answer(number, body):
+        left[0] -= 1
+        return f"said {body['messages'][-1]['content']}" if left[0] >= 0 else (500, {}, b"Bearer sk-0123456789abcdef")
 
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        Stub.left -= 1
-        text = "said " + body["messages"][-1]["content"]
-        content = json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}).encode()
-        self.send_response(200 if Stub.left >= 0 else 500)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
-def test_an_endpoint_answers_and_what_it_answered_is_not_asked_again(options):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    url = f"http://127.0.0.1:{server.server_port}/v1"
-    options |= {"sampling__engine": "http", "sampling__url": url, "sampling__endpoint_model": "m"}
+    stub = Stub(answer)
+    options |= {"sampling__engine": "http", "sampling__url": stub.url, "sampling__endpoint_model": "m"}
     options |= {"sampling__concurrency": 1, "sampling__retries": 0}
     path = options["run_dir"] / "responses.jsonl"
     try:
-        Stub.left = 4
         code, output = command("generate", **options)
-        assert code == 2 and "status 500" in output and len(lines_of(path)) == 4
-        Stub.left = 6  # exactly what is missing
+        assert code == 2 and "status 500: Bearer [key]" in output and len(lines_of(path)) == 4
+        assert "POST" not in output  # nor does the client log every request
+        left[0] = 6  # exactly what is missing
         code, output = command("generate", **options)
         assert code == 0, output
     finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+        stub.stop()
     assert {line["response"] for line in lines_of(path)} == {f"said {text}" for text in PROMPTS}
+    assert not [file for file in options["run_dir"].rglob("*") if file.is_file() and b"sk-01234" in file.read_bytes()]
 
 
 @pytest.mark.slow
