@@ -73,14 +73,6 @@ def test_span_of_the_response(template: str, prompt_end: str, response: str) -> 
     assert found == response
 
 
-def test_prompt_is_the_generation_prompt() -> None:
-    """What is trained after is what sampling starts from."""
-    made = tokenizer()
-    conversation = [{"role": message.role, "content": message.content} for message in TURNS]
-    expected = made.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-    assert written(CHAT_TEMPLATE, "sure")[0] == expected
-
-
 def test_builtin_hh() -> None:
     opened = open_template("hh", tokenizer(None))
     messages = (SYSTEM, *TURNS)

@@ -69,3 +69,13 @@ def test_a_template_is_its_text(tmp_path: Path) -> None:
     assert len(set(found)) == 3
     made.chat_template = {"default": CHAT_TEMPLATE, "tool_use": CHAT_TEMPLATE + "tools"}
     assert open_template("auto", made).identity not in found
+
+
+def test_the_tokenizer_of_tests_is_a_proper_one() -> None:
+    plain, bare = tiny_tokenizer(), tiny_tokenizer(chat_template=False, adds_bos=False)
+    assert bare.get_vocab() == plain.get_vocab() and len(plain) == 400 and bare.chat_template is None
+    for text in ("", "hi there", " Ünïcode 😀\n\t\0", "<s>"):
+        assert plain.decode(plain(text).input_ids[1:]) == plain.decode(bare(text).input_ids) == text
+        assert plain(text).input_ids[0] == plain.bos_token_id != plain.eos_token_id
+    assert len(bare("<|im_start|><|im_end|></s>").input_ids) == 3
+    assert len(bare(" harmless").input_ids) < len(" harmless")

@@ -99,12 +99,10 @@ HUB = "https://huggingface.co/datasets"
 _SUMMARIES = "https://openaipublic.blob.core.windows.net/summarize-from-feedback/dataset/comparisons"
 _TLDR = tuple(f"{_SUMMARIES}/batch{number}.json" for number in (*range(3, 21), 22))
 _HH = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
+_HH_URL = HUB + "/Anthropic/hh-rlhf/resolve/main/{}/{}.jsonl.gz"
+_SAFE_URL = HUB + "/PKU-Alignment/PKU-SafeRLHF/resolve/main/data/Alpaca{}/{}.jsonl"
 _SAFE = {
-    split: tuple(
-        f"{HUB}/PKU-Alignment/PKU-SafeRLHF/resolve/main/data/{model}/{split}.jsonl"
-        for model in ("Alpaca-7B", "Alpaca2-7B", "Alpaca3-8B")
-    )
-    for split in ("train", "test")
+    split: tuple(_SAFE_URL.format(model, split) for model in ("-7B", "2-7B", "3-8B")) for split in ("train", "test")
 }
 _ULTRA = ("evol_instruct", "false_qa", "flan", "sharegpt", "truthful_qa", "ultrachat")
 SOURCES: Mapping[str, Source] = {
@@ -113,12 +111,7 @@ SOURCES: Mapping[str, Source] = {
         f"{HUB}/Anthropic/hh-rlhf",
         "Anthropic HH: human preferences between two continuations of a dialogue.",
         ".jsonl.gz",
-        {
-            part: {
-                split: (f"{HUB}/Anthropic/hh-rlhf/resolve/main/{part}/{split}.jsonl.gz",) for split in ("train", "test")
-            }
-            for part in _HH
-        },
+        {part: {split: (_HH_URL.format(part, split),) for split in ("train", "test")} for part in _HH},
         lambda record, config: record,
         layout="hh",
     ),
@@ -157,9 +150,8 @@ def convert_record(source: Source, config: str, record: Any, key: str) -> dict[s
         raise Unusable("not an object", f"a {type(record).__name__}")
     pair = read_record(source.convert(record, config), source.layout, origin=key, default_id=key)
     if any(message.extra or message.role in SETTINGS for message in pair.messages):
-        raise Unusable(
-            "unread field", "tools or settings of the template, which the prepared data set has no place for"
-        )
+        no_place = "tools or settings of the template, which the prepared data set has no place for"
+        raise Unusable("unread field", no_place)
     messages = [{"role": message.role, "content": message.content} for message in pair.messages]
     converted = {"id": key, "messages": messages, "chosen": pair.chosen, "rejected": pair.rejected}
     return converted if pair.margin is None else {**converted, "margin": pair.margin}

@@ -82,10 +82,10 @@ def encode_pairs(pair_set: PairSet, tokenizer: Tokenizer, **options: Any) -> Enc
     """
     waiting = []
     for pair in pair_set.pairs:
-        given = (pair.chosen_weights, pair.rejected_weights)
-        weights = None if None in given else tuple(np.asarray(values, np.float32) for values in given)
-        options_of_group: dict[str, Any] = {"margin": pair.margin, "subset": pair.group, "messages": pair.messages}
-        group = EncodedGroup(pair.id, pair.origin, {}, (), weights=weights, **options_of_group)
+        both = (pair.chosen_weights, pair.rejected_weights)
+        weights = None if None in both else tuple(np.asarray(values, np.float32) for values in both)
+        group = EncodedGroup(pair.id, pair.origin, {}, (), margin=pair.margin, weights=weights, subset=pair.group)
+        group = dataclasses.replace(group, messages=pair.messages)
         waiting.append(Unencoded(group, pair.answers, pair.unread))
     return _encode(waiting, tokenizer, pair_set.source, pair_set.invalid, **options)
 
