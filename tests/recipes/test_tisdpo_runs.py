@@ -252,9 +252,12 @@ def test_frozen_models_in_int8_train_nearly_the_same_policy(tiny, tmp_path, lora
 
 
 @pytest.fixture(scope="module")
-def scored(plainly):
-    """A run with scores of (P), of which they alone are asked for, so that only caches can be stale."""
-    return plainly[0]
+def scored(plainly, tmp_path_factory):
+    """A run that has scores of (P) and no model yet, so that only caches can be stale."""
+    options = plainly[0]
+    run_dir = tmp_path_factory.mktemp("scored")
+    shutil.copytree(options["run_dir"] / "scores", run_dir / "scores")
+    return {**options, "run_dir": run_dir}
 
 
 STALE = {

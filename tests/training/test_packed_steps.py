@@ -129,7 +129,9 @@ def test_packed_views_of_contrastive_prompts_are_padded_ones() -> None:
     same(run(packed, construction="prompts"), padded(ONE_LAYER, views, (0, 1), construction="prompts"))
 
 
-@pytest.mark.parametrize(("sides", "loss"), [((0,), "sft"), ((1,), "sft"), ((1, 0), "dpo")], ids=str)
+@pytest.mark.parametrize(
+    ("sides", "loss"), [pytest.param((0,), "sft", marks=pytest.mark.slow), ((1,), "sft"), ((1, 0), "dpo")], ids=str
+)
 def test_packed_sides_are_padded_sides(sides: tuple[int, ...], loss: str) -> None:
     same(
         run(batch_of(ENCODED, views=("main",), sides=sides), loss=loss), padded(ONE_LAYER, ("main",), sides, loss=loss)
@@ -172,7 +174,7 @@ def test_packed_on_a_mesh_is_padded_on_one_device(
     same(found, padded(ONE_LAYER, ("main",), (0, 1)))
 
 
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("packed", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_batch_that_does_not_divide_by_the_devices_is_filled_up(packed: bool) -> None:
     """Five pairs on eight devices train what they train on one: fillers count nowhere."""
     indices = np.asarray([3, 0, 7, 2, 9])
