@@ -141,7 +141,8 @@ def test_what_a_server_asks_for_is_read() -> None:
 
 
 def test_the_log_of_the_client_holds_no_key(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(1)
+    for name in (None, "httpx2", "httpcore2"):  # which the command makes quiet
+        caplog.set_level(1, name)
     with served(lambda n, body: "four") as stub:
         complete(Endpoint(stub.url, "m", key=KEY), BODY)
     assert caplog.records and KEY not in caplog.text

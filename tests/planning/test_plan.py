@@ -285,7 +285,7 @@ def test_lengths_come_from_the_data_where_they_are_at_hand(tiny: dict[str, objec
     assert abstract.read_lengths(config, "").source.startswith("40 pairs of ")
     away = config_of({**tiny, "data.train": "tfds:hh/harmless-base"})
     assert "HH" in abstract.read_lengths(away, "").source
-    full = abstract.read_lengths(config, "full").train.groups[0]
+    full = abstract.read_lengths(config, "full").pairs.train.groups[0]
     assert len(full.prompt) + len(full.chosen) == 48 and len(full.chosen) == 24
 
 
