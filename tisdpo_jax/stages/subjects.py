@@ -43,8 +43,7 @@ def open_subject(
 ) -> Subject:
     """The model that `path` names, on the session's mesh, computed as the session's configuration says.
 
-    An adapter is applied without merging it, to the model that its adapter_config.json names or, where that is not
-    on this machine, to `base`.
+    An adapter is applied without merging it, to the model that it names or, where that is not here, to `base`.
 
     Args:
       base: a model that is there already; taken, not read again, where `path` or an adapter names the same.
@@ -76,8 +75,7 @@ def open_subject(
 
 def _without(session: Session, base: Subject, start: Params) -> Params:
     """The base's parameters without what the adapter's training began with; in int8 where the base is."""
-    params = base.variables["params"]
-    at = dataclasses.replace(session, model=base.model, model_path=Path(base.source))
+    params, at = base.variables["params"], dataclasses.replace(session, model=base.model, model_path=Path(base.source))
     in_int8 = params["layers"]["attention"]["q"]["kernel"].dtype == "int8"
     if in_int8:
         params = models.load_pretrained(at)

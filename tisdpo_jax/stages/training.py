@@ -16,7 +16,7 @@ from tisdpo_jax.objectives import Objective
 from tisdpo_jax.roles import Roles, resident_bytes
 from tisdpo_jax.scoring import Text
 from tisdpo_jax.stages import trained as results
-from tisdpo_jax.stages.frozen import Columns, Models, frozen_of, needed
+from tisdpo_jax.stages.frozen import Models, frozen_of, needed
 from tisdpo_jax.stages.jobs import job_of
 from tisdpo_jax.stages.keys import DERIVED, training_key, whole_training_key
 from tisdpo_jax.stages.models import Base
@@ -80,7 +80,7 @@ class Training:
         if not run.makes:
             return self._load(run, start)
         directory, pairs = session.run_dir / self.place, run(self.pairs)
-        columns = {split: self._taken(run(stage)) for split, stage in self.columns}
+        columns = {split: {name: run(stage)[name] for name in self.taken} for split, stage in self.columns}
         states = {split: run(stage) for split, stage in self.states}
         frozen = frozen_of(run, self.frozen, self.roles)
         identity = whole_training_key(run, self, start, columns.get("train", {}), frozen)
@@ -118,6 +118,3 @@ class Training:
             path = results.result_path(directory, self.kind)
             raise ConfigError(f"{path}: is not there; `tisdpo run` with this configuration makes it")
         return result
-
-    def _taken(self, columns: Columns) -> Columns:
-        return {name: value for name, value in columns.items() if name in self.taken}
