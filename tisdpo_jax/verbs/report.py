@@ -59,13 +59,14 @@ def write_report(
     model = interchange.model_name(session.model_path)
     mesh = ", ".join(f"{name} {size}" for name, size in session.mesh.shape.items())
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind} ({mesh}), {jax.process_count()} process(es)"
+    weights = f"construction {config.contrast.construction}, {config.weights.method}"
     report = Report(
         title=f"{config.loss.title} of {model}: {session.run_dir.name}",
         facts=(
             ("model", model),
             ("trained", f"LoRA rank {config.lora.rank}" if session.lora else "all parameters"),
-            ("token weights", f"construction {config.contrast.construction}, {config.weights.method}"),
-            ("training pairs", f"{len(pairs.train)} from {config.data.train}"),
+            *([("token weights", weights)] if "token_weights" in columns["train"] else []),
+            ("training pairs", f"{len(pairs.train)} from {pairs.train.source}"),
             ("devices", devices),
             SOFTWARE,
         ),
