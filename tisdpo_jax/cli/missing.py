@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import tisdpo_jax
-from tisdpo_jax.config import KINDS, Experiment, check_path, named_places
+from tisdpo_jax.config import PLACES, Experiment, check_path, named_places
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.options import Place
 
@@ -63,7 +63,7 @@ def check_hub_names(config: Experiment) -> None:
 
 def check_hub_name(field: str, place: Place, value: str) -> None:
     """The same for one field."""
-    known = value in ("", "demo", "auto", "hh") or value.partition(":")[0] in KINDS.get(place, ())
+    known = value in ("", "demo", "auto", "hh") or value.partition(":")[0] in PLACES.get(place, ())
     if known or value.lower().endswith(_FILES) or _exists(Path(value).expanduser()):
         return
     from tisdpo_jax.interchange import is_hub_name  # late: it loads jax

@@ -1,7 +1,7 @@
 """Everything a configuration is. Nothing here reads a file."""
 
 from tisdpo_jax.config.build import build, carried, describe, get, leaves, let_go, nest, replaced, resolved
-from tisdpo_jax.config.places import KINDS, check_address, check_path, check_places, is_address, named_places
+from tisdpo_jax.config.places import PLACES, check_address, check_path, check_places, is_address, named_places
 from tisdpo_jax.config.prompt_pairs import PROMPT_PAIRS, with_prompts
 from tisdpo_jax.config.recipes import (
     RECIPES,
@@ -28,7 +28,7 @@ from tisdpo_jax.config.schema import (
 from tisdpo_jax.config.values import parse_yaml
 
 __all__ = [
-    "KINDS",
+    "PLACES",
     "PROMPT_PAIRS",
     "RECIPES",
     "ContrastSection",

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 from tisdpo_jax.config.recipes import RECIPES, Experiment, TisDpoRecipe
-from tisdpo_jax.config.values import cast, type_name
+from tisdpo_jax.config.values import as_type, type_name
 from tisdpo_jax.errors import ConfigError
 
 T = TypeVar("T")
@@ -158,7 +158,7 @@ def _fields(kind: Any) -> dict[str, dataclasses.Field[Any]]:
 def _of_kind(variants: Mapping[str, type], current: Any, name: Any, where: str, dotted: str) -> Any:
     """The section that values go over: of the kind that they name, with what was chosen for both kinds."""
     try:
-        kind = variants[cast(Literal[tuple(variants)], name, where, dotted)]
+        kind = variants[as_type(Literal[tuple(variants)], name, where, dotted)]
     except ConfigError as error:
         owners = [owner for owner, line in _owners(dotted) if name in line[1].split("|")]
         if not owners:
@@ -191,7 +191,7 @@ def _build(base: Any, values: Any, where: str, prefix: str, root: Any) -> Any:
             changed[name] = _build(current, {} if value is None else value, where, f"{prefix}{name}.", root)
         else:
             nullable = fields[name].default is None
-            changed[name] = cast(hints[name], value, where, prefix + name, nullable=nullable)
+            changed[name] = as_type(hints[name], value, where, prefix + name, nullable=nullable)
     return dataclasses.replace(base, **changed)
 
 

@@ -19,7 +19,7 @@ from tisdpo_jax.options import Place
 
 E = TypeVar("E", bound=Experiment)
 
-KINDS: dict[Place, tuple[str, ...]] = {"pairs": ("demo", "hf", "tfds"), "prompts": ("demo",)}
+PLACES: dict[Place, tuple[str, ...]] = {"pairs": ("demo", "hf", "tfds"), "prompts": ("demo",)}
 """What a place may be beside a path, as `KIND:NAME`."""
 
 _SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*):(//?)")
@@ -55,7 +55,7 @@ def check_places(config: E) -> E:
 
 def check_path(name: str, value: str, place: Place = "") -> str:
     """The path with `~` expanded. Raises: ConfigError for a value with a scheme, by the name of its field."""
-    scheme, kinds = _SCHEME.match(value), KINDS.get(place, ())
+    scheme, kinds = _SCHEME.match(value), PLACES.get(place, ())
     if scheme and (scheme[2] == "//" or scheme[1].lower() not in kinds):
         raise ConfigError(f"{name} is {_shown(value)}: {_remedy(name, place, scheme[1].lower(), value)}")
     kind, _, rest = value.partition(":")
@@ -74,9 +74,9 @@ def _remedy(name: str, place: Place, scheme: str, value: str) -> str:
     pattern = r":/*([\w.-]+/[\w.-]+)" if scheme == "hf" else r"(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)"
     if place in ("model", "tokenizer") and (hub := re.search(pattern, value)):
         return f"a model of the hub is written as its name alone, {hub[1]}"
-    if scheme == "hf" and "hf" in KINDS.get(place, ()):
+    if scheme == "hf" and "hf" in PLACES.get(place, ()):
         return "a data set of the Hugging Face hub is written hf:ORG/NAME[:SPLIT]"
-    known = ", ".join(("a plain local path", *(f"`{kind}:...`" for kind in KINDS.get(place, ()))))
+    known = ", ".join(("a plain local path", *(f"`{kind}:...`" for kind in PLACES.get(place, ()))))
     if scheme not in _BUCKETS:
         return f"{scheme}:// is not supported; give {known}"
     what = "is written to" if place == "output" else "is read from"

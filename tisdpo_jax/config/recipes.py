@@ -15,8 +15,8 @@ OF_PAIRS = {name: kind for name, kind in OBJECTIVES.items() if kind().needs.side
 PLAIN = {name: kind for name, kind in OF_PAIRS.items() if not kind().needs.columns}
 WEIGHTED = {name: kind for name, kind in OF_PAIRS.items() if kind().needs.columns}
 
-Scores = Literal["cached", "online"]
-States = Literal["live", "cached"]
+ScoresKept = Literal["cached", "online"]
+StatesKept = Literal["live", "cached"]
 
 
 class _AnyRecipe:
@@ -32,8 +32,8 @@ class _AnyRecipe:
     dlma: schema.DlmaSection = schema.DlmaSection(rounds=0)
     weights: Estimator = Importance()
     loss: Objective = Sft()
-    scores: Scores = "cached"
-    reference_states: States = "live"
+    scores: ScoresKept = "cached"
+    reference_states: StatesKept = "live"
     train: schema.TrainSection = schema.TrainSection()
     evaluation: schema.MeasureSection = schema.MeasureSection()
 
@@ -80,7 +80,7 @@ class _Training(Experiment):
 
 @dataclasses.dataclass(frozen=True)
 class _Referenced(_Training):
-    reference_states: States = option(
+    reference_states: StatesKept = option(
         "live",
         "where the loss needs the KL, the reference's last hidden states: in every step, or once, to disk "
         "(one vector a response token; the KL stays exact)",
@@ -91,7 +91,7 @@ class _Referenced(_Training):
 class _OnPairs(_Referenced):
     data: schema.DataSection = option(schema.DataSection(), "preference pairs")
     sft: schema.SftSection = option(schema.SftSection(), "supervised fine-tuning before anything else")
-    scores: Scores = option("cached", "log-likelihoods of reference, pi+ and pi-: once, to disk, or in every step")
+    scores: ScoresKept = option("cached", "log-likelihoods of reference, pi+ and pi-: once, to disk, or in every step")
 
 
 @dataclasses.dataclass(frozen=True)

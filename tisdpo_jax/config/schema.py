@@ -16,7 +16,7 @@ Float = Literal["float32", "bfloat16"]
 Format = Literal["auto", "pairs", "hh", "sharegpt", "hf"]
 OnError = Literal["fail", "skip"]
 Packing = Literal["shared", "none"]
-View = Literal["main", "plus", "minus"]
+Shown = Literal["main", "plus", "minus"]
 PromptPair = Literal["own", "harmless", "helpful", "harmless-user", "helpful-user", "kind", "kind-user"]
 
 
@@ -211,7 +211,7 @@ class ContrastSection(PromptsSection):
 
 class _NoChoice:
     policy: str | None = None
-    show: View = "main"
+    show: Shown = "main"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +252,7 @@ class GenerateSection(SamplingSection):
     """The same for `tisdpo generate`, which may ask another model, or show one side of the contrast."""
 
     policy: str | None = option(None, "what answers: a model or a PEFT adapter; null takes model.path", place="model")
-    show: View = option("main", "the prompts as they are, or behind the positive or negative one of `contrast`")
+    show: Shown = option("main", "the prompts as they are, or behind the positive or negative one of `contrast`")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tisdpo_jax.errors import ConfigError
 NULLS = ("null", "none", "~")
 
 
-def cast(kind: Any, value: Any, where: str, name: str, *, nullable: bool = False) -> Any:
+def as_type(kind: Any, value: Any, where: str, name: str, *, nullable: bool = False) -> Any:
     """The value as what a field holds; one that may be None, or whose default is, takes null too."""
     parts = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
     nullable = nullable or types.NoneType in parts
@@ -56,9 +56,11 @@ def _many(kind: Any, value: Any, where: str, name: str) -> Any:
     """A list or a mapping; text is read as YAML."""
     whole = parse_yaml(value, f"{where}: {name}") if isinstance(value, str) else value
     if typing.get_origin(kind) is tuple and isinstance(whole, list | tuple) and "" not in whole:
-        return tuple(cast(typing.get_args(kind)[0], item, where, name) for item in whole)
+        return tuple(as_type(typing.get_args(kind)[0], item, where, name) for item in whole)
     if typing.get_origin(kind) is dict and isinstance(whole, Mapping) and "" not in (*whole, *whole.values()):
-        return {str(key): cast(typing.get_args(kind)[1], item, where, f"{name}.{key}") for key, item in whole.items()}
+        return {
+            str(key): as_type(typing.get_args(kind)[1], item, where, f"{name}.{key}") for key, item in whole.items()
+        }
     raise ConfigError(f"{where}: {name} is {value!r}; it must be {type_name(kind)}")
 
 
