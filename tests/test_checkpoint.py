@@ -17,6 +17,9 @@ from tisdpo_jax import checkpoint, partitioning
 from tisdpo_jax.checkpoint import Checkpoints, abstract, fingerprint, load_tree, save_tree
 from tisdpo_jax.errors import CheckpointError, DamagedError
 
+# What uvloop says of a loop that a restore has left behind when it failed; it names no object.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning")
+
 IDENTITY = {"loss": {"beta": 0.1}, "lora": {"rank": 4}}
 STEPS = (3, 6, 9)
 NOISE = np.random.default_rng(0).normal(size=(64, 48)).astype(np.float32)
