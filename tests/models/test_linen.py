@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,15 +17,16 @@ TOKENS = jnp.asarray([[3, 9, 4, 1], [7, 2, 5, 8]])
 
 @pytest.mark.parametrize("family", ["llama3", "gemma2"])
 def test_it_is_the_decoder(family: str) -> None:
-    config = FAMILIES[family]
+    config, model = FAMILIES[family], Model(FAMILIES[family])
     module, params = FlaxDecoder(config), random_params(0, config)
-    variables = {"params": params, "lora": random_adapters(1, params)}
-    for given in ({"params": params}, variables):
-        np.testing.assert_array_equal(module.apply(given, TOKENS), hidden_states(Model(config), given, TOKENS))
-    found = module.apply({"params": params}, TOKENS, method="logits")
-    np.testing.assert_array_equal(found, logits(Model(config), {"params": params}, TOKENS))
-    grads = jax.grad(lambda p: module.apply({"params": p}, TOKENS).sum())(params)
-    expected = jax.grad(lambda p: hidden_states(Model(config), {"params": p}, TOKENS).sum())(params)
+    ours, its = jax.jit(functools.partial(hidden_states, model)), jax.jit(module.apply)
+    for variables in ({"params": params}, {"params": params, "lora": random_adapters(1, params)}):
+        np.testing.assert_array_equal(its(variables, TOKENS), ours(variables, TOKENS))
+    scores = jax.jit(functools.partial(module.apply, method="logits"))({"params": params}, TOKENS)
+    np.testing.assert_array_equal(scores, jax.jit(functools.partial(logits, model))({"params": params}, TOKENS))
+    grads, expected = (
+        jax.jit(jax.grad(lambda p, apply=apply: apply({"params": p}, TOKENS).sum()))(params) for apply in (its, ours)
+    )
     jax.tree.map(np.testing.assert_array_equal, grads, expected)
 
 
