@@ -105,7 +105,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(uninterrup
 
 
 def test_no_trustworthy_checkpoint_is_an_error(tiny, tmp_path):
-    options = {**tiny, "run_dir": tmp_path, "loss__name": "sft", "mesh__fsdp": 1}
+    options = {**tiny, "run_dir": tmp_path, "recipe": "sft", "mesh__fsdp": 1}
     (tmp_path / "checkpoints" / "policy" / "3").mkdir(parents=True)
     for _ in range(2):
         code, output = command("train", **options)
