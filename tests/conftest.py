@@ -53,6 +53,16 @@ hypothesis.settings.register_profile("tisdpo", deadline=None, derandomize=True, 
 hypothesis.settings.load_profile("tisdpo")
 
 
+FIRST = ("recipes", "planning", "training", "partitioning", "models", "launch")  # whole programs, the long files
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that workers, which take whole files, end together."""
+    rooms = [item.path.relative_to(ROOT / "tests").parts[0] for item in items]
+    order = sorted(range(len(items)), key=lambda number: (rooms[number] not in FIRST, number))
+    items[:] = [items[number] for number in order]
+
+
 def pytest_collection_finish() -> None:
     """Modules stay, and tracing makes millions of small objects: they are not looked through again and again."""
     gc.collect()
