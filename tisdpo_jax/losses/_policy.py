@@ -85,17 +85,16 @@ def mean_of_actions(values: Array, real: Array, empty: float) -> Array:
 
 
 def checked_advantages(function: str, advantages: Any, mask: Array, *, by_token: bool) -> Array:
-    """`[..., K]` as `[..., K, 1]`, or, where `by_token`, `[..., K, N]` as it is; a float32 constant, 0 behind the mask.
+    """Of each action: `[..., K, N]` where `by_token`, else `[..., K, 1]`; a float32 constant, 0 behind the mask.
 
-    Raises: ValueError for another shape.
+    Raises: ValueError unless advantages are `[..., K]` or, where `by_token`, `[..., K, N]`.
     """
-    values = arguments.floats(function, "advantages", advantages)
-    if values.shape == mask.shape and by_token:
-        return jnp.where(mask > 0, jax.lax.stop_gradient(values).astype(jnp.float32), 0.0)
-    if values.shape != mask.shape[:-1]:
-        also = f", or {mask.shape} for one each token" if by_token else "; a response is one action here"
-        raise ValueError(
-            f"{function}: advantages has shape {values.shape}; it must be {mask.shape[:-1]}, one each response{also}"
-        )
-    real = (mask > 0).any(-1, keepdims=True)
-    return jnp.where(real, jax.lax.stop_gradient(values).astype(jnp.float32)[..., None], 0.0)
+    values = jax.lax.stop_gradient(arguments.floats(function, "advantages", advantages))
+    if values.shape == mask.shape[:-1]:
+        values = values[..., None]
+    elif values.shape != mask.shape or not by_token:
+        expected = f"{mask.shape[:-1]} by response"
+        expected += f" or {mask.shape} by token" if by_token else ", which is one action here"
+        raise ValueError(f"{function}: advantages has shape {values.shape}; it must be {expected}")
+    real = mask > 0 if by_token else (mask > 0).any(-1, keepdims=True)
+    return jnp.where(real, values.astype(jnp.float32), 0.0)
