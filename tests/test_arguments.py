@@ -50,9 +50,6 @@ GOOD: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         functools.partial(losses.mdloo_loss, gamma=0.5),
         {**GROUP, "advantages": floats(B, 2), "token_kl": floats(B, 2, N)},
     ),
-        functools.partial(losses.mdloo_loss, gamma=0.5),
-        {**GROUP, "advantages": floats(B, 2), "token_kl": floats(B, 2, N)},
-    ),
     "clipped_loss": (losses.clipped_loss, {**GROUP, "advantages": floats(B, 2)}),
     "reinforce_loss": (
         losses.reinforce_loss,
