@@ -68,13 +68,13 @@ def clipped_loss(
     advantages = checked_advantages("clipped_loss", advantages, mask, by_token=level == "token")
     logs, real = actions(policy_logps, behaviour_logps, mask, level)
     rho = jnp.exp(jnp.clip(logs, -CAP, CAP))
-    gain = jnp.minimum(rho * advantages, jnp.clip(rho, 1.0 - low, 1.0 + high) * advantages)
-    clipped = jnp.where(advantages > 0, rho > 1.0 + high, rho < 1.0 - low) & (advantages != 0)
+    # said as where the bounds bind, not as a minimum: at a tie the gradient would be halved
+    clipped = jnp.where(advantages > 0, rho > 1.0 + high, (advantages < 0) & (rho < 1.0 - low))
+    bounded = jnp.where(clipped, jnp.where(advantages > 0, 1.0 + high, 1.0 - low), rho)
     if dual is not None:
-        loses = advantages < 0
-        gain = jnp.where(loses, jnp.maximum(gain, dual * advantages), gain)
-        clipped |= loses & (rho > dual)
+        runs_away = (advantages < 0) & (rho > dual)
+        clipped, bounded = clipped | runs_away, jnp.where(runs_away, dual, bounded)
     by_token, _ = actions(policy_logps, behaviour_logps, mask, "token" if level == "mean" else level)
     kl = sample_kl(jnp.clip(by_token, -CAP, CAP)).sum(-1)
     ratio, share = mean_of_actions(rho, real, 1.0), mean_of_actions(clipped, real, 0.0)
-    return PolicyLoss(-gain.sum(-1), *jax.lax.stop_gradient((ratio, kl, share)))
+    return PolicyLoss(-(bounded * advantages).sum(-1), *jax.lax.stop_gradient((ratio, kl, share)))
