@@ -84,6 +84,8 @@ def test_groups_that_say_nothing_give_exactly_nothing(name: str) -> None:
     """Fewer than two rewards, and equal ones, whose mean may round: a std of rounding errors would blow them up."""
     r = np.float32([[NAN, NAN, 3.0, NAN], [NAN] * 4, [0.1] * 4, [1000.1] * 4, [0.1, 0.1, 0.1, NAN]])
     np.testing.assert_array_equal(BY_GROUP[name](r), 0.0)
+    equal = np.broadcast_to(rewards(shape=(30, 1)), (30, 7))
+    np.testing.assert_array_equal(BY_GROUP[name](equal), 0.0)
     np.testing.assert_array_equal(advantages.trust_gamma(r), 0.0)
 
 
