@@ -17,11 +17,18 @@ from tisdpo_jax import advantages, losses
 from tisdpo_jax.testing import device_mesh, random_pairs
 
 BY_GROUP: dict[str, Callable[..., jax.Array]] = {
-    "leave_one_out": advantages.leave_one_out,
-    "group_mean": advantages.group_mean,
-    "group_normalised": advantages.group_normalised,
-    "batch_normalised": advantages.batch_normalised,
+    name: jax.jit(getattr(advantages, name))
+    for name in ("leave_one_out", "group_mean", "group_normalised", "batch_normalised")
 }
+trust_gamma, prefix_baseline, prefix_coef, leave_one_out_by_position = map(
+    jax.jit,
+    (
+        advantages.trust_gamma,
+        advantages.prefix_baseline,
+        advantages.prefix_coef,
+        advantages.leave_one_out_by_position,
+    ),
+)
 OF_THE_BATCH = {"batch_normalised"}
 NAN = np.nan
 
@@ -47,24 +54,24 @@ def test_what_the_scale_of_the_reward_does(c: float) -> None:
     for name, power in {"leave_one_out": 1, "group_mean": 1, "group_normalised": 0, "batch_normalised": 0}.items():
         a, scaled = BY_GROUP[name](r), BY_GROUP[name](np.float32(c) * r)
         np.testing.assert_allclose(scaled, c**power * a, rtol=1e-3, atol=1e-6, err_msg=name)
-    np.testing.assert_allclose(advantages.trust_gamma(np.float32(c) * r), c * advantages.trust_gamma(r), rtol=1e-5)
+    np.testing.assert_allclose(trust_gamma(np.float32(c) * r), c * trust_gamma(r), rtol=1e-5)
 
 
 @pytest.mark.parametrize("k", [2, 3, 8])
 def test_leave_one_out_is_more_of_the_group_mean(k: int) -> None:
     r = rewards(shape=(5, k))
-    np.testing.assert_allclose(advantages.leave_one_out(r), k / (k - 1) * advantages.group_mean(r), rtol=1e-5)
+    np.testing.assert_allclose(BY_GROUP["leave_one_out"](r), k / (k - 1) * BY_GROUP["group_mean"](r), rtol=1e-5)
 
 
 @pytest.mark.parametrize("step_kl", [0.02, 0.3])
 def test_gamma_is_that_of_the_advantages_without_what_leaving_one_out_adds(step_kl: float) -> None:
     r = rewards(shape=(6, 4))
-    a = np.asarray(advantages.leave_one_out(r), np.float64)
+    a = np.asarray(BY_GROUP["leave_one_out"](r), np.float64)
     expected = np.sqrt(3 / 4) * a.std() / np.sqrt(2 * step_kl)
-    np.testing.assert_allclose(advantages.trust_gamma(r, step_kl=step_kl), expected, rtol=1e-5)
+    np.testing.assert_allclose(trust_gamma(r, step_kl=step_kl), expected, rtol=1e-5)
     alone = np.concatenate([r, np.full((2, 4), NAN, np.float32)])
     alone[-1, 0] = 100.0  # a group of one reward says nothing
-    np.testing.assert_allclose(advantages.trust_gamma(alone, step_kl=step_kl), expected, rtol=1e-5)
+    np.testing.assert_allclose(trust_gamma(alone, step_kl=step_kl), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", BY_GROUP)
@@ -86,7 +93,7 @@ def test_groups_that_say_nothing_give_exactly_nothing(name: str) -> None:
     np.testing.assert_array_equal(BY_GROUP[name](r), 0.0)
     equal = np.broadcast_to(rewards(shape=(30, 1)), (30, 7))
     np.testing.assert_array_equal(BY_GROUP[name](equal), 0.0)
-    np.testing.assert_array_equal(advantages.trust_gamma(r), 0.0)
+    np.testing.assert_array_equal(trust_gamma(r), 0.0)
 
 
 @pytest.mark.parametrize("name", BY_GROUP)
@@ -115,7 +122,7 @@ def every(r: jax.Array, contrast: jax.Array, mask: jax.Array) -> dict[str, jax.A
     to_go = advantages.return_to_go(contrast, mask)
     a = advantages.leave_one_out(r)
     return {
-        **{name: function(r) for name, function in BY_GROUP.items()},
+        **{name: getattr(advantages, name)(r) for name in BY_GROUP},
         "trust_gamma": advantages.trust_gamma(r),
         "penalised": advantages.penalised(r, contrast, 0.5 * contrast, mask, beta=0.3),
         "return_to_go": to_go,
@@ -199,39 +206,37 @@ def test_an_empty_response_has_no_part_in_dense_baselines() -> None:
     r, values, mask = (x[0] for x in arrays())
     mask = mask.at[1, 2].set(0.0)
     alone = [jnp.delete(x, 2, axis=1) for x in (values, mask)]
-    by_position = advantages.leave_one_out_by_position(values, mask)
+    by_position = leave_one_out_by_position(values, mask)
     np.testing.assert_allclose(
-        jnp.delete(by_position[1], 2, axis=0), advantages.leave_one_out_by_position(*alone)[1], rtol=1e-5, atol=1e-6
+        jnp.delete(by_position[1], 2, axis=0), leave_one_out_by_position(*alone)[1], rtol=1e-5, atol=1e-6
     )
-    prefix = advantages.prefix_baseline(r, values, mask, coef=0.4)
-    fewer = advantages.prefix_baseline(jnp.delete(r, 2, axis=1), *alone, coef=0.4)
+    prefix = prefix_baseline(r, values, mask, coef=0.4)
+    fewer = prefix_baseline(jnp.delete(r, 2, axis=1), *alone, coef=0.4)
     np.testing.assert_allclose(jnp.delete(prefix[1], 2, axis=0), fewer[1], rtol=1e-5, atol=1e-6)
     for out in (by_position, prefix):
         np.testing.assert_array_equal(out[1, 2], 0.0)
-    missing = advantages.leave_one_out_by_position(values.at[0, 1, 0].set(jnp.nan), mask.at[0, 1, 0].set(1.0))
-    without = advantages.leave_one_out_by_position(values, mask.at[0, 1].set(0.0))
+    missing = leave_one_out_by_position(values.at[0, 1, 0].set(jnp.nan), mask.at[0, 1, 0].set(1.0))
+    without = leave_one_out_by_position(values, mask.at[0, 1].set(0.0))
     np.testing.assert_allclose(missing, without, rtol=1e-5, atol=1e-6)  # a return of NaN likewise
 
 
 def test_a_coefficient_of_nothing_leaves_the_advantages_and_of_none_is_the_fitted_one() -> None:
     a, contrast, mask = (x[0] for x in arrays())
-    none = advantages.prefix_baseline(a, contrast, mask, coef=0.0)
+    none = prefix_baseline(a, contrast, mask, coef=0.0)
     np.testing.assert_array_equal(none, a[..., None] * mask)
-    coef = advantages.prefix_coef(a, contrast, mask)
-    np.testing.assert_array_equal(
-        advantages.prefix_baseline(a, contrast, mask), advantages.prefix_baseline(a, contrast, mask, coef=coef)
-    )
+    coef = prefix_coef(a, contrast, mask)
+    np.testing.assert_array_equal(prefix_baseline(a, contrast, mask), prefix_baseline(a, contrast, mask, coef=coef))
     assert len(set(np.asarray(coef).tolist())) == 3
 
 
 def test_a_prompt_has_no_part_in_its_own_coefficient() -> None:
     """However large it is; and where the others have no contrast there is none to speak of."""
     a, contrast, mask = (x[0] for x in arrays())
-    coef = advantages.prefix_coef(a, contrast, mask)
-    loud = advantages.prefix_coef(a.at[1].multiply(1e6), contrast.at[1].multiply(1e6), mask)
+    coef = prefix_coef(a, contrast, mask)
+    loud = prefix_coef(a.at[1].multiply(1e6), contrast.at[1].multiply(1e6), mask)
     np.testing.assert_array_equal(loud[1], coef[1])
     assert float(loud[0]) != float(coef[0])
-    np.testing.assert_array_equal(advantages.prefix_coef(a, contrast, mask.at[1:].set(0.0))[0], 0.0)
+    np.testing.assert_array_equal(prefix_coef(a, contrast, mask.at[1:].set(0.0))[0], 0.0)
 
 
 # By enumeration: words of one or two letters out of three, the first letter of which may end them.

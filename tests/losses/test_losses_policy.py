@@ -16,6 +16,9 @@ from tisdpo_jax.losses import PolicyLoss
 from tisdpo_jax.testing import Pairs, random_pairs
 
 INFINITE = math.inf
+clipped_loss = jax.jit(losses.clipped_loss, static_argnames=("low", "high", "dual", "level"))
+mdloo_loss = jax.jit(losses.mdloo_loss, static_argnames=("level", "cap"))
+reward_loss, grade_loss, reinforce_loss = map(jax.jit, (losses.reward_loss, losses.grade_loss, losses.reinforce_loss))
 GROUP = (3, 4, 7)  # prompts, responses, tokens
 
 
@@ -60,8 +63,8 @@ def test_at_the_behaviour_the_clipped_loss_is_reinforce(group: Pairs, level: str
 def test_without_kl_and_without_bounds_they_are_one(group: Pairs, level: str) -> None:
     a = by_response(group)
     arrays = group[:2]
-    mdloo = losses.mdloo_loss(*arrays, group.mask, advantages=a, gamma=0.0, level=level)
-    clipped = losses.clipped_loss(*arrays, group.mask, advantages=a, low=INFINITE, high=INFINITE, level=level)
+    mdloo = mdloo_loss(*arrays, group.mask, advantages=a, gamma=0.0, level=level)
+    clipped = clipped_loss(*arrays, group.mask, advantages=a, low=INFINITE, high=INFINITE, level=level)
     for one, other in zip(mdloo, clipped, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(
@@ -94,7 +97,7 @@ def test_scaling_rewards_beta_and_gamma_scales_the_loss(group: Pairs, level: str
         penalised = advantages.penalised(c * r, *group[1:3], group.mask, beta=c * 0.2)
         a = advantages.leave_one_out(penalised)
         gamma = advantages.trust_gamma(penalised)
-        return losses.mdloo_loss(*group[:2], group.mask, advantages=a, gamma=gamma, level=level).loss
+        return mdloo_loss(*group[:2], group.mask, advantages=a, gamma=gamma, level=level).loss
 
     np.testing.assert_allclose(loss(c), c * loss(1.0), rtol=2e-5, atol=2e-5 * c)
 
@@ -103,9 +106,9 @@ def test_advantages_by_response_are_those_of_each_token(group: Pairs) -> None:
     a = by_response(group)
     dense = jnp.where(group.mask > 0, a[..., None], jnp.nan)  # what stands behind the mask is not looked at
     for name, of in {
-        "mdloo": lambda a: losses.mdloo_loss(*group[:2], group.mask, advantages=a, gamma=0.5, level="token"),
-        "clipped": lambda a: losses.clipped_loss(*group[:2], group.mask, advantages=a),
-        "reinforce": lambda a: losses.reinforce_loss(group.policy_logps, group.mask, advantages=a),
+        "mdloo": lambda a: mdloo_loss(*group[:2], group.mask, advantages=a, gamma=0.5, level="token"),
+        "clipped": lambda a: clipped_loss(*group[:2], group.mask, advantages=a),
+        "reinforce": lambda a: reinforce_loss(group.policy_logps, group.mask, advantages=a),
     }.items():
         for one, other in zip(of(a), of(dense), strict=True):
             np.testing.assert_array_equal(one, other, err_msg=name)
@@ -123,11 +126,11 @@ def test_a_response_without_a_reward_has_no_loss_and_changes_nobody_elses_ratio(
     r = np.random.default_rng(1).normal(size=GROUP[:2]).astype(np.float32)
     r[1, 2] = np.nan
     a = advantages.leave_one_out(r)
-    out = losses.clipped_loss(*group[:2], group.mask, advantages=a)
+    out = clipped_loss(*group[:2], group.mask, advantages=a)
     assert float(out.loss[1, 2]) == 0.0
     rest = np.delete(r[1], 2)
     alone = Pairs(*(jnp.delete(x[1], 2, axis=0) for x in group))
-    again = losses.clipped_loss(*alone[:2], alone.mask, advantages=advantages.leave_one_out(rest))
+    again = clipped_loss(*alone[:2], alone.mask, advantages=advantages.leave_one_out(rest))
     np.testing.assert_allclose(np.delete(out.loss[1], 2), again.loss, rtol=1e-6)
 
 
@@ -135,7 +138,7 @@ def test_a_response_without_a_reward_has_no_loss_and_changes_nobody_elses_ratio(
 def test_reductions_add_over_parts_of_a_batch(group: Pairs, name: str) -> None:
     """Filler prompts and responses without tokens do not count; parts are summed before they are divided."""
     p = group._replace(mask=group.mask.at[1, 3].set(0.0))
-    loss, reduce = losses.mdloo_loss(*p[:2], p.mask, advantages=by_response(p), gamma=0.5).loss, losses.REDUCE[name]
+    loss, reduce = mdloo_loss(*p[:2], p.mask, advantages=by_response(p), gamma=0.5).loss, losses.REDUCE[name]
     whole, count = reduce(loss, p.mask)
     parts = [reduce(loss[i : i + 1], p.mask[i : i + 1]) for i in range(3)]
     filler = reduce(jnp.zeros((2, 4)), jnp.zeros((2, 4, 7)))
@@ -146,7 +149,7 @@ def test_reductions_add_over_parts_of_a_batch(group: Pairs, name: str) -> None:
 
 def test_reductions_are_the_means_that_they_say(group: Pairs) -> None:
     p = group._replace(mask=group.mask.at[1, 3].set(0.0))
-    loss = losses.clipped_loss(*p[:2], p.mask, advantages=by_response(p)).loss
+    loss = clipped_loss(*p[:2], p.mask, advantages=by_response(p)).loss
     x, lengths = np.asarray(loss, np.float64), np.asarray(p.mask).sum(-1)
     real = lengths > 0
     expected = {
@@ -172,7 +175,7 @@ def test_the_sample_form_is_unbiased_and_never_negative_where_the_ratio_alone_is
 
     def parts(theta: jax.Array) -> PolicyLoss:
         logps = jax.nn.log_softmax(theta)[:, None]  # each letter, a response of one token
-        return losses.mdloo_loss(logps, behaviour[:, None], jnp.ones((5, 1)), advantages=jnp.zeros(5), gamma=1.0)
+        return mdloo_loss(logps, behaviour[:, None], jnp.ones((5, 1)), advantages=jnp.zeros(5), gamma=1.0)
 
     def sampled(theta: jax.Array) -> jax.Array:
         return (jnp.exp(behaviour) * parts(theta).loss).sum()
@@ -196,7 +199,7 @@ def test_the_kl_near_nothing_keeps_its_digits() -> None:
 
     def both(policy: jax.Array) -> jax.Array:
         arrays = policy[:, None, None], zero[..., None], zero[..., None] + 1
-        sample = losses.mdloo_loss(*arrays, advantages=zero, gamma=1.0).loss
+        sample = mdloo_loss(*arrays, advantages=zero, gamma=1.0).loss
         return jnp.stack([sample, losses.reference_kl(*arrays)])[..., 0]
 
     values, slopes = jax.jit(lambda x: jax.jvp(both, (x,), (jnp.ones_like(x),)))(x)
@@ -214,13 +217,13 @@ def test_beyond_the_cap_there_is_no_gradient_but_that_of_an_exact_kl(group: Pair
     a = by_response(group)
     far = group._replace(reference_logps=group.policy_logps - 2.0)  # 2 nats a token
     for level in ("sequence", "token"):
-        out = losses.mdloo_loss(*far[:2], far.mask, advantages=a, gamma=0.5, level=level, cap=1.0)
+        out = mdloo_loss(*far[:2], far.mask, advantages=a, gamma=0.5, level=level, cap=1.0)
         np.testing.assert_array_equal(out.clipped, 1.0)
         np.testing.assert_allclose(out.ratio, math.e, rtol=1e-6)
         grad = gradient(far, losses.mdloo_loss, advantages=a, gamma=0.5, level=level, cap=1.0)
         np.testing.assert_array_equal(grad, 0.0)
     grad = jax.grad(
-        lambda kl: losses.mdloo_loss(*far[:2], far.mask, advantages=a, gamma=0.5, token_kl=kl, cap=1.0).loss.sum()
+        lambda kl: mdloo_loss(*far[:2], far.mask, advantages=a, gamma=0.5, token_kl=kl, cap=1.0).loss.sum()
     )(far.token_kl)
     np.testing.assert_array_equal(grad, 0.5 * far.mask)
 
@@ -228,7 +231,7 @@ def test_beyond_the_cap_there_is_no_gradient_but_that_of_an_exact_kl(group: Pair
 def test_the_clip_takes_the_gradient_where_it_says_so(group: Pairs) -> None:
     a = by_token(group)
     for options in ({}, {"low": 0.1, "high": 0.3}, {"dual": 1.4}, {"low": INFINITE}, {"high": INFINITE}):
-        out = losses.clipped_loss(*group[:2], group.mask, advantages=a, **options)
+        out = clipped_loss(*group[:2], group.mask, advantages=a, **options)
         grad = gradient(group, losses.clipped_loss, advantages=a, **options)
         gone = (np.asarray(grad) == 0) & (np.asarray(group.mask) > 0)
         np.testing.assert_allclose(out.clipped, gone.sum(-1) / group.mask.sum(-1), rtol=1e-6)
@@ -239,13 +242,13 @@ def test_a_dual_bound_holds_the_loss_of_what_is_bad_and_became_likely(group: Pai
     a = -jnp.ones(GROUP[:2])
     arrays = group.policy_logps, group.policy_logps - 3.0, group.mask
     lengths = group.mask.sum(-1)
-    without = losses.clipped_loss(*arrays, advantages=a)
+    without = clipped_loss(*arrays, advantages=a)
     np.testing.assert_allclose(without.loss, math.exp(3.0) * lengths, rtol=1e-5)
-    held = losses.clipped_loss(*arrays, advantages=a, dual=3.0)
+    held = clipped_loss(*arrays, advantages=a, dual=3.0)
     np.testing.assert_allclose(held.loss, 3.0 * lengths, rtol=1e-6)
     np.testing.assert_array_equal(held.clipped, 1.0)
-    same = losses.clipped_loss(*arrays, advantages=-a, dual=3.0)
-    np.testing.assert_array_equal(same.loss, losses.clipped_loss(*arrays, advantages=-a).loss)
+    same = clipped_loss(*arrays, advantages=-a, dual=3.0)
+    np.testing.assert_array_equal(same.loss, clipped_loss(*arrays, advantages=-a).loss)
 
 
 # Sampler and trainer.
@@ -272,11 +275,11 @@ def test_sampler_weights_multiply_token_losses(group: Pairs) -> None:
     w = losses.sampler_weights(*group[1:3], group.mask)
     for out, by_hand in (
         (
-            losses.reinforce_loss(group.policy_logps, group.mask, advantages=a[..., None] * w),
+            reinforce_loss(group.policy_logps, group.mask, advantages=a[..., None] * w),
             -(a[..., None] * w * group.policy_logps * group.mask),
         ),
         (
-            losses.clipped_loss(*group[:2], group.mask, advantages=a[..., None] * w, low=INFINITE, high=INFINITE),
+            clipped_loss(*group[:2], group.mask, advantages=a[..., None] * w, low=INFINITE, high=INFINITE),
             -(a[..., None] * w * jnp.exp(group.policy_logps - group.reference_logps)),
         ),
     ):
@@ -295,23 +298,23 @@ def test_what_the_engine_does_not_know_stays_nan(group: Pairs) -> None:
 
 @pytest.mark.parametrize("p", [0.5, 0.65, 0.95, 1.0])
 def test_a_head_of_zeros_gives_log_2_and_log_levels(p: float) -> None:
-    np.testing.assert_allclose(losses.reward_loss(jnp.zeros((3, 2)), target=p).loss, math.log(2.0), rtol=1e-6)
-    loss = losses.grade_loss(jnp.zeros((3, 2, 4, 5)), jnp.full((3, 2, 4), 4))
+    np.testing.assert_allclose(reward_loss(jnp.zeros((3, 2)), target=p).loss, math.log(2.0), rtol=1e-6)
+    loss = grade_loss(jnp.zeros((3, 2, 4, 5)), jnp.full((3, 2, 4), 4))
     np.testing.assert_allclose(loss, 8 * math.log(5.0), rtol=1e-6)
 
 
 def test_swapping_sides_and_labels_changes_nothing() -> None:
     rewards = np.random.default_rng(5).normal(0, 2, (6, 2)).astype(np.float32)
     p = np.linspace(0, 1, 6, dtype=np.float32)
-    there = losses.reward_loss(rewards, target=p, center_coef=0.1)
-    back = losses.reward_loss(rewards[:, ::-1], target=1 - p, center_coef=0.1)
+    there = reward_loss(rewards, target=p, center_coef=0.1)
+    back = reward_loss(rewards[:, ::-1], target=1 - p, center_coef=0.1)
     np.testing.assert_allclose(there.loss, back.loss, rtol=1e-6)
     np.testing.assert_array_equal(there.chosen_reward, back.rejected_reward)
 
 
 @pytest.mark.parametrize(("name", "least"), [("negligibly", 0.619), ("slightly", 1.0986), ("significantly", 2.944)])
 def test_the_loss_is_least_at_the_logit_of_the_target(name: str, least: float) -> None:
-    slope = jax.grad(lambda d: losses.reward_loss(jnp.stack([d, 0.0 * d]), target=losses.TARGETS[name]).loss)
+    slope = jax.grad(lambda d: reward_loss(jnp.stack([d, 0.0 * d]), target=losses.TARGETS[name]).loss)
     assert float(slope(jnp.float32(least - 2e-3))) < 0 < float(slope(jnp.float32(least + 2e-3)))
 
 
@@ -319,7 +322,7 @@ def test_the_loss_is_least_at_the_logit_of_the_target(name: str, least: float) -
 def test_smoothed_dpo_is_the_reward_loss_of_its_rewards(smoothing: float) -> None:
     p = random_pairs(6)
     dpo = losses.dpo_loss(p.policy_logps, p.reference_logps, p.mask, beta=0.3, label_smoothing=smoothing)
-    reward = losses.reward_loss(jnp.stack(dpo[1:], -1), target=1 - smoothing)
+    reward = reward_loss(jnp.stack(dpo[1:], -1), target=1 - smoothing)
     for one, other in zip(dpo, reward, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
@@ -328,18 +331,16 @@ def test_a_margin_moves_the_loss_and_centring_sees_the_sum_alone() -> None:
     rewards = np.random.default_rng(7).normal(0, 2, (6, 2)).astype(np.float32)
     m = np.linspace(0, 2, 6, dtype=np.float32)
     moved = rewards - np.stack([m, 0 * m], -1)
-    np.testing.assert_allclose(
-        losses.reward_loss(rewards, margin=m).loss, losses.reward_loss(moved).loss, rtol=1e-6, atol=1e-7
-    )
-    plain, centred = (losses.reward_loss(rewards, center_coef=c).loss for c in (0.0, 0.3))
+    np.testing.assert_allclose(reward_loss(rewards, margin=m).loss, reward_loss(moved).loss, rtol=1e-6, atol=1e-7)
+    plain, centred = (reward_loss(rewards, center_coef=c).loss for c in (0.0, 0.3))
     np.testing.assert_allclose(centred - plain, 0.3 * rewards.sum(-1) ** 2, rtol=1e-4, atol=1e-6)
 
 
 def test_labels_are_constants_and_rewards_of_nan_are_seen() -> None:
     rewards = jnp.asarray([[1.0, 0.5], [jnp.nan, 0.0], [2.0, 3.0]])
-    out = losses.reward_loss(rewards)
+    out = reward_loss(rewards)
     assert np.isnan(out.loss).tolist() == [False, True, False]
-    grad = jax.grad(lambda p, m: losses.reward_loss(rewards[::2], target=p, margin=m).loss.sum(), argnums=(0, 1))
+    grad = jax.grad(lambda p, m: reward_loss(rewards[::2], target=p, margin=m).loss.sum(), argnums=(0, 1))
     for value in grad(jnp.full(2, 0.7), jnp.full(2, 0.1)):
         np.testing.assert_array_equal(value, 0.0)
 
@@ -354,10 +355,10 @@ def test_rewards_and_grades_of_low_precision(dtype: str) -> None:
     grades = random.integers(-1, 4, (3, 2, 2))
     for low, high in (
         (
-            losses.reward_loss(rewards, target=0.75).loss,
-            losses.reward_loss(rewards.astype("float32"), target=0.75).loss,
+            reward_loss(rewards, target=0.75).loss,
+            reward_loss(rewards.astype("float32"), target=0.75).loss,
         ),
-        (losses.grade_loss(logits, grades), losses.grade_loss(logits.astype("float32"), grades)),
+        (grade_loss(logits, grades), grade_loss(logits.astype("float32"), grades)),
     ):
         assert low.dtype == jnp.float32
         np.testing.assert_array_equal(low, high)
@@ -370,12 +371,12 @@ def test_a_grade_that_is_not_there_is_not_looked_at() -> None:
     missing[1, 0, 1] = -1
     for garbage in (0.0, jnp.nan, jnp.inf):
         spoilt = logits.at[1, 0, 1].set(garbage)
-        loss, grad = jax.value_and_grad(lambda x: losses.grade_loss(x, missing).sum())(spoilt)
+        loss, grad = jax.value_and_grad(lambda x: grade_loss(x, missing).sum())(spoilt)
         np.testing.assert_array_equal(grad[1, 0, 1], 0.0)
         assert np.isfinite(loss) and np.isfinite(grad).all()
-    without = losses.grade_loss(logits, grades)[1] + jax.nn.log_softmax(logits[1, 0, 1])[grades[1, 0, 1]]
-    np.testing.assert_allclose(losses.grade_loss(logits, missing)[1], without, rtol=1e-6)
-    np.testing.assert_array_equal(losses.grade_loss(logits, np.full((3, 2, 2), -1)), 0.0)
+    without = grade_loss(logits, grades)[1] + jax.nn.log_softmax(logits[1, 0, 1])[grades[1, 0, 1]]
+    np.testing.assert_allclose(grade_loss(logits, missing)[1], without, rtol=1e-6)
+    np.testing.assert_array_equal(grade_loss(logits, np.full((3, 2, 2), -1)), 0.0)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.9, 1.0])

@@ -1,7 +1,7 @@
 """Numbers of Tunix (google-tunix 0.1.7), kept in `tunix_numbers.npz` with what they were made of.
 
 They are what its functions `compute_rloo_advantages`, `compute_advantages`, `compute_drgrpo_advantages`, `grpo_loss_fn`
-(beta 0.3, bounds 0.2 and 0.28, dual 1.3, each of four ways to aggregate) and `ppo_policy_loss_fn` (bounds 0.2, dual 1.5)
+(beta 0.3, bounds 0.2 and 0.28, dual 1.3, aggregated in four ways) and `ppo_policy_loss_fn` (bounds 0.2, dual 1.5)
 gave for these arrays, in float32, with stand-ins for the model that return the log-likelihoods.
 """
 
