@@ -234,8 +234,8 @@ def test_distillation_of_the_most_likely_token() -> None:
     near(losses.top1_distillation(ours.policy_logps, ours.reference_logps, ours.mask), expected, "loss")
     grad = jax.grad(lambda *x: losses.top1_distillation(*x, ours.mask).sum(), argnums=(0, 1))
     expected.sum().backward()
-    for found, tensor in zip(grad(*ours[:2]), (theirs.policy_logps, theirs.reference_logps), strict=True):
-        near(found, tensor.grad, "gradient")
+    for ours_of, tensor in zip(grad(*ours[:2]), (theirs.policy_logps, theirs.reference_logps), strict=True):
+        near(ours_of, tensor.grad, "gradient")
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.4])
