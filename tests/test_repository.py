@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A room imports rooms of its own floor and of lower ones.
 FLOORS = [
     {"types", "arguments", "errors", "options", "_version"},
-    {"losses", "weights"},
+    {"losses", "weights", "advantages"},
     {"metrics"},
     {"objectives", "estimators"},
     {"config"},
@@ -40,7 +40,7 @@ FLOORS = [
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
-ARITHMETIC = {"arguments", "losses", "weights"}
+ARITHMETIC = {"arguments", "losses", "weights", "advantages"}
 # What arithmetic may import: jax, the array types, and the parts of the standard library that compute nothing.
 ARITHMETIC_IMPORTS = {"jax", "__future__", "typing", "collections", "dataclasses", "functools", "math"}
 ARITHMETIC_ROOMS = {"types", "arguments"}
@@ -106,6 +106,7 @@ def test_imports_respect_the_floors() -> None:
         ("losses/_dpo.py", "import numpy as np", "arithmetic and imports numpy"),
         ("losses/_dpo.py", "from tisdpo_jax.weights import TRANSFORMS", "arithmetic and imports tisdpo_jax.weights"),
         ("losses/_dpo.py", "from ..config import Experiment", "a floor above it"),
+        ("advantages/_groups.py", "import numpy as np", "arithmetic and imports numpy"),
         ("weights/_importance.py", "import jax, flax", "arithmetic and imports flax"),
         ("scoring/text.py", "import os.path", "does no I/O and imports os"),
         ("models/zoo.py", "def f():\n    import json", "does no I/O and imports json"),
@@ -140,7 +141,7 @@ def test_a_kept_rule_is_not_blamed(tmp_path: Path, file: str, line: str) -> None
     assert violations(tmp_path / "tisdpo_jax") == []
 
 
-@pytest.mark.parametrize("module", ["tisdpo_jax.losses", "tisdpo_jax.weights"])
+@pytest.mark.parametrize("module", ["tisdpo_jax.losses", "tisdpo_jax.weights", "tisdpo_jax.advantages"])
 def test_arithmetic_loads_nothing_but_jax(module: str) -> None:
     heavy = ["flax", "transformers", "grain", "orbax", "optax", "tensorflow_datasets", "torch", "safetensors", "yaml"]
     program = f"import sys, {module}; print(*[name for name in {heavy!r} if name in sys.modules])"

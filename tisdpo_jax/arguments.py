@@ -50,6 +50,11 @@ def pair_arrays(function: str, mask: Any, **arrays: Any) -> tuple[Array, ...]:
     return _checked(function, mask, arrays, _pairs)
 
 
+def group_arrays(function: str, mask: Any, **arrays: Any) -> tuple[Array, ...]:
+    """Float arrays `[..., K, N]` and their mask, all of one shape: the arrays in order, then the mask."""
+    return _checked(function, mask, arrays, _groups)
+
+
 def same_shape(function: str, name: str, x: Array, other: str, shape: tuple[int, ...]) -> None:
     """Raises when `x` has another shape than `shape`, that of the argument `other`."""
     if x.shape != shape:
@@ -66,9 +71,13 @@ def number(
     above: float | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
+    infinite: bool = False,
 ) -> None:
-    """Raises when a hyper-parameter is no finite scalar in its range; of one that is traced only shape and dtype."""
-    expected = _range(above, at_least, at_most)
+    """Raises when a hyper-parameter is no finite scalar in its range; of one that is traced only shape and dtype.
+
+    With `infinite`, +inf is in the range, for a bound that is none.
+    """
+    expected = _range(above, at_least, at_most, infinite)
     real = isinstance(value, int | float) and not isinstance(value, bool)
     if not real:
         shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
@@ -84,13 +93,48 @@ def number(
             return
     x = float(value)
     wrong = (
-        not math.isfinite(x)
+        not (math.isfinite(x) or (infinite and x == math.inf))
         or (above is not None and x <= above)
         or (at_least is not None and x < at_least)
         or (at_most is not None and x > at_most)
     )
     if wrong:
         raise ValueError(f"{function}: {name} is {value}; it must be {expected}")
+
+
+def number_or_array(
+    function: str,
+    name: str,
+    value: Any,
+    shape: tuple[int, ...],
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Array:
+    """A number, or an array of `shape`, as float32; both in the range, where it can be seen."""
+    if getattr(value, "shape", ()) == ():
+        number(function, name, value, at_least=at_least, at_most=at_most)
+        return jnp.asarray(value, jnp.float32)
+    array = floats(function, name, value)
+    if array.shape != shape:
+        raise ValueError(f"{function}: {name} has shape {array.shape}; it must be one number or {shape}")
+    within(function, name, value, at_least, at_most)
+    return array.astype(jnp.float32)
+
+
+def within(function: str, name: str, array: Any, at_least: float | None, at_most: float | None) -> None:
+    """Raises when an element is outside of a range, or NaN where there is one; of an array that is traced nothing.
+
+    The array as the caller gave it: once it is one of jax, a constant of a traced function is not seen.
+    """
+    if not visible(array) or not array.size:
+        return
+    with jax.ensure_compile_time_eval():
+        low, high = float(array.min()), float(array.max())
+    if (at_least is not None and not low >= at_least) or (at_most is not None and not high <= at_most):
+        raise ValueError(
+            f"{function}: {name} has values from {low:g} to {high:g}; they must be {_range(None, at_least, at_most)}"
+        )
 
 
 def clamp(function: str, lower: Any, upper: Any) -> None:
@@ -155,6 +199,14 @@ def _elements(function: str, name: str, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{function}: {name} has shape (); it must be [..., N], one log-likelihood for each token")
 
 
+def _groups(function: str, name: str, shape: tuple[int, ...]) -> None:
+    if len(shape) < 2:
+        raise ValueError(
+            f"{function}: {name} has shape {shape}; it must be [..., K, N], axis -2 the responses to a prompt, axis -1 "
+            "tokens: one value for each token, before they are summed"
+        )
+
+
 def _pairs(function: str, name: str, shape: tuple[int, ...]) -> None:
     if len(shape) >= 2 and shape[-2] == 2:
         return
@@ -174,8 +226,9 @@ def _pairs(function: str, name: str, shape: tuple[int, ...]) -> None:
     )
 
 
-def _range(above: float | None, at_least: float | None, at_most: float | None) -> str:
+def _range(above: float | None, at_least: float | None, at_most: float | None, infinite: bool = False) -> str:
     if at_least is not None and at_most is not None:
         return f"a number between {at_least:g} and {at_most:g}"
     low = f" above {above:g}" if above is not None else f" of at least {at_least:g}" if at_least is not None else ""
-    return f"a finite number{low}"
+    high = f", at most {at_most:g}" if at_most is not None else ""
+    return f"a number{low}, or infinite" if infinite else f"a finite number{low}{high}"

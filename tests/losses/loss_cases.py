@@ -1,4 +1,4 @@
-"""Every pair loss as a function of `Pairs`, so that one test can be made of all of them."""
+"""Every loss of log-likelihoods as a function of `Pairs`, so that one test can be made of all of them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from tisdpo_jax import losses, weights
-from tisdpo_jax.losses import PairLoss
+from tisdpo_jax.losses import PairLoss, PolicyLoss
 from tisdpo_jax.testing import Pairs
 
+INFINITE = float("inf")
+
 Case = Callable[[Pairs], PairLoss]
+GroupCase = Callable[[Pairs], PolicyLoss]
 
 
 def _weights(p: Pairs):
@@ -61,7 +64,54 @@ LOSSES: dict[str, Case] = {
     "tisdpo with KL": lambda p: _tisdpo(p, token_kl=p.token_kl, kl_coef=0.5, label_smoothing=0.05),
 }
 
-TAKES_KL = {"tdpo 1", "tdpo 2", "tisdpo with KL", "dlma with weights and KL"}
+
+def by_response(p: Pairs):
+    """Advantages: some numbers for each response, of both signs, that say nothing of the policy."""
+    return jnp.clip(weights.token_rewards(p.positive_logps, p.negative_logps, p.mask).sum(-1), -2.0, 2.0)
+
+
+def by_token(p: Pairs):
+    return jnp.clip(weights.token_rewards(p.positive_logps, p.negative_logps, p.mask) + 0.3, -2.0, 2.0)  # none is 0
+
+
+def _mdloo(p: Pairs, **options) -> PolicyLoss:
+    return losses.mdloo_loss(*_three(p), **{"advantages": by_response(p), "gamma": 0.7, **options})
+
+
+def _clipped(p: Pairs, **options) -> PolicyLoss:
+    return losses.clipped_loss(*_three(p), **{"advantages": by_response(p), **options})
+
+
+def _grpo(p: Pairs) -> PolicyLoss:
+    out = _clipped(p)
+    return out._replace(loss=out.loss + 0.04 * losses.reference_kl(*_three(p)))
+
+
+GROUP_LOSSES: dict[str, GroupCase] = {
+    "mdloo": _mdloo,
+    "mdloo, exact KL": lambda p: _mdloo(p, token_kl=p.token_kl),
+    "mdloo by token": lambda p: _mdloo(p, level="token", advantages=by_token(p)),
+    "mdloo by token, exact KL": lambda p: _mdloo(p, level="token", token_kl=p.token_kl),
+    "ppo": lambda p: _clipped(p, advantages=by_token(p)),
+    "ppo, dual": lambda p: _clipped(p, dual=1.5, low=0.5, high=0.6),
+    "rloo": lambda p: _clipped(p, level="sequence"),
+    "grpo": _grpo,
+    "gspo": lambda p: _clipped(p, level="mean", low=0.05, high=0.07),
+    "unclipped": lambda p: _clipped(p, low=INFINITE, high=INFINITE),
+    "reinforce": lambda p: losses.reinforce_loss(p.policy_logps, p.mask, advantages=by_response(p)),
+    "reinforce by token": lambda p: losses.reinforce_loss(p.policy_logps, p.mask, advantages=by_token(p)),
+}
+"""Those of groups of any number of responses, here two, with a loss for each; the reference is who sampled."""
+
+ALL: dict[str, Callable[[Pairs], PairLoss | PolicyLoss]] = {**LOSSES, **GROUP_LOSSES}
+
+CLIPS = {"ppo", "ppo, dual", "rloo", "gspo"}
+"""Those whose gradient is 0 at some tokens that count."""
+
+TAKES_KL = {
+    *("tdpo 1", "tdpo 2", "tisdpo with KL", "dlma with weights and KL"),
+    *("mdloo, exact KL", "mdloo by token, exact KL"),
+}
 """Those that let a gradient through to `token_kl`."""
 
 OF_THE_BATCH = {"kto of the batch"}

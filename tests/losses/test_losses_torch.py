@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from loss_cases import LOSSES
+from loss_cases import ALL, GROUP_LOSSES, LOSSES
 
 from tisdpo_jax import losses
 from tisdpo_jax.testing import Pairs, random_pairs
@@ -120,6 +120,67 @@ TORCH: dict[str, Callable[[Pairs], Tensor]] = {
 }
 
 
+def real_ratios(p: Pairs) -> Tensor:
+    return (p.policy_logps - p.reference_logps.detach()) * p.mask
+
+
+def scores(p: Pairs) -> Tensor:
+    return ((p.positive_logps - p.negative_logps) * p.mask).detach()
+
+
+def sample_form(rho: Tensor) -> Tensor:
+    return rho * torch.log(rho) - rho + 1
+
+
+def mdloo(p: Pairs, by_token: bool = False, dense: bool = False, exact: bool = False) -> Tensor:
+    m = real_ratios(p) if by_token else real_ratios(p).sum(-1, keepdim=True)
+    a = (scores(p) + 0.3).clamp(-2, 2) if dense else scores(p).sum(-1, keepdim=True).clamp(-2, 2)
+    rho = torch.exp(m)
+    kl = p.token_kl * p.mask if exact else sample_form(rho)
+    return -(rho * a * (p.mask if by_token else 1)).sum(-1) + 0.7 * kl.sum(-1)
+
+
+def surrogate(
+    p: Pairs, level: str = "token", dense: bool = False, low: float = 0.2, high: float = 0.2, dual: float = 1e9
+) -> Tensor:
+    a = (scores(p) + 0.3).clamp(-2, 2) if dense else scores(p).sum(-1, keepdim=True).clamp(-2, 2)
+    m = real_ratios(p)
+    if level != "token":
+        m = m.sum(-1, keepdim=True)
+    if level == "mean":
+        m = m / p.mask.sum(-1, keepdim=True)
+    rho = torch.exp(m)
+    # the four cases of the minimum, one by one
+    gains = torch.where(a > 0, a * rho.clamp(max=1 + high), a * rho.clamp(min=1 - low).clamp(max=dual))
+    return -(gains * p.mask if level == "token" else gains).sum(-1)
+
+
+def grpo(p: Pairs) -> Tensor:
+    q = torch.exp(-real_ratios(p))
+    return surrogate(p) + 0.04 * (q - torch.log(q) - 1).sum(-1)
+
+
+def reinforce(p: Pairs, dense: bool = False) -> Tensor:
+    a = (scores(p) + 0.3).clamp(-2, 2) if dense else scores(p).sum(-1, keepdim=True).clamp(-2, 2)
+    return -(a * p.policy_logps * p.mask).sum(-1)
+
+
+GROUPS: dict[str, Callable[[Pairs], Tensor]] = {
+    "mdloo": mdloo,
+    "mdloo, exact KL": lambda p: mdloo(p, exact=True),
+    "mdloo by token": lambda p: mdloo(p, by_token=True, dense=True),
+    "mdloo by token, exact KL": lambda p: mdloo(p, by_token=True, exact=True),
+    "ppo": lambda p: surrogate(p, dense=True),
+    "ppo, dual": lambda p: surrogate(p, low=0.5, high=0.6, dual=1.5),
+    "rloo": lambda p: surrogate(p, "sequence"),
+    "grpo": grpo,
+    "gspo": lambda p: surrogate(p, "mean", low=0.05, high=0.07),
+    "unclipped": lambda p: surrogate(p, low=1.0, high=1e9),
+    "reinforce": reinforce,
+    "reinforce by token": lambda p: reinforce(p, dense=True),
+}
+
+
 def near(ours: Any, theirs: Tensor, what: str) -> None:
     """Relative to the largest entry: one that happens to be almost 0 has no relative precision in float32."""
     expected = theirs.detach().numpy()
@@ -128,20 +189,23 @@ def near(ours: Any, theirs: Tensor, what: str) -> None:
 
 def test_every_loss_has_its_formula() -> None:
     assert set(TORCH) == set(LOSSES)
+    assert set(GROUPS) == set(GROUP_LOSSES)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("name", TORCH)
+@pytest.mark.parametrize("name", TORCH | GROUPS)
 def test_values_and_gradients(name: str, seed: int) -> None:
-    ours = random_pairs(seed, (16, 2, 40))
+    ours = random_pairs(seed, (16, 3, 40) if name in GROUPS else (16, 2, 40))
+    if name in GROUPS:  # a step away from who sampled, as in training; h of 40 tokens would reach 20
+        ours = ours._replace(reference_logps=0.8 * ours.policy_logps + 0.2 * ours.reference_logps)
     theirs = Pairs(*(torch.tensor(np.asarray(x), dtype=torch.float64, requires_grad=True) for x in ours))
 
     def total(p: Pairs) -> tuple[jax.Array, jax.Array]:
-        loss = LOSSES[name](p).loss
+        loss = ALL[name](p).loss
         return loss.sum(), loss
 
     grad, loss = jax.grad(total, has_aux=True)(ours)
-    expected = TORCH[name](theirs)
+    expected = (TORCH | GROUPS)[name](theirs)
     near(loss, expected, "loss")
     # h is a sum of 80 rounded differences: an absolute error of some 1e-6, of which the loss sees beta
     expected.sum().backward()
@@ -161,6 +225,47 @@ def test_rewards(name: str) -> None:
     }[name]
     out = LOSSES[name](ours)
     near(jnp.stack((out.chosen_reward, out.rejected_reward), -1), BETA * totals, "rewards")
+
+
+def test_distillation_of_the_most_likely_token() -> None:
+    ours = random_pairs(4, (16, 2, 40))
+    theirs = Pairs(*(torch.tensor(np.asarray(x), dtype=torch.float64, requires_grad=True) for x in ours))
+    expected = -(0.9 * theirs.policy_logps + 0.1 * theirs.reference_logps) * theirs.mask
+    near(losses.top1_distillation(ours.policy_logps, ours.reference_logps, ours.mask), expected, "loss")
+    grad = jax.grad(lambda *x: losses.top1_distillation(*x, ours.mask).sum(), argnums=(0, 1))
+    expected.sum().backward()
+    for ours_of, tensor in zip(grad(*ours[:2]), (theirs.policy_logps, theirs.reference_logps), strict=True):
+        near(ours_of, tensor.grad, "gradient")
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.4])
+def test_reward(margin: float) -> None:
+    random = np.random.default_rng(5)
+    rewards, target = random.normal(0, 2, (16, 2)).astype(np.float32), random.uniform(0, 1, 16).astype(np.float32)
+    r = torch.tensor(rewards, dtype=torch.float64, requires_grad=True)
+    p = torch.tensor(target, dtype=torch.float64)
+    d = r[:, 0] - r[:, 1] - margin
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(d, p, reduction="none") + 0.02 * r.sum(-1) ** 2
+
+    def ours(x: jax.Array) -> jax.Array:
+        return losses.reward_loss(x, target=target, margin=margin, center_coef=0.02).loss
+
+    near(ours(rewards), expected, "loss")
+    expected.sum().backward()
+    near(jax.grad(lambda x: ours(x).sum())(rewards), r.grad, "gradient")
+
+
+def test_grades() -> None:
+    random = np.random.default_rng(6)
+    logits, grades = random.normal(0, 2, (16, 2, 4, 3)).astype(np.float32), random.integers(-1, 3, (16, 2, 4))
+    x = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+    expected = torch.nn.functional.cross_entropy(
+        x.reshape(-1, 3), torch.tensor(grades).reshape(-1), ignore_index=-1, reduction="none"
+    )
+    expected = expected.reshape(16, 8).sum(-1)
+    near(losses.grade_loss(logits, grades), expected, "loss")
+    expected.sum().backward()
+    near(jax.grad(lambda x: losses.grade_loss(x, grades).sum())(jnp.asarray(logits)), x.grad, "gradient")
 
 
 def test_sft() -> None:

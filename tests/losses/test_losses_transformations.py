@@ -7,21 +7,32 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
-from loss_cases import LOSSES
+from loss_cases import ALL
 
 from tisdpo_jax import losses
 from tisdpo_jax.testing import Pairs, device_mesh, random_pairs
 
 GROUPS = 2  # a leading axis of two batches; each transformation deals them out in its way
-NAMES = (*LOSSES, "sft")
+OTHERS: dict[str, Callable[[Pairs], jax.Array]] = {
+    "sft": lambda p: losses.sft_loss(p.policy_logps, p.mask)[0],
+    "top-1": lambda p: losses.top1_distillation(p.policy_logps, p.reference_logps, p.mask),
+    "reference KL": lambda p: losses.reference_kl(p.policy_logps, p.reference_logps, p.mask),
+    "sampler": lambda p: losses.sampler_weights(p.policy_logps, p.reference_logps, p.mask, level="sequence"),
+    "reward": lambda p: losses.reward_loss(p.policy_logps[..., 0], target=0.85, margin=0.1, center_coef=0.01).loss,
+    "grades": lambda p: losses.grade_loss(
+        jnp.stack([p.policy_logps, p.reference_logps], -1), jnp.where(p.mask > 0, 1, -1)
+    ),
+}
+NAMES = (*ALL, *OTHERS)
 Result = dict[str, tuple[Any, Any]]  # name -> losses of the pairs, gradient of their sum
 
 
 def loss_of(name: str, policy: jax.Array, p: Pairs) -> jax.Array:
     p = p._replace(policy_logps=policy)
-    return losses.sft_loss(p.policy_logps, p.mask)[0] if name == "sft" else LOSSES[name](p).loss
+    return OTHERS[name](p) if name in OTHERS else ALL[name](p).loss
 
 
 def values_and_gradients(p: Pairs) -> Result:

@@ -11,7 +11,7 @@ from tisdpo_jax.losses._pairs import PairLoss, log_ratios, sides
 Array = jax.Array
 
 
-def logistic(logits: Array, label_smoothing: float) -> Array:
+def logistic(logits: Array, label_smoothing: float | Array) -> Array:
     """`-log sigmoid` of the logits; a share `label_smoothing` of the labels is taken as flipped."""
     kept, flipped = -jax.nn.log_sigmoid(logits), -jax.nn.log_sigmoid(-logits)
     return (1.0 - label_smoothing) * kept + label_smoothing * flipped
