@@ -11,6 +11,7 @@ from tisdpo_jax.losses._dpo import dpo_loss, ipo_loss
 from tisdpo_jax.losses._kto import kto_loss
 from tisdpo_jax.losses._orpo import orpo_loss
 from tisdpo_jax.losses._pairs import PairLoss
+from tisdpo_jax.losses._reward import reward_loss
 from tisdpo_jax.losses._sft import sft_loss
 from tisdpo_jax.losses._simpo import simpo_loss
 from tisdpo_jax.losses._tdpo import tdpo_loss
@@ -23,6 +24,7 @@ __all__ = [
     "ipo_loss",
     "kto_loss",
     "orpo_loss",
+    "reward_loss",
     "sft_loss",
     "simpo_loss",
     "tdpo_loss",

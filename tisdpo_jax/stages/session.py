@@ -14,7 +14,7 @@ from tisdpo_jax import interchange
 from tisdpo_jax.config import Experiment
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.models import Model
-from tisdpo_jax.stages.devices import check_batches, check_model, compute_config, open_mesh
+from tisdpo_jax.stages.devices import check_batches, check_model, model_of, open_mesh
 from tisdpo_jax.stages.encoder import Encoder
 from tisdpo_jax.training import Interrupt, MetricsLog
 
@@ -72,7 +72,7 @@ def open_session(config: Experiment, run_dir: Path, interrupt: Interrupt, *, mod
         config=config,
         run_dir=run_dir,
         mesh=mesh,
-        model=Model(transformer, compute_config(config)),
+        model=model_of(config, transformer),
         model_path=path,
         tokenizer=tokenizer,
         metrics=MetricsLog(run_dir, config.logging, config=dataclasses.asdict(config)),
