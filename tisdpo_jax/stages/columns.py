@@ -57,7 +57,13 @@ def targets(strengths: Any, encoded: EncodedSet) -> np.ndarray:
 
     1 where a record says nothing; a number is meant itself.
     """
-    named: dict[Any, Any] = {None: 1.0, **dataclasses.asdict(strengths)}
+    named: dict[Any, Any] = {
+        None: 1.0,
+        "significantly": strengths.significantly,
+        "better": strengths.better,
+        "slightly": strengths.slightly,
+        "negligibly": strengths.negligibly,
+    }
     return np.asarray([named.get(one.strength, one.strength) for one in encoded.groups], np.float32)
 
 
