@@ -200,6 +200,15 @@ def test_other_verbs_know_it(whole, tmp_path) -> None:
     assert code == 2 and "strengths.better" in output  # made with another value
 
 
+def test_a_reward_model_is_trained_on_from_its_head(whole, tmp_path) -> None:
+    options, _ = whole
+    start = {"model__path": Path(options["run_dir"]) / "export", "train__epochs": 0.1}
+    code, output = command("train", **{**options, **start, "run_dir": tmp_path / "run"})
+    assert code == 0, output
+    first = rows(tmp_path / "run")[0]
+    assert first["rewards/accuracies"] > 0.85 and first["objective"] < 0.4
+
+
 def test_labels_that_mean_nothing_are_named(tiny, tmp_path) -> None:
     data = write_labelled(tmp_path / "pairs.jsonl", 12, strengths=True)
     lines = data.read_text().splitlines()

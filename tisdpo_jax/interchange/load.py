@@ -123,7 +123,7 @@ def load_params(
       allocated.
     """
     source, leaves, ignored = open_model(path, config)
-    if config.score_head and leaves[SCORE_HEAD].names[0] not in source.shapes:
+    if _begins_a_head(leaves, source):
         return _with_new_head(source, leaves, ignored, shardings, dtype)
     if HEAD in ignored and not config.score_head and _head_differs(source):
         raise ShapeMismatchError(
@@ -131,6 +131,11 @@ def load_params(
             f"config that read_config gives"
         )
     return assemble(leaves, source, shardings, dtype, ignored=ignored)
+
+
+def _begins_a_head(leaves: Layout, source: TensorSource) -> bool:
+    """Whether a reward model is wanted of a decoder that is none yet."""
+    return SCORE_HEAD in leaves and leaves[SCORE_HEAD].names[0] not in source.shapes
 
 
 def _with_new_head(
@@ -146,6 +151,8 @@ def _with_new_head(
 def check_params(path: str | os.PathLike[str], config: TransformerConfig) -> None:
     """Raises what `load_params` would about missing files and tensors that do not fit; reads headers only."""
     source, leaves, ignored = open_model(path, config)
+    if _begins_a_head(leaves, source):
+        del leaves[SCORE_HEAD]
     check(leaves, source, ignored)
 
 

@@ -58,10 +58,11 @@ def open_session(config: Experiment, run_dir: Path, interrupt: Interrupt, *, mod
     """
     mesh, path = open_mesh(config), named_path(model or config.model.path)
     transformer = interchange.read_config(path)
+    computed = model_of(config, transformer)
     if not model:
         check_batches(config, mesh)
         check_model(config, transformer, mesh)
-        interchange.check_params(path, transformer)
+        interchange.check_params(path, computed.config)
     tokenizer = open_tokenizer(config, path)
     if len(tokenizer) > transformer.vocab_size:
         raise ConfigError(
@@ -72,7 +73,7 @@ def open_session(config: Experiment, run_dir: Path, interrupt: Interrupt, *, mod
         config=config,
         run_dir=run_dir,
         mesh=mesh,
-        model=model_of(config, transformer),
+        model=computed,
         model_path=path,
         tokenizer=tokenizer,
         metrics=MetricsLog(run_dir, config.logging, config=dataclasses.asdict(config)),
