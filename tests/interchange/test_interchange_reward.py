@@ -26,6 +26,8 @@ def test_every_family_scores_as_in_transformers(family: str, tmp_path) -> None:
     named = {"tokenizer": tokenizer, "chat_template": CHAT_TEMPLATE, "about": {"temperature": 2.0}}
     interchange.save_reward_model(tmp_path / "out", params, config, **named)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    raw = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert raw["architectures"] == [type(model).__name__]
     lengths, pad = np.array([5, 17, 2, 24]), tokenizer.pad_token_id
     draw = np.random.default_rng(1).integers(5, 60, (4, 24))
     tokens = np.where(np.arange(24) < lengths[:, None], draw, pad)
@@ -101,5 +103,6 @@ def test_a_template_ends_where_training_did() -> None:
     assert write(stripped, add_generation_prompt=True) == write(CHAT_TEMPLATE, add_generation_prompt=True)
     plain = "{% for message in messages %}{{ message['content'] + '\n' }}{% endfor %}"
     assert write(interchange.ended(plain, "a\nb\n", f"a\nb{EOS}", EOS)) == f"a\nb{EOS}"
+    assert write(interchange.ended(plain, "a\nb\n", "a\nb", EOS, bos=True)) == "<s>a\nb"
     with pytest.raises(UserError, match="no export would score alike"):
         interchange.ended(CHAT_TEMPLATE, written, "another text", EOS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file
 from tisdpo_jax import interchange, judging
 from tisdpo_jax.data import Message, Prompt, open_template
 from tisdpo_jax.judging import RewardModel
+from tisdpo_jax.judging.scorers import score_rows
 from tisdpo_jax.models import Model
 
 WORDS = ("the", "cat", "dog", "man", "girl", "boy", "ball", "tree", "bread", "house", "sky", "sees", "finds", "likes")
@@ -138,7 +140,8 @@ def test_the_export_scores_alike_in_transformers_and_as_a_judge(kind, request) -
     written = [tokenizer.apply_chat_template(talk, tokenize=False) for talk in talks]
     assert all(text.endswith("<|im_end|>") for text in written)  # where training read the reward
     for side in ("right", "left"):
-        padded = tokenizer(written, padding=True, padding_side=side, return_tensors="pt")
+        options_of_rows = {"padding_side": side, "return_tensors": "pt", "add_special_tokens": False}
+        padded = tokenizer(written, padding=True, **options_of_rows)
         assert len(set(padded["attention_mask"].sum(1).tolist())) > 3  # rows of several lengths
         with torch.no_grad():
             scores = model(**padded).logits[:, 0].numpy()
@@ -150,6 +153,39 @@ def test_the_export_scores_alike_in_transformers_and_as_a_judge(kind, request) -
     scores = dict(judging.by_reward_model(judge, prompts, batch_size=8, max_length=96))
     np.testing.assert_allclose([scores[n] for n in range(len(texts))], rewards, rtol=1e-4, atol=1e-4)
     assert np.std(rewards) > 0.3
+
+
+def test_trl_takes_the_export_as_its_reward(whole, tiny, tmp_path) -> None:
+    torch = pytest.importorskip("torch")
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    options, _ = whole
+    directory = Path(options["run_dir"]) / "export"
+    asked = [{"prompt": [{"role": "user", "content": f"say {number}"}]} for number in range(4)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of TRL and transformers, about their own names
+        arguments = trl.RLOOConfig(
+            output_dir=str(tmp_path), per_device_train_batch_size=4, num_generations=2, max_completion_length=6,
+            max_steps=1, report_to=[], use_cpu=True, bf16=False, save_strategy="no", disable_tqdm=True,
+        )  # fmt: skip
+        trainer = trl.RLOOTrainer(
+            model=str(tiny["model__path"]),
+            reward_funcs=str(directory),
+            args=arguments,
+            train_dataset=datasets.Dataset.from_list(asked),
+        )
+        model, seen = trainer.reward_funcs[0], []
+        forward = model.forward
+        model.forward = lambda **rows: seen.append((rows["input_ids"], forward(**rows))) or seen[-1][1]
+        trainer.train()
+    (tokens, scores), *_ = seen
+    held = [row[row != model.config.pad_token_id].numpy() for row in tokens]
+    config, params, head = interchange.load_reward_model(directory, dtype="float32")
+    for row, score in zip(held, scores.logits[:, 0].detach().numpy(), strict=True):
+        assert row[0] == 0 and row[-1] == 3  # BOS as training saw it, and the end of turn, where the reward is read
+        mine = score_rows(Model(config), params, head, row[None], np.asarray([len(row)]))
+        np.testing.assert_allclose(mine, [score], rtol=1e-4, atol=1e-4)
+    assert torch.isfinite(scores.logits).all() and trainer.state.log_history[0]["rewards/export/mean"] != 0
 
 
 def test_what_the_export_says_of_itself(whole) -> None:

@@ -54,17 +54,19 @@ def with_padding(tokenizer: Any, size: int, *, held: Collection[int]) -> Any:
     return padded
 
 
-def ended(source: str, written: str, wanted: str, eos: str) -> str:
-    """A chat template that ends as training did: behind the end of turn nothing, and an end of turn in any case.
+def ended(source: str, written: str, wanted: str, eos: str, *, bos: bool = False) -> str:
+    """A chat template that writes what training saw: behind the end of turn nothing, and an end of turn in any case.
 
     Args:
       source: the template, Jinja.
       written: what it writes of a plain conversation.
       wanted: the same conversation as it was trained.
       eos: the end of sequence of the tokenizer.
+      bos: whether the tokenizer put BOS before it: who tokenizes what a template writes adds none.
 
     Raises: UserError where the two differ otherwise.
     """
+    source = "{{ bos_token }}" * bos + source
     if written == wanted:
         return source
     endings = {written.rstrip(): "", written.rstrip() + eos: " + eos_token"}

@@ -12,7 +12,7 @@ import numpy as np
 
 from tisdpo_jax import interchange, reporting
 from tisdpo_jax.artifacts import digest, write_text
-from tisdpo_jax.data import EncodedSet, Message, Template, frame, open_template, render
+from tisdpo_jax.data import EncodedSet, Message, Template, adds_bos, frame, open_template, render
 from tisdpo_jax.interchange import read_json
 from tisdpo_jax.metrics import RewardEvaluation, RewardScores, evaluate_rewards
 from tisdpo_jax.reporting import Grid, Report, as_plain, grid_text, reward_grids
@@ -88,7 +88,8 @@ def _companions(session: Session, pairs: Splits) -> tuple[Any, str, Template]:
     for split in pairs.splits():
         encoded = pairs.split(split)
         held |= {*np.unique(encoded.responses.values).tolist(), *np.unique(encoded.prompts().values).tolist()}
-    source = interchange.ended(template.source, written, wanted, template.eos)
+    bos = adds_bos(tokenizer) and not written.startswith(tokenizer.bos_token) and choice != "hh"  # whose Jinja has it
+    source = interchange.ended(template.source, written, wanted, template.eos, bos=bos)
     padded = interchange.with_padding(tokenizer, session.model.config.vocab_size, held=held)
     return padded, source, template
 
