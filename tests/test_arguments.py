@@ -43,6 +43,7 @@ GOOD: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "simpo_loss": (losses.simpo_loss, {"policy_logps": floats(B, 2, N), "mask": MASK}),
     "orpo_loss": (losses.orpo_loss, {"policy_logps": floats(B, 2, N), "mask": MASK}),
+    "reward_loss": (losses.reward_loss, {"rewards": floats(B, 2), "target": 1 / (1 + np.exp(floats(B)))}),
     "sft_loss": (losses.sft_loss, {"policy_logps": floats(B, N), "mask": MASK[:, 0]}),
     "entropy_weights": (weights.entropy_weights, {"entropy": floats(B, 2, N), "mask": MASK}),
     "importance_weights": (weights.importance_weights, SIGNS),
@@ -87,6 +88,7 @@ BAD_VALUES: dict[str, tuple[Any, ...]] = {
     "upper": (NAN, INF, "1.5"),
     "gamma": (-0.5, NAN, INF),
     "coef": (-0.1, NAN, INF),
+    "center_coef": (-0.1, NAN, INF),
     "top_percent": (-1.0, 100.5, NAN),
     "zero_last": (1, "yes", None),
     "direction": ("forward", None),
@@ -94,7 +96,7 @@ BAD_VALUES: dict[str, tuple[Any, ...]] = {
 }
 OF_ONE = {("position", "gamma"): (0.0,)}
 ELSEWHERE = {"key", "axes"}  # jax looks at keys; axes: tests/scoring/test_foreign_meshes.py
-OF_MODELS = {"contrast", "read", "score", "score_pair_of_models"}  # they take models and batches
+OF_MODELS = {"contrast", "read", "reward_scores", "score", "score_pair_of_models"}  # they take models and batches
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -122,7 +124,7 @@ def test_every_public_function_and_every_parameter_of_it_is_here() -> None:
 def test_a_loss_takes_three_arrays_by_position_and_the_rest_by_keyword(name: str) -> None:
     kinds = {parameter.name: parameter.kind for parameter in inspect.signature(GOOD[name][0]).parameters.values()}
     positional = [key for key, kind in kinds.items() if kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    assert positional in (["policy_logps", "reference_logps", "mask"], ["policy_logps", "mask"])
+    assert positional in (["policy_logps", "reference_logps", "mask"], ["policy_logps", "mask"], ["rewards"])
     assert set(kinds.values()) <= {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 
 
@@ -197,7 +199,7 @@ def wrong_arrays() -> Iterator[Any]:
             if key == "key" or name in ("pairs", "unpairs"):
                 continue
             whole = np.issubdtype(x.dtype, np.integer)
-            if key != first and key not in ("head", "reference_head", "kl"):
+            if key != first and key not in ("head", "reference_head", "kl", "target"):
                 blamed = "logits" if name == "logps_from_logits" and key == "targets" else key  # both are shown
                 yield name, blamed, {**good, key: x[..., :-1, :] if x.ndim == 4 else x[..., :-1]}, "shorter"
                 yield name, blamed, {**good, key: x[:, :1]} if x.ndim > 1 else {**good, key: x[:1]}, "to be broadcast"

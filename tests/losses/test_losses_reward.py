@@ -54,8 +54,8 @@ def test_its_laws() -> None:
     [
         (((5,),), r"rewards has shape \(5,\); it must be \[\.\.\., 2\]"),
         (((2, 5),), r"rewards has shape \(2, 5\)"),
-        (((5, 2), {"target": jnp.ones((5, 1))}), r"target has shape \(5, 1\); it must be \(5,\)"),
-        (((5, 2), {"target": 1.2}), "target is 1.2; it must be a number between 0 and 1"),
+        (((5, 2), {"target": jnp.ones((5, 1))}), r"target has shape \(5, 1\)"),
+        (((5, 2), {"target": 1.2}), "target is 1.2; it must be .*between 0 and 1"),
         (((5, 2), {"target": jnp.ones(5, jnp.int32)}), "target has dtype int32"),
         (((5, 2), {"center_coef": -1.0}), "center_coef is -1.0"),
     ],
