@@ -83,6 +83,11 @@ def test_what_is_not_defined_is_nan() -> None:
     right = dataclasses.replace(scores, rewards=np.abs(scores.rewards) * [[1.0, -1.0]])
     found = evaluated(right)  # separable: no temperature is small enough
     assert np.isnan(found.temperature.value) and np.isnan(found.slope.value)
+    assert np.isnan(found.temperature.low) and np.isnan(found.slope.high)
+    nearly = right.rewards.copy()
+    nearly[0] = nearly[0, ::-1]  # one wrong: resamples without it have a temperature of 0
+    one = evaluated(dataclasses.replace(right, rewards=nearly)).temperature
+    assert one.low == 0 < one.value < one.high
     wrong = evaluated(dataclasses.replace(right, rewards=-right.rewards))
     assert np.isnan(wrong.temperature.value)
     silent = evaluated(

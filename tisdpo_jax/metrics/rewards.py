@@ -6,6 +6,7 @@ A margin is the reward of the chosen response minus that of the rejected one, th
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -81,14 +82,19 @@ def evaluate_rewards(scores: RewardScores, *, resamples: int = 2000, seed: int =
             *(measuring.mean(name, array, everything) for name, array in values.items()),
         ),
         calibration=calibrate(margins, **options),
-        temperature=bootstrap(_temperature(margins), **options)[0],
+        temperature=_defined(bootstrap(_temperature(margins), **options)[0]),
         length=measuring.length(tokens),
         preferred=measuring.mean("", preferred, everything).interval,
-        slope=bootstrap(_slope(margins, extra / 100), **options)[0],
+        slope=_defined(bootstrap(_slope(margins, extra / 100), **options)[0]),
         rising=bootstrap(_spearman(margins, scores.target), **options)[0],
         strengths=tuple(sorted(by_name.values(), key=lambda row: -sureness.get(row[0], 1.0))),
         groups=measuring.by_group(scores.groups),
     )
+
+
+def _defined(interval: Interval) -> Interval:
+    """Without the ends of what has no value itself; a temperature of 0 is none."""
+    return interval if abs(interval.value) > 0 else Interval(*[math.nan] * 3)
 
 
 def _named(scores: RewardScores) -> list[str]:
@@ -96,12 +102,16 @@ def _named(scores: RewardScores) -> list[str]:
 
 
 def _temperature(margins: Floats) -> Statistic:
-    """T of the smallest mean `log(1 + exp(-margin / T))`: its derivative by 1 / T, which rises, is 0 there."""
+    """T of the smallest mean `log(1 + exp(-margin / T))`: its derivative by 1 / T, which rises, is 0 there.
+
+    0 where no pair is ranked wrong, as any smaller T is better; nan where the mean margin is not above 0.
+    """
     size = float(np.sqrt(np.mean(margins**2))) if margins.size else 0.0
     scaled = margins / size if size else margins
 
     def statistic(weights: Floats) -> Floats:
-        there = (weights @ scaled > 0) & ((weights * (scaled < 0)).sum(-1) > 0)
+        right = weights @ scaled > 0
+        there = right & ((weights * (scaled < 0)).sum(-1) > 0)
         inverse = np.ones(len(weights))
         for _ in range(_NEWTON):
             wrong = weights * expit(-inverse[:, None] * scaled)
@@ -110,7 +120,7 @@ def _temperature(margins: Floats) -> Statistic:
             inverse = np.where(there, np.clip(inverse + step, inverse / 4, inverse * 4), np.nan)
             if not there.any() or np.nanmax(np.abs(step[there]) / inverse[there]) < 1e-10:
                 break
-        return np.where(inverse < _STEEPEST, size / inverse, np.nan)
+        return np.where(there, size / inverse, np.where(right, 0.0, np.nan))
 
     return statistic
 
