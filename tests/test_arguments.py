@@ -136,11 +136,11 @@ BAD_VALUES: dict[str, tuple[Any, ...]] = {
     "upper": (NAN, INF, "1.5"),
     "gamma": (-0.5, NAN, INF),
     "coef": (-0.1, NAN, INF),
+    "center_coef": (-0.1, NAN, INF),
     "top_percent": (-1.0, 100.5, NAN),
     "zero_last": (1, "yes", None),
     "direction": ("forward", None),
     "chunk": (0, -1, 2.5, True, None),
-    "center_coef": (-0.1, NAN, INF),
     "margin": (NAN, INF, "0.1", None, np.ones(B + 1)),
     "weight": (-0.1, 1.1, NAN),
     "level": ("word", None, 1),
@@ -162,7 +162,7 @@ OF_ONE = {
 }
 TAKEN_BY_ONE = {("penalised", "beta"): 0.0}
 ELSEWHERE = {"key", "axes"}  # jax looks at keys; axes: tests/scoring/test_foreign_meshes.py
-OF_MODELS = {"contrast", "read", "score", "score_pair_of_models"}  # they take models and batches
+OF_MODELS = {"contrast", "read", "reward_scores", "score", "score_pair_of_models"}  # they take models and batches
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -13,9 +13,9 @@ import pytest
 from tisdpo_jax import partitioning
 from tisdpo_jax.cli.options import load
 from tisdpo_jax.data import EncodedGroup, EncodedSet, fit, make_batch
-from tisdpo_jax.models import SIZES, Model, abstract_params, head_only, init_adapters
+from tisdpo_jax.models import SIZES, abstract_params, head_only, init_adapters
 from tisdpo_jax.recipes import graph_of
-from tisdpo_jax.stages.session import check_batches, compute_config
+from tisdpo_jax.stages import check_batches, compute_config, model_of
 from tisdpo_jax.testing import device_mesh
 from tisdpo_jax.training import optim
 from tisdpo_jax.training.step import init_state, state_shardings, train_step
@@ -41,8 +41,8 @@ def test_the_zoo_counts_as_many_parameters_as_the_release(name: str) -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_step_of_a_configuration_has_shapes_and_a_place_for_everything(path: Path) -> None:
     config = load(path, {})
-    shape = SIZES[size_of(path)]
-    model = Model(shape, compute_config(config))
+    model = model_of(config, SIZES[size_of(path)])
+    shape = model.config
     base = abstract_params(shape, config.model.frozen_dtype)
     trained = abstract_params(shape, config.model.param_dtype)
     if config.lora.rank:
@@ -88,7 +88,7 @@ def _batch(config, plan, columns, mesh) -> Batch:
         copies=splash and config.data.packing == "shared",
         multiple=128 if splash else 8,
     )
-    width = {"self_reward": ()}
+    width: dict[str, tuple[int, ...]] = {"self_reward": (), "target": ()}
     values = {name: np.zeros((len(indices), *width.get(name, (2, elements))), np.float32) for name in columns}
     batch = make_batch(pairs, indices, layout=layout, columns=values)
     for x in jax.tree.leaves((batch.views, batch.mask)):

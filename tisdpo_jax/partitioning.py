@@ -37,6 +37,7 @@ class AxisRules:
     norm: tuple[str, ...] = ()
     head_dim: tuple[str, ...] = ()
     rank: tuple[str, ...] = ()
+    label: tuple[str, ...] = ()  # of a reward model's head
     adapter_heads: tuple[str, ...] = ("tensor", "fsdp")  # of adapters: what fsdp does not split already
     adapter_kv_heads: tuple[str, ...] = ("tensor", "fsdp")
     adapter_mlp: tuple[str, ...] = ("tensor", "fsdp")

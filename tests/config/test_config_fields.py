@@ -75,7 +75,10 @@ def test_yaml_numbers_are_cast_by_field_type() -> None:
             "loss.average is 'perhaps'; it must be true or false",
         ),
         ({"losss": {}}, "unknown field losss; did you mean loss?"),
-        ({"recipe": "dop"}, "recipe is 'dop'; it must be one of sft, dpo, tisdpo, dlma, evaluate, generate; did you"),
+        (
+            {"recipe": "dop"},
+            "recipe is 'dop'; it must be one of sft, dpo, tisdpo, dlma, reward, evaluate, generate; did",
+        ),
         ({"recipe": "dpo", "dlma": {}}, "unknown field dlma for recipe dpo; `recipe: dlma` has it"),
         ({"loss": {"name": "dpo"}}, "it must be one of tisdpo, dlma, dlma+tisdpo; `recipe: dpo` has it"),
         ({"data": {"system": "null"}}, "data.system is 'null'; it must be text"),

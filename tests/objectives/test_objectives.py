@@ -14,7 +14,12 @@ from tisdpo_jax.objectives import OBJECTIVES, Inputs, Objective
 from tisdpo_jax.testing import random_pairs
 
 PAIRS = random_pairs(0, (6, 2, 9))
-COLUMNS = {"token_weights": PAIRS.mask * 1.5, "self_reward": jnp.linspace(-3, 3, 6)}
+COLUMNS = {
+    "token_weights": PAIRS.mask * 1.5,
+    "self_reward": jnp.linspace(-3, 3, 6),
+    "target": jnp.linspace(0.6, 1, 6),
+}
+REWARDS = PAIRS.policy_logps[..., 0]
 OTHER = {"average": True, "variant": 1}  # values that are no numbers to be doubled
 
 
@@ -25,9 +30,11 @@ def inputs_of(objective: Objective, **changes: Any) -> Inputs:
         "reference_logps": PAIRS.reference_logps if needs.reference != "none" else None,
         "kl": PAIRS.token_kl if needs.direction else None,
         "columns": {name: COLUMNS[name] for name in needs.columns},
+        "rewards": REWARDS if needs.reads == "rewards" else None,
     }
     sides = list(needs.sides)
-    return Inputs(PAIRS.policy_logps[:, sides], PAIRS.mask[:, sides], **{**whole, **changes})
+    logps = PAIRS.policy_logps if needs.reads == "logps" else PAIRS.policy_logps * jnp.nan
+    return Inputs(logps[:, sides], PAIRS.mask[:, sides], **{**whole, **changes})
 
 
 @pytest.mark.parametrize(
@@ -56,6 +63,10 @@ def test_every_need_is_one(name: str) -> None:
             objective.loss(inputs_of(objective, reference_logps=None))
     if needs.direction:
         assert objective.loss(inputs_of(objective, kl=PAIRS.token_kl * 2)).total != before
+    if needs.reads == "rewards":
+        assert objective.loss(inputs_of(objective, rewards=REWARDS * 2)).total != before
+        with pytest.raises(ValueError, match="needs rewards"):
+            objective.loss(inputs_of(objective, rewards=None))
     for column in needs.columns:
         rest = {name: COLUMNS[name] for name in needs.columns if name != column}
         with pytest.raises(ValueError, match=f"needs the column '{column}'"):
@@ -78,6 +89,7 @@ def test_fillers_count_nowhere_and_the_count_is_of_pairs_or_tokens(name: str) ->
         reference_logps=None if inputs.reference_logps is None else padded(inputs.reference_logps),
         kl=None if inputs.kl is None else padded(inputs.kl),
         columns={key: padded(value) for key, value in inputs.columns.items()},
+        rewards=None if inputs.rewards is None else padded(inputs.rewards),
     )
     here, there = objective.loss(inputs), objective.loss(filled)
     assert here.denominator == there.denominator == (inputs.mask.sum() if here.pairs is None else len(inputs.mask))

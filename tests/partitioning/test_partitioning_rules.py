@@ -47,7 +47,9 @@ def test_every_parameter_and_adapter_of_every_family_is_covered(name: str) -> No
 def test_no_entry_of_the_table_is_for_a_parameter_that_does_not_exist() -> None:
     params = abstract_params(EVERY_OPTION)
     lora = jax.eval_shape(lambda key: init_adapters(key, params, rank=4, targets=".*"), jax.random.key(0))
-    assert set(PARAM_AXES) == set(leaves(params)) | set(leaves(lora))
+    reward = abstract_params(EVERY_OPTION.scoring)
+    assert set(PARAM_AXES) == set(leaves(params)) | set(leaves(lora)) | set(leaves(reward))
+    assert leaves(reward).keys() ^ leaves(params).keys() == {"score/kernel", "head/kernel"}
 
 
 def test_where_parameters_lie(mesh: Mesh) -> None:

@@ -65,6 +65,10 @@ IDENTITY: dict[str, tuple[Any, dict[str, Any]]] = {
     **{f"loss.{name}": (0.25, {"loss.name": "dlma"}) for name in ("margin_coef", "margin_lower", "margin_upper")},
     "loss.gamma": (0.25, {"loss.name": "simpo"}),
     "loss.coef": (0.25, {"loss.name": "orpo"}),
+    "loss.center_coef": (0.25, {"recipe": "reward"}),
+    "train.optimizer.head_rate": (2.0, {"recipe": "reward"}),
+    **{f"strengths.{name}": (0.55, {"recipe": "reward"}) for name in ("significantly", "better", "slightly")},
+    "strengths.negligibly": (0.55, {"recipe": "reward"}),
 }
 
 # Another way to the same numbers: the step or the model that is compiled changes, the identity does not.

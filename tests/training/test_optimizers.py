@@ -13,6 +13,7 @@ import pytest
 
 from tisdpo_jax import partitioning
 from tisdpo_jax.config import OptimizerSection
+from tisdpo_jax.config.schema import RewardOptimizer
 from tisdpo_jax.testing import device_mesh, random_params, tiny_config
 from tisdpo_jax.training import optim
 
@@ -61,6 +62,16 @@ def test_every_field_changes_something(field):
     before, after = steps(base), steps(changed)
     assert any((x != y).any() for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
     assert {one.name for one in dataclasses.fields(OptimizerSection)} == {*FLIPS, "end_fraction"}
+
+
+@pytest.mark.parametrize("name", ["adamw", "rmsprop", "adafactor"])
+def test_the_head_of_a_reward_model_has_a_rate_of_its_own(name):
+    start = {**START, "score": {"kernel": jnp.zeros((2, 1))}}
+    base = RewardOptimizer(name=name, learning_rate=1e-2, head_rate=1.0, weight_decay=0.0)
+    one, five = (steps(dataclasses.replace(base, head_rate=rate), 1, start=start) for rate in (1.0, 5.0))
+    np.testing.assert_allclose(five["score"]["kernel"], 5 * one["score"]["kernel"], rtol=1e-5)
+    assert np.abs(one["score"]["kernel"]).min() > 0
+    jax.tree.map(np.testing.assert_array_equal, one["layers"], five["layers"])
 
 
 def test_decay_spares_biases():

@@ -138,7 +138,7 @@ def plan_verb(arguments: Sequence[str]) -> int:
         raise ConfigError("name a configuration file: tisdpo plan configs/llama2_7b_hh_dpo.yaml --topology v5e:8x8")
     if not any(own.get("topology", ())):
         raise ConfigError("name a topology: --topology v5e:8x8, v5p:4x4x4, v4:4x4x4, v6e:8x8, cpu:8 or gpu:8")
-    lengths, stage = (own.get(name, [default])[-1] for name, default in (("lengths", ""), ("stage", "policy")))
+    lengths, stage = (own.get(name, [default])[-1] for name, default in (("lengths", ""), ("stage", "")))
     if lengths not in ("", "data", "hh", "full"):
         raise ConfigError(f"--lengths is {lengths!r}; it must be one of data, hh, full")
     from tisdpo_jax.planning import topology

@@ -10,6 +10,7 @@ from tisdpo_jax.config.recipes import (
     EvaluateRecipe,
     Experiment,
     GenerateRecipe,
+    RewardRecipe,
     SftRecipe,
     TisDpoRecipe,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "LoggingSection",
     "MeshSection",
     "OptimizerSection",
+    "RewardRecipe",
     "SamplingSection",
     "SftRecipe",
     "StageSection",

@@ -8,10 +8,12 @@ from typing import Any, ClassVar, Literal
 
 from tisdpo_jax.config import schema
 from tisdpo_jax.estimators import ESTIMATORS, Estimator, Importance
-from tisdpo_jax.objectives import OBJECTIVES, Dlma, Dpo, Objective, Sft, TisDpo, implicit_beta
+from tisdpo_jax.objectives import OBJECTIVES, Dlma, Dpo, Objective, Reward, Sft, TisDpo, implicit_beta
 from tisdpo_jax.options import option
 
-OF_PAIRS = {name: kind for name, kind in OBJECTIVES.items() if kind().needs.sides == (0, 1)}
+OF_PAIRS = {
+    name: kind for name, kind in OBJECTIVES.items() if kind().needs.sides == (0, 1) and kind().needs.reads == "logps"
+}
 PLAIN = {name: kind for name, kind in OF_PAIRS.items() if not kind().needs.columns}
 WEIGHTED = {name: kind for name, kind in OF_PAIRS.items() if kind().needs.columns}
 
@@ -35,7 +37,8 @@ class _AnyRecipe:
     scores: ScoresKept = "cached"
     reference_states: StatesKept = "live"
     train: schema.TrainSection = schema.TrainSection()
-    evaluation: schema.MeasureSection = schema.MeasureSection()
+    evaluation: schema.PairsMeasured = schema.MeasureSection()
+    strengths: schema.StrengthsSection = schema.StrengthsSection()
 
     @property
     def beta(self) -> float:
@@ -128,6 +131,19 @@ class DlmaRecipe(_Referenced):
 
 
 @dataclasses.dataclass(frozen=True)
+class RewardRecipe(Experiment):
+    verbs: ClassVar[tuple[str, ...]] = ("run", "show", "train", "evaluate", "export", "inspect", "plan")
+    recipe: Literal["reward"] = option("reward", "a reward model, from pairs with or without strengths")
+    seed: int = option(0, "seed of adapter initialisation")
+    lora: schema.LoraSection = option(schema.LoraSection(), "adapters; the head is trained whole")
+    data: schema.DataSection = option(schema.DataSection(), "preference pairs")
+    strengths: schema.StrengthsSection = option(schema.StrengthsSection(), "what the strengths of records mean")
+    loss: Objective = option(Reward(), "objective of the reward model", variants={"reward": Reward})
+    train: schema.RewardTraining = option(schema.RewardTraining(), "training of the reward model")
+    evaluation: schema.PairsMeasured = option(schema.PairsMeasured(), "held-out evaluation and the report")
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluateRecipe(Experiment):
     verbs: ClassVar[tuple[str, ...]] = ("evaluate",)
     recipe: Literal["evaluate"] = option("evaluate", "models that are there, measured on pairs and by a judge")
@@ -150,6 +166,7 @@ RECIPES: dict[str, type[Experiment]] = {
     "dpo": DpoRecipe,
     "tisdpo": TisDpoRecipe,
     "dlma": DlmaRecipe,
+    "reward": RewardRecipe,
     "evaluate": EvaluateRecipe,
     "generate": GenerateRecipe,
 }

@@ -125,8 +125,12 @@ class MeshSection:
     )
 
 
+class _NoHead:
+    head_rate: float = 1.0
+
+
 @dataclasses.dataclass(frozen=True)
-class OptimizerSection:
+class OptimizerSection(_NoHead):
     name: Literal["adamw", "rmsprop", "adafactor"] = option("adamw", "optimizer (optax)")
     learning_rate: float = option(5e-7, "peak learning rate", above=0)
     warmup_steps: int = option(0, "steps of linear warm-up from 0", at_least=0)
@@ -137,6 +141,11 @@ class OptimizerSection:
     b1: float = option(0.9, "adamw: decay of the first moment")
     b2: float = option(0.999, "adamw: decay of the second moment; rmsprop: decay of the squared gradient")
     eps: float = option(1e-8, "added to the denominator of adamw and rmsprop")
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardOptimizer(OptimizerSection):
+    head_rate: float = option(10.0, "the rate of the new head, in multiples of the other parameters'", above=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +177,21 @@ class TrainSection(StageSection):
     checkpoint_every: int = option(100, "steps between checkpoints; the last step always has one", at_least=1)
     keep_checkpoints: int = option(2, "newest checkpoints of a stage that are kept", at_least=1)
     max_skipped: int = option(5, "consecutive non-finite updates after which the run stops", at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardTraining(TrainSection):
+    optimizer: RewardOptimizer = option(RewardOptimizer(name="adamw", learning_rate=1e-5, warmup_steps=20), "optimizer")
+
+
+@dataclasses.dataclass(frozen=True)
+class StrengthsSection:
+    """How sure a label is: the probability that the chosen response is the better one."""
+
+    significantly: float = option(0.95, "of a pair whose strength is significantly", at_least=0.5, at_most=1)
+    better: float = option(0.85, "of a pair whose strength is better", at_least=0.5, at_most=1)
+    slightly: float = option(0.75, "of a pair whose strength is slightly", at_least=0.5, at_most=1)
+    negligibly: float = option(0.65, "of a pair whose strength is negligibly", at_least=0.5, at_most=1)
 
 
 class NoContrast:
@@ -306,20 +330,33 @@ class _NoReport:
     heat_maps: int = 0
 
 
+class _NoModels(_NoReport):
+    max_new_tokens: int = 64
+    policy: str | None = None
+    reference: str | None = None
+    judge: JudgeSection = JudgeSection()
+
+
 @dataclasses.dataclass(frozen=True)
-class MeasureSection(_NoReport):
-    """A policy against a reference, on pairs and by a judge."""
+class PairsMeasured(_NoModels):
+    """What is measured of one model on pairs."""
 
     batch_size: int = option(8, "pairs a scoring step, over all devices; rounded up to a multiple of them", at_least=1)
+    data: str | None = option(None, "pairs, in any form of data.train; null takes the held-out ones", place="pairs")
+    subset: str | None = option(None, "field of the records that names their subset; each has its accuracy then")
+    resamples: int = option(2000, "bootstrap resamples of every interval", at_least=100)
+    seed: int = option(0, "seed of the resamples, and of answers that are drawn")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureSection(PairsMeasured):
+    """A policy against a reference, on pairs and by a judge."""
+
     max_new_tokens: int = option(64, "tokens of each answer", at_least=1)
     policy: str | None = option(
         None, "what `tisdpo evaluate` measures: a model or a PEFT adapter; null takes that of the run", place="model"
     )
     reference: str | None = option(None, "measured against; null takes what the run starts from", place="model")
-    data: str | None = option(None, "pairs, in any form of data.train; null takes the held-out ones", place="pairs")
-    subset: str | None = option(None, "field of the records that names their subset; each has its accuracy then")
-    resamples: int = option(2000, "bootstrap resamples of every interval", at_least=100)
-    seed: int = option(0, "seed of the resamples, and of answers that are drawn")
     judge: JudgeSection = option(JudgeSection(), "answers of models, compared in pairs")
 
 

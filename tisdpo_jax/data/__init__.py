@@ -30,7 +30,14 @@ from tisdpo_jax.data.records import (
 )
 from tisdpo_jax.data.rendering import frame, render
 from tisdpo_jax.data.sources import read_pairs, read_prompts
-from tisdpo_jax.data.template import HH_MARKS, Template, check_message, open_template, tokenizer_identity
+from tisdpo_jax.data.template import (
+    HH_MARKS,
+    Template,
+    adds_bos,
+    check_message,
+    open_template,
+    tokenizer_identity,
+)
 from tisdpo_jax.data.tokenization import encode_groups, encode_pairs, prompt_ids
 from tisdpo_jax.data.views import PromptView, check_views, make_views, show_as
 
@@ -53,6 +60,7 @@ __all__ = [
     "States",
     "Template",
     "Unusable",
+    "adds_bos",
     "apply_policy",
     "as_record",
     "balanced_batches",

@@ -38,6 +38,7 @@ class EncodedGroup:
     truncated_prompt: bool = False  # its beginning was cut
     parts: bool = False  # its prompt ends before what sampling begins from: what is answered is tokenised otherwise
     margin: float | None = None
+    strength: str | float | None = None
     weights: tuple[npt.NDArray[np.float32], ...] | None = None  # of the tokens of each response
     subset: str | None = None
     messages: tuple[Message, ...] = ()  # the prompt as it was written
@@ -60,7 +61,7 @@ class EncodedGroup:
         """The same with its responses in reversed order, without what was said of the first against the others."""
         weights = self.weights and self.weights[::-1]
         turned = {"responses": self.responses[::-1], "truncated": self.truncated[::-1], "weights": weights}
-        return dataclasses.replace(self, **turned, margin=None)  # type: ignore[arg-type]  # fields by name
+        return dataclasses.replace(self, **turned, margin=None, strength=None)  # type: ignore[arg-type]  # fields by name
 
 
 class Ragged(NamedTuple):

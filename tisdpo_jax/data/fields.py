@@ -8,13 +8,14 @@ of Hugging Face hold a null wherever some other record has a value.
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tisdpo_jax.data.checks import check_text
-from tisdpo_jax.data.records import Message, Unusable, says_nothing
+from tisdpo_jax.data.records import STRENGTHS, Message, Unusable, says_nothing
 
 ROLES = {
     **{role: role for role in ("system", "user", "assistant", "tool")},
@@ -144,6 +145,21 @@ def read_numbers(record: Mapping[str, Any], field: str) -> tuple[float, ...] | N
     if not is_list(value):
         raise Unusable("wrong type", f"'{field}' is not a list of numbers")
     return tuple(_number(item, field) for item in value)
+
+
+def read_strength(record: Mapping[str, Any]) -> str | float | None:
+    """How sure the label is: one of `STRENGTHS`, or the probability itself; None where the record says nothing."""
+    value = record.get("strength")
+    if value is None or value in STRENGTHS:
+        return value
+    if isinstance(value, str):
+        near = difflib.get_close_matches(value.lower(), STRENGTHS, n=1)
+        meant = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(STRENGTHS)}, and numbers in [0.5, 1]"
+        raise Unusable("unknown strength", f"{value!r}; {meant}")
+    number = _number(value, "strength")
+    if not 0.5 <= number <= 1:
+        raise Unusable("strength out of range", f"{number:g} is not in [0.5, 1]; below, the other response is better")
+    return number
 
 
 def _number(value: Any, field: str) -> float:

@@ -1,6 +1,6 @@
 """From one record of a file to a `Pair` or a `Prompt`, for each layout that preference data comes in.
 
-    pairs     {"prompt" | "messages", "chosen", "rejected"[, "id", "margin", "chosen_weights", "rejected_weights"]}
+    pairs     {"prompt" | "messages", "chosen", "rejected"[, "id", "margin", "strength", "chosen_weights", ...]}
     hh        whole transcripts "\\n\\nHuman: ...\\n\\nAssistant: ..." under "chosen" and "rejected"
     sharegpt  "conversations" of {"from", "value"}, one such answer under "chosen" and "rejected"
     hf        lists of {"role", "content"} under "chosen" and "rejected", with or without a "prompt"
@@ -27,11 +27,15 @@ from tisdpo_jax.data.fields import (
     read_number,
     read_numbers,
     read_settings,
+    read_strength,
     text_field,
 )
 from tisdpo_jax.data.records import Message, Pair, Prompt, Unusable, says_nothing
 
-EVERYWHERE = ("id", "margin", "chosen_weights", "rejected_weights", "tools", "chat_template_kwargs")
+EVERYWHERE = (
+    *("id", "margin", "strength", "chosen_weights", "rejected_weights"),
+    *("tools", "chat_template_kwargs"),
+)
 FIELDS = {
     "pairs": ("prompt", "messages", "chosen", "rejected"),
     "hh": ("chosen", "rejected", "prompt"),
@@ -88,6 +92,7 @@ def read_record(record: Any, layout: str, *, origin: str, default_id: str, group
         rejected=said.rejected.content,
         origin=origin,
         margin=read_number(record, "margin"),
+        strength=read_strength(record),
         chosen_weights=read_numbers(record, "chosen_weights"),
         rejected_weights=read_numbers(record, "rejected_weights"),
         group=group,

@@ -13,6 +13,10 @@ from typing import Any
 SETTINGS = ("tools", "chat_template_kwargs")
 
 
+STRENGTHS = ("significantly", "better", "slightly", "negligibly")
+"""How much better the chosen response is, in the words that a record may use; what they mean is configured."""
+
+
 class Unusable(Exception):
     """Raised while one record is being read; becomes an `InvalidRecord`, never reaches the user.
 
@@ -84,6 +88,7 @@ class Pair:
     rejected: str
     origin: str  # "file:line"
     margin: float | None = None
+    strength: str | float | None = None  # of the preference: one of STRENGTHS, or a probability
     chosen_weights: tuple[float, ...] | None = None  # one per response token, the end-of-turn token too
     rejected_weights: tuple[float, ...] | None = None
     group: str | None = None  # what the record says in the field that names its subset

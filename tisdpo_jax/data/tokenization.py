@@ -85,7 +85,7 @@ def encode_pairs(pair_set: PairSet, tokenizer: Tokenizer, **options: Any) -> Enc
         both = (pair.chosen_weights, pair.rejected_weights)
         weights = None if None in both else tuple(np.asarray(values, np.float32) for values in both)
         group = EncodedGroup(pair.id, pair.origin, {}, (), margin=pair.margin, weights=weights, subset=pair.group)
-        group = dataclasses.replace(group, messages=pair.messages)
+        group = dataclasses.replace(group, messages=pair.messages, strength=pair.strength)
         waiting.append(Unencoded(group, pair.answers, pair.unread))
     return _encode(waiting, tokenizer, pair_set.source, pair_set.invalid, **options)
 

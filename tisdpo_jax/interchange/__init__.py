@@ -14,14 +14,17 @@ from tisdpo_jax.interchange.load import (
     read_config,
 )
 from tisdpo_jax.interchange.peft import Adapter, load_peft, save_peft
+from tisdpo_jax.interchange.reward import REWARD, ended, save_reward_model, with_padding
 from tisdpo_jax.interchange.save import save_huggingface
 
 __all__ = [
     "ADAPTER_CONFIG",
     "HUB_CONFIGS",
+    "REWARD",
     "Adapter",
     "check_params",
     "demo_model_path",
+    "ended",
     "is_hub_name",
     "is_reward_model",
     "load_params",
@@ -34,5 +37,7 @@ __all__ = [
     "read_json",
     "save_huggingface",
     "save_peft",
+    "save_reward_model",
     "stop_ids",
+    "with_padding",
 ]

@@ -169,10 +169,14 @@ def huggingface_config(config: TransformerConfig, *, dtype: str, special: dict[s
         "rope_theta": config.rope.theta,
         "rope_scaling": None if config.rope.kind == "default" else rope,
         "rope_parameters": parameters,
-        "tie_word_embeddings": config.tied_head,
+        "tie_word_embeddings": config.tied_head and not config.score_head,
         "torch_dtype": dtype,
         **special,
     }
+    if config.score_head:
+        kind = "TextForSequenceClassification" if name == "gemma3_text" else "ForSequenceClassification"
+        raw |= {"architectures": [family.architecture.replace("ForCausalLM", kind)], "num_labels": 1}
+        raw |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": "regression"}
     if "output_bias" in family.may_have:
         raw["attention_bias"] = config.output_bias
     if "mlp_bias" in family.may_have:

@@ -24,7 +24,8 @@ from tisdpo_jax.interchange._safetensors import PICKLES, open_directory, refuse_
 from tisdpo_jax.interchange.fetch import TOKENIZER, local_model
 from tisdpo_jax.interchange.gguf import ROPE_FACTORS, gguf_tokenizer, open_gguf, read_gguf_config
 from tisdpo_jax.interchange.huggingface import CONFIG, read_huggingface_config
-from tisdpo_jax.models import TransformerConfig, abstract_params, tensor_name
+from tisdpo_jax.models import SCORE as SCORE_HEAD
+from tisdpo_jax.models import TransformerConfig, abstract_params, flatten, tensor_name, unflatten
 from tisdpo_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -108,8 +109,11 @@ def load_params(
     rotary tables that old releases carry are not read: they follow from the config. The one matrix of a model
     whose head is tied may have the name of the embedding or that of the head.
 
+    The head of a reward model (`score_head`) that the checkpoint does not have begins at 0; of one, the head over the
+    vocabulary is not read.
+
     Args:
-      config: what `read_config` says.
+      config: what `read_config` says, or the same decoder as a reward model.
       dtype: of the arrays; GGUF's blocks are dequantised in float32 first.
       shardings: nested dict of `jax.sharding.Sharding` with the structure of the parameters; None puts all
         on the default device.
@@ -119,7 +123,9 @@ def load_params(
       allocated.
     """
     source, leaves, ignored = open_model(path, config)
-    if HEAD in ignored and _head_differs(source):
+    if _begins_a_head(leaves, source):
+        return _with_new_head(source, leaves, ignored, shardings, dtype)
+    if HEAD in ignored and not config.score_head and _head_differs(source):
         raise ShapeMismatchError(
             f"{source.files[HEAD]}: tensor {HEAD!r} differs from {EMBEDDING!r}, so this head is not tied; take the "
             f"config that read_config gives"
@@ -127,9 +133,26 @@ def load_params(
     return assemble(leaves, source, shardings, dtype, ignored=ignored)
 
 
+def _begins_a_head(leaves: Layout, source: TensorSource) -> bool:
+    """Whether a reward model is wanted of a decoder that is none yet."""
+    return SCORE_HEAD in leaves and leaves[SCORE_HEAD].names[0] not in source.shapes
+
+
+def _with_new_head(
+    source: TensorSource, leaves: Layout, ignored: set[str], shardings: Params | None, dtype: Any
+) -> Params:
+    """The parameters of a reward model, of a checkpoint of the decoder alone."""
+    shape, placed = leaves.pop(SCORE_HEAD).shape, flatten(shardings) if shardings is not None else {}
+    sharding = placed.pop(SCORE_HEAD, None)
+    params = assemble(leaves, source, unflatten(placed) if placed else None, dtype, ignored=ignored)
+    return {**params, **unflatten({SCORE_HEAD: jnp.zeros(shape, dtype, device=sharding)})}
+
+
 def check_params(path: str | os.PathLike[str], config: TransformerConfig) -> None:
     """Raises what `load_params` would about missing files and tensors that do not fit; reads headers only."""
     source, leaves, ignored = open_model(path, config)
+    if _begins_a_head(leaves, source):
+        del leaves[SCORE_HEAD]
     check(leaves, source, ignored)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ def save_huggingface(
     stops: Sequence[int] = (),
     dtype: Any = None,
     max_shard_bytes: int = 5_000_000_000,
+    beside: Mapping[str, dict[str, Any]] | None = None,
 ) -> None:
     """Writes weights, config.json and, with a tokenizer, its files and chat_template.jinja; see `write_companions`.
 
@@ -45,13 +46,17 @@ def save_huggingface(
       stops: tokens that end an answer; generation_config.json is the base's, with these among its ends.
       dtype: of the written tensors; None keeps that of the embedding.
       max_shard_bytes: more is split into shards with an index.
+      beside: names of further JSON files, and what is in them.
 
     Raises: CheckpointError when the directory holds something else, or no family of transformers fits.
     """
     leaves = layout(config)
     check_tree(leaves, flatten(params), "params")
     stored = np.dtype(jnp.dtype(dtype or params["embed"]["embedding"].dtype))
-    raw = huggingface_config(config, dtype=stored.name, special=special_ids(base, tokenizer))
+    special = special_ids(base, tokenizer)
+    if config.score_head:  # the base's would be another: it says where the score is read
+        special["pad_token_id"] = getattr(tokenizer, "pad_token_id", None)
+    raw = huggingface_config(config, dtype=stored.name, special=special)
     bytes_of = {path: int(np.prod(leaf.tensor_shape)) * stored.itemsize for path, leaf in leaves.items()}
     sizes = {name: bytes_of[path] for path, leaf in leaves.items() for name in leaf.names}
     files, index = shards(sizes, max_shard_bytes)
@@ -60,7 +65,10 @@ def save_huggingface(
         if index is not None:
             write_json(target / INDEX, index)
         write_json(target / CONFIG, raw)
-        write_companions(target, tokenizer, chat_template, exported_generation(base, raw, stops))
+        for name, content in (beside or {}).items():
+            write_json(target / name, content)
+        generation = None if config.score_head else exported_generation(base, raw, stops)
+        write_companions(target, tokenizer, chat_template, generation)
 
     write_export(directory, leaves, params, stored, files, companions)
 

@@ -11,8 +11,9 @@ from tisdpo_jax.metrics.changes import (
     paired_difference,
 )
 from tisdpo_jax.metrics.intervals import Interval, mean_interval, wilson
-from tisdpo_jax.metrics.pairs import Measure, PairEvaluation, PairScores, evaluate_pairs
+from tisdpo_jax.metrics.pairs import Calibration, Measure, PairEvaluation, PairScores, evaluate_pairs
 from tisdpo_jax.metrics.ratings import Outcomes, Rating, WinRate, bradley_terry, ratings, win_rate
+from tisdpo_jax.metrics.rewards import RewardEvaluation, RewardScores, evaluate_rewards
 from tisdpo_jax.metrics.token_weights import (
     WEIGHT_QUANTILES,
     SideWeights,
@@ -24,6 +25,7 @@ from tisdpo_jax.metrics.token_weights import (
 
 __all__ = [
     "WEIGHT_QUANTILES",
+    "Calibration",
     "Change",
     "Interval",
     "Measure",
@@ -31,6 +33,8 @@ __all__ = [
     "PairEvaluation",
     "PairScores",
     "Rating",
+    "RewardEvaluation",
+    "RewardScores",
     "SideWeights",
     "TokenMean",
     "WinRate",
@@ -41,6 +45,7 @@ __all__ = [
     "compare",
     "defined",
     "evaluate_pairs",
+    "evaluate_rewards",
     "mean_and_error",
     "mean_interval",
     "paired_difference",

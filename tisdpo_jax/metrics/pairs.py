@@ -104,17 +104,8 @@ def evaluate_pairs(scores: PairScores, *, beta: float, resamples: int = 2000, se
     A tie counts one half. Intervals are 95 % percentile intervals over resampled prompts.
     """
     margins = scores.margins(beta)
-    right = ranked_right(margins)
-    clusters = np.unique(np.asarray(scores.prompts, object).astype(str), return_inverse=True)[1]
-    options: Any = {"clusters": clusters, "resamples": resamples, "seed": seed}
-
-    def share(name: str, kept: NDArray[np.bool_]) -> Measure:
-        return Measure(name, int(kept.sum()), share_interval(right, kept=kept, **options))
-
-    def mean(name: str, values: Floats, kept: NDArray[np.bool_]) -> Measure:
-        return Measure(name, int(kept.sum()), mean_interval(values, kept=kept, **options))
-
-    everything = np.ones(margins.size, bool)
+    measuring = Measuring.of(margins, scores.prompts, resamples, seed)
+    share, mean, everything = measuring.share, measuring.mean, np.ones(margins.size, bool)
     tokens = np.maximum(scores.tokens, 1)
     likelihoods = (("policy", scores.policy / tokens), ("reference", scores.reference / tokens))
     values = {
@@ -127,11 +118,6 @@ def evaluate_pairs(scores: PairScores, *, beta: float, resamples: int = 2000, se
         for model, sides in likelihoods
         for number, side in enumerate(("chosen", "rejected"))
     }
-    extra = scores.tokens[:, 0] - scores.tokens[:, 1]
-    by_length = {"chosen is longer": extra > 0, "chosen is shorter": extra < 0, "equally long": extra == 0}
-    names = np.asarray([NO_GROUP if group is None else group for group in scores.groups], object)
-    subsets = sorted(set(names), key=lambda name: (name == NO_GROUP, name))  # those without one last
-
     return PairEvaluation(
         beta=beta,
         pairs=margins.size,
@@ -140,15 +126,49 @@ def evaluate_pairs(scores: PairScores, *, beta: float, resamples: int = 2000, se
             share("reward accuracy", everything),
             *(mean(name, array, everything) for name, array in values.items()),
         ),
-        calibration=calibrate(margins, **options),
-        length=LengthBias(
-            bootstrap(_correlation(margins, extra), **options)[0],
-            tuple(share(name, kept) for name, kept in by_length.items()),
-        ),
-        groups=tuple(
-            (name, share("reward accuracy", names == name), mean("margin", margins, names == name)) for name in subsets
-        ),
+        calibration=calibrate(margins, **measuring.options),
+        length=measuring.length(scores.tokens),
+        groups=measuring.by_group(scores.groups),
     )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measuring:
+    """What is said of margins `[n]`, whatever they are margins of."""
+
+    margins: Floats
+    right: Floats
+    options: Any  # of the bootstrap
+
+    @classmethod
+    def of(cls, margins: Floats, prompts: Sequence[str], resamples: int, seed: int) -> Measuring:
+        clusters = np.unique(np.asarray(prompts, object).astype(str), return_inverse=True)[1]
+        return cls(margins, ranked_right(margins), {"clusters": clusters, "resamples": resamples, "seed": seed})
+
+    def share(self, name: str, kept: NDArray[np.bool_]) -> Measure:
+        """How many of these pairs are ranked right."""
+        return Measure(name, int(kept.sum()), share_interval(self.right, kept=kept, **self.options))
+
+    def mean(self, name: str, values: Floats, kept: NDArray[np.bool_]) -> Measure:
+        return Measure(name, int(kept.sum()), mean_interval(values, kept=kept, **self.options))
+
+    def length(self, tokens: Floats) -> LengthBias:
+        """Of responses with so many `tokens [n, 2]`."""
+        extra = tokens[:, 0] - tokens[:, 1]
+        kept = {"chosen is longer": extra > 0, "chosen is shorter": extra < 0, "equally long": extra == 0}
+        return LengthBias(
+            bootstrap(correlation(self.margins, extra), **self.options)[0],
+            tuple(self.share(name, inside) for name, inside in kept.items()),
+        )
+
+    def by_group(self, groups: Sequence[str | None]) -> tuple[tuple[str, Measure, Measure], ...]:
+        """(name, reward accuracy, margin) of each; those without one last, nothing where none was asked for."""
+        names = np.asarray([NO_GROUP if group is None else group for group in groups], object)
+        subsets = sorted(set(names), key=lambda name: (name == NO_GROUP, name))
+        return tuple(
+            (name, self.share("reward accuracy", names == name), self.mean("margin", self.margins, names == name))
+            for name in subsets
+        )
 
 
 def calibrate(margins: ArrayLike, clusters: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Calibration:
@@ -184,7 +204,8 @@ def calibrate(margins: ArrayLike, clusters: ArrayLike, *, resamples: int = 2000,
     )
 
 
-def _correlation(x: Floats, y: Floats) -> Statistic:
+def correlation(x: Floats, y: Floats) -> Statistic:
+    """Pearson's, of resampled pairs of values `[n]`."""
     x, y = (values - values.mean() if values.size else values for values in (x, y))  # else variances cancel
 
     def statistic(weights: Floats) -> Floats:

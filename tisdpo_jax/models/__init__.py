@@ -12,10 +12,11 @@ from tisdpo_jax.models.decoder import (
     prefill,
     split_layers,
 )
-from tisdpo_jax.models.leaves import Head, Int8, capped, head_of, head_only, product, quantize
+from tisdpo_jax.models.leaves import Head, Int8, capped, head_of, head_only, product, quantize, score_of
 from tisdpo_jax.models.linen import FlaxDecoder
 from tisdpo_jax.models.params import (
     PARAM_AXES,
+    SCORE,
     TABLE,
     Naming,
     abstract_params,
@@ -34,6 +35,7 @@ from tisdpo_jax.models.rope import attention_factor, rope_frequencies
 __all__ = [
     "GEMMA",
     "PARAM_AXES",
+    "SCORE",
     "SIZES",
     "TABLE",
     "ComputeConfig",
@@ -69,6 +71,7 @@ __all__ = [
     "product",
     "quantize",
     "rope_frequencies",
+    "score_of",
     "split_layers",
     "tensor_name",
     "unflatten",

@@ -63,6 +63,7 @@ class TransformerConfig:
     mlp_bias: bool = False
     qk_norm: bool = False  # Qwen3, Gemma 3
     tied_head: bool = False
+    score_head: bool = False  # a reward model: one number where a response ends, in place of a vocabulary
     # What Gemma 2 and 3 need:
     pattern: tuple[Kind, ...] = ("sliding",)  # kinds of layers, again and again; full ones have no window
     local_rope: RopeConfig | None = None  # of sliding layers, where it is another one
@@ -73,6 +74,11 @@ class TransformerConfig:
     query_pre_attn_scalar: float | None = None  # scores are divided by its root; None: by that of head_dim
     attention_softcap: float | None = None  # scores are softcap * tanh(scores / softcap)
     final_softcap: float | None = None  # logits likewise
+
+    @property
+    def scoring(self) -> TransformerConfig:
+        """The same decoder as a reward model."""
+        return dataclasses.replace(self, tied_head=True, score_head=True)
 
     @property
     def positions(self) -> int:
@@ -115,6 +121,8 @@ class TransformerConfig:
             raise ValueError(
                 f"{name}: num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
             )
+        if self.score_head and not self.tied_head:
+            raise ValueError(f"{name}: a model with a score_head has no head over the vocabulary; set tied_head too")
         if self.head_dim % 2:
             raise ValueError(f"{name}.head_dim is {self.head_dim}; rotary embedding needs an even number")
 

@@ -145,6 +145,12 @@ def head_of(config: TransformerConfig, variables: Variables) -> Head:
     return Head(kernel, config.final_softcap)
 
 
+def score_of(variables: Variables, hidden: Array) -> Array:
+    """`[...]` float32, what a reward model says of last hidden states `[..., D]`; the head of an adapter goes first."""
+    kernel = {**variables["params"], **variables.get("lora", {})}["score"]["kernel"]
+    return jnp.matmul(hidden.astype(jnp.float32), kernel[..., 0].astype(jnp.float32))
+
+
 def head_only(config: TransformerConfig, params: Params) -> Params:
     """The part of the parameters that `head_of` reads; the same arrays."""
     name = "embed" if config.tied_head else "head"

@@ -54,6 +54,7 @@ class Parameter(NamedTuple):
             "kv_heads": config.num_kv_heads * config.head_dim,
             "mlp": config.intermediate_size,
             "vocab": config.vocab_size,
+            "label": 1,
         }
         return tuple(sizes[axis] for axis in self.axes)
 
@@ -78,6 +79,9 @@ def _projection(path: str, axes: tuple[str, str], huggingface: str, gguf: str, b
     )
 
 
+SCORE = "score/kernel"
+"""The head of a reward model."""
+
 _POST, _NO_POST, _QK = ("post_norms", True), ("post_norms", False), ("qk_norm", True)
 
 TABLE = (
@@ -99,6 +103,7 @@ TABLE = (
     *_projection("mlp/down", ("mlp", "embed"), "mlp.down_proj", "ffn_down", "mlp_bias"),
     Parameter("final_norm/scale", ("norm",), "model.norm.weight", "output_norm.weight"),
     Parameter("head/kernel", ("embed", "vocab"), "lm_head.weight", "output.weight", ("tied_head", False)),
+    Parameter(SCORE, ("embed", "label"), "score.weight", "cls.output.weight", ("score_head", True)),
 )
 """In the order in which an export writes them."""
 
@@ -146,6 +151,8 @@ def abstract_params(config: TransformerConfig, dtype: Any = "float32") -> Params
 def init_params(key: jax.Array, config: TransformerConfig, dtype: Any = "float32", *, only: str = "") -> Params:
     """Random parameters as a plain nested dict: matrices normal with 0.02, norms that do nothing, biases 0.
 
+    The head of a reward model is 0, so at first it tells nothing apart.
+
     Args:
       only: a part at the top, such as "layers"; empty makes all.
     """
@@ -155,6 +162,8 @@ def init_params(key: jax.Array, config: TransformerConfig, dtype: Any = "float32
 
 def _initial(key: jax.Array, row: Parameter, config: TransformerConfig, dtype: Any) -> jax.Array:
     shape, kind = row.shape(config), row.path.rpartition("/")[2]
+    if row.path == SCORE:
+        return jnp.zeros(shape, dtype)
     if kind in ("scale", "bias"):
         return jnp.full(shape, 1.0 if kind == "scale" and not config.norm_offset else 0.0, dtype)
     draw = jax.nn.initializers.normal(0.02)
@@ -179,7 +188,8 @@ def layer_size(config: TransformerConfig) -> int:
 def init_adapters(key: jax.Array, params: Params, *, rank: int, targets: str, dtype: Any = "float32") -> Params:
     """LoRA (arXiv 2106.09685): `{a [L, in, r], b [L, r, out]}` for each projection whose path `targets` matches.
 
-    `a` is uniform in +-1/sqrt(in) * sqrt(3), `b` is zero: at first the adapter changes nothing.
+    `a` is uniform in +-1/sqrt(in) * sqrt(3), `b` is zero: at first the adapter changes nothing. The head of a reward
+    model is trained whole, as it is in `params`: it stands beside the adapters, and goes before that of the parameters.
     Works on arrays and, under `jax.eval_shape`, on shapes.
 
     Raises: ConfigError when `targets` matches no projection, or is no regular expression.
@@ -202,12 +212,18 @@ def init_adapters(key: jax.Array, params: Params, *, rank: int, targets: str, dt
         bound = (3.0 / inputs) ** 0.5
         a = jax.random.uniform(own, (layers, inputs, rank), jnp.float32, -bound, bound)
         leaves |= {f"layers/{name}/a": a.astype(dtype), f"layers/{name}/b": jnp.zeros((layers, rank, outputs), dtype)}
-    return unflatten(leaves)
+    head = {path: leaf.astype(dtype) + 0 for path, leaf in flatten(params).items() if path == SCORE}  # a new buffer
+    return unflatten(leaves | head)
 
 
 def merge(params: Params, lora: Params, scale: float) -> Params:
-    """Parameters with the adapter added into the kernels: `kernel + scale * a @ b`, in float32."""
+    """Parameters with the adapter added into the kernels: `kernel + scale * a @ b`, in float32.
+
+    The head of a reward model is that of the adapter.
+    """
     flat, adapter = flatten(params), flatten(lora)
+    if SCORE in adapter:
+        flat[SCORE] = adapter.pop(SCORE).astype(flat[SCORE].dtype)
     adapted = dict.fromkeys(path.rpartition("/")[0] for path in adapter)
     if unknown := [path for path in adapted if f"{path}/kernel" not in flat]:
         raise ValueError(f"adapter holds {unknown}, which the parameters do not have")

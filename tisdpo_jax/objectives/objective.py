@@ -23,18 +23,20 @@ Reference = Literal["none", "logps", "policy||reference", "reference||policy"]
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """What an objective reads beside the policy's log-likelihoods.
+    """What an objective reads of the trained model, and beside that.
 
     reference   "none"; "logps": its log-likelihoods, cached or made in the step; or the direction of a full-vocabulary
                 KL, for which both models are in the step
     columns     values by group that a stage makes or the records bring: "token_weights" `[B, 2, N]`,
-                "self_reward" `[B]`
+                "self_reward" `[B]`, "target" `[B]`
     sides       the responses of a group that the step shows to the model: (0,) the chosen one alone
+    reads       what the trained model says of a response: log-likelihoods of its tokens, or a reward, by another head
     """
 
     reference: Reference = "logps"
     columns: tuple[str, ...] = ()
     sides: tuple[int, ...] = (0, 1)
+    reads: Literal["logps", "rewards"] = "logps"
 
     @property
     def direction(self) -> Direction | None:
@@ -45,11 +47,12 @@ class Needs:
 class Inputs(NamedTuple):
     """What a loss is given. float32, natural logarithms."""
 
-    logps: Array  # [B, K, N], of the policy
+    logps: Array  # [B, K, N], of the policy; NaN where the objective reads rewards
     mask: Array  # [B, K, N]
     reference_logps: Array | None = None  # [B, K, N]
     kl: Array | None = None  # [B, K, N], in the direction that was asked for
     columns: Mapping[str, Array] = {}  # never written to
+    rewards: Array | None = None  # [B, K], of the reward model that is trained
 
 
 class Loss(NamedTuple):

@@ -102,7 +102,7 @@ def forward(config: TransformerConfig, lengths: Lengths) -> Flops:
     return Flops(
         matrices=2.0 * config.num_layers * layer_size(config) * lengths.sum(),
         attention=4.0 * config.num_layers * config.num_heads * config.head_dim * seen,
-        head=2.0 * config.hidden_size * config.vocab_size * responses.sum(),
+        head=2.0 * config.hidden_size * (1 if config.score_head else config.vocab_size) * responses.sum(),
     )
 
 

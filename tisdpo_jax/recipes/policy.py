@@ -31,7 +31,7 @@ class Graph(NamedTuple):
     scored: tuple[Stage, ...]  # what `tisdpo score` makes
     columns: ByPart  # by split
     base: Stage  # what the policy starts from
-    policy: Training
+    policy: Training  # or the reward model
     first: Stage  # the pretrained model
 
 

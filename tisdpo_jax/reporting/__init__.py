@@ -25,6 +25,7 @@ from tisdpo_jax.reporting.tables import (
     extreme_grid,
     grid_text,
     preference_grids,
+    reward_grids,
     weight_grid,
 )
 
@@ -50,6 +51,7 @@ __all__ = [
     "pair_png",
     "preference_grids",
     "read_metrics",
+    "reward_grids",
     "score_grid",
     "weight_grid",
     "write",

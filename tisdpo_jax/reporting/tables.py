@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from tisdpo_jax.metrics import WEIGHT_QUANTILES, Change, Interval, Measure, PairEvaluation, SideWeights, TokenMean
+from tisdpo_jax.metrics import (
+    WEIGHT_QUANTILES,
+    Calibration,
+    Change,
+    Interval,
+    Measure,
+    PairEvaluation,
+    RewardEvaluation,
+    SideWeights,
+    TokenMean,
+)
 from tisdpo_jax.reporting.html import printable, readable, render_template
 
 _ENDS = 15  # tokens that `extreme_grid` shows at each end
@@ -93,17 +103,55 @@ def preference_grids(evaluation: PairEvaluation, *, policy: str, reference: str)
         ),
         Grid("Length", columns, [(one.name, one.count, one.interval) for one in (extra, *accuracy)]),
         Grid("Calibration of sigmoid(margin)", columns, errors),
-        Grid(
-            "Reliability",
-            ("confidence", "pairs", "mean confidence", "share right"),
-            [
-                (f"{one.low:.2f} to {one.high:.2f}", one.count, one.confidence, one.accuracy)
-                for one in calibration.bins
-                if one.count
-            ],
-        ),
+        Grid("Reliability", ("confidence", "pairs", "mean confidence", "share right"), _reliability(calibration)),
     ]
     return tuple(grid for grid in grids if grid.rows)
+
+
+def reward_grids(evaluation: RewardEvaluation) -> tuple[Grid, ...]:
+    """Tables of a reward model: measures, by strength, by subset, length, calibration; none that would be empty."""
+    calibration, length, pairs = evaluation.calibration, evaluation.length, evaluation.pairs
+    columns = ("measure", "pairs", "value [95 % interval]")
+    named = [dataclasses.replace(one, name=f"reward accuracy, {one.name}") for one in length.accuracy]
+    of_length = (
+        Measure("correlation of margin and extra tokens of chosen", pairs, length.correlation),
+        *named,
+        Measure("extra tokens of the preferred response, against the mean of both", pairs, evaluation.preferred),
+        Measure("log-odds of chosen for 100 extra tokens, beyond the margin", pairs, evaluation.slope),
+    )
+    rising = [Measure("rank correlation of margin and strength", pairs, evaluation.rising)] * bool(evaluation.strengths)
+    errors: list[tuple[Cell, ...]] = [
+        ("expected calibration error", pairs, calibration.error),
+        ("... of perfectly calibrated bets like these", pairs, calibration.chance),
+        ("Brier score (0.25 knows nothing)", pairs, calibration.brier),
+        ("temperature (above 1: margins are too sure)", pairs, evaluation.temperature),
+    ]
+
+    def rows(measures: Iterable[Measure]) -> list[tuple[Cell, ...]]:
+        return [(one.name, one.count, one.interval) for one in measures]
+
+    def split(title: str, name: str, parts: Sequence[tuple[str, Measure, Measure]]) -> Grid:
+        cells = [(label, right.count, right.interval, margin.interval) for label, right, margin in parts]
+        return Grid(title, (name, "pairs", "reward accuracy", "margin"), cells)
+
+    grids = [
+        Grid(f"Rewards ({pairs:,} pairs of {evaluation.prompts:,} prompts)", columns, rows(evaluation.measures)),
+        split("By strength of the label", "strength", evaluation.strengths),
+        Grid("Strength and margin", columns, rows(rising)),
+        split("By subset", "subset", evaluation.groups),
+        Grid("Length", columns, rows(of_length)),
+        Grid("Calibration of sigmoid(margin)", columns, errors),
+        Grid("Reliability", ("confidence", "pairs", "mean confidence", "share right"), _reliability(calibration)),
+    ]
+    return tuple(grid for grid in grids if grid.rows)
+
+
+def _reliability(calibration: Calibration) -> list[tuple[Cell, ...]]:
+    return [
+        (f"{one.low:.2f} to {one.high:.2f}", one.count, one.confidence, one.accuracy)
+        for one in calibration.bins
+        if one.count
+    ]
 
 
 def extreme_grid(title: str, means: Sequence[TokenMean], names: Sequence[str]) -> Grid:

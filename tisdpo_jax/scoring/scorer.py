@@ -19,6 +19,7 @@ from tisdpo_jax.models import Head, Model, head_of, hidden_states
 from tisdpo_jax.routing import take
 from tisdpo_jax.scoring._fused import fused_logps, fused_logps_and_kl
 from tisdpo_jax.scoring._logits import Direction
+from tisdpo_jax.scoring._reward import reward_scores
 from tisdpo_jax.types import Batch, Scores, Variables, View
 
 Array = jax.Array
@@ -44,6 +45,10 @@ class Scorer(Protocol):
 
     def entropy(self, variables: Variables, batch: Any, key: Array, *, view: str = "main") -> Array:
         """`[B, K, N]` float32: entropy of the model's distribution of each element, in nats; 0 where the mask is 0."""
+        ...
+
+    def rewards(self, variables: Variables, batch: Any, key: Array, *, view: str = "main") -> Array:
+        """`[B, K]` float32: what a reward model says of each response; of other models it is not asked."""
         ...
 
     def compute_dtype(self) -> str:
@@ -74,6 +79,9 @@ class Text:
         kl = fused_logps_and_kl(*both, shown.slots.targets, softcap=head.softcap, chunk=self.chunk)[2]
         entropy = jnp.log(jnp.float32(self.model.config.vocab_size)) - kl
         return jax.lax.stop_gradient(by_element(shown, entropy))
+
+    def rewards(self, variables: Variables, batch: Any, key: Array, *, view: str = "main") -> Array:
+        return reward_scores(self.model, variables, batch, view=view)
 
     def compute_dtype(self) -> str:
         return self.model.compute.dtype

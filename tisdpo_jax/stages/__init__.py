@@ -2,8 +2,8 @@
 
 from tisdpo_jax.stages import models
 from tisdpo_jax.stages.answers import RESPONSES, answers, answers_of
-from tisdpo_jax.stages.columns import PairColumns, weights_of_pairs
-from tisdpo_jax.stages.devices import check_batches, check_model, compute_config, open_mesh
+from tisdpo_jax.stages.columns import PairColumns, targets, weights_of_pairs
+from tisdpo_jax.stages.devices import check_batches, check_model, compute_config, model_of, open_mesh
 from tisdpo_jax.stages.encoder import Encoder
 from tisdpo_jax.stages.frozen import HEAD, Columns, Models, ReferenceHead
 from tisdpo_jax.stages.hidden_states import HiddenStates
@@ -58,6 +58,7 @@ __all__ = [
     "feed",
     "generator_of",
     "is_adapter",
+    "model_of",
     "models",
     "named_path",
     "new_trained",
@@ -71,6 +72,7 @@ __all__ = [
     "round_prompts",
     "score_path",
     "scorer",
+    "targets",
     "warn_of_limit",
     "warn_of_pairs",
     "weights_of_pairs",

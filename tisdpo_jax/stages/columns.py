@@ -42,12 +42,29 @@ class PairColumns(Unkept):
         config, pairs = run.context.config, run(self.pairs)
         encoded, elements = pairs.split(self.split), pairs.elements
         columns: Columns = dict(recorded_columns(encoded, elements))
+        if "target" in config.loss.needs.columns:
+            columns["target"] = targets(config.strengths, encoded)
         columns |= {one.read.column: run(one) for one in self.scores if one.read != REFERENCE_LOGPS}
         if self.derived:
             derive(config, encoded, elements, columns)
         columns |= {one.read.column: run(one) for one in self.scores if one.read == REFERENCE_LOGPS}
         check_columns(config, encoded, columns)
         return columns
+
+
+def targets(strengths: Any, encoded: EncodedSet) -> np.ndarray:
+    """Probabilities `[n]` that the chosen response is the better one, by what records say of their strength.
+
+    1 where a record says nothing; a number is meant itself.
+    """
+    named: dict[Any, Any] = {
+        None: 1.0,
+        "significantly": strengths.significantly,
+        "better": strengths.better,
+        "slightly": strengths.slightly,
+        "negligibly": strengths.negligibly,
+    }
+    return np.asarray([named.get(one.strength, one.strength) for one in encoded.groups], np.float32)
 
 
 def derive(config: Experiment, encoded: EncodedSet, elements: int, columns: Columns) -> None:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from tisdpo_jax import partitioning
 from tisdpo_jax.config import Experiment
-from tisdpo_jax.models import ComputeConfig, TransformerConfig, abstract_params, init_adapters
+from tisdpo_jax.models import ComputeConfig, Model, TransformerConfig, abstract_params, init_adapters
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,12 @@ def compute_config(config: Experiment, platform: str = "") -> ComputeConfig:
         lora_scale=config.lora.alpha / config.lora.rank if config.lora.rank else 1.0,
         platform=platform,
     )
+
+
+def model_of(config: Experiment, transformer: TransformerConfig, platform: str = "") -> Model:
+    """The model of a run: that of `transformer`, with another head where the objective reads rewards."""
+    transformer = transformer.scoring if config.loss.needs.reads == "rewards" else transformer
+    return Model(transformer, compute_config(config, platform))
 
 
 def check_batches(config: Experiment, mesh: Mesh) -> None:

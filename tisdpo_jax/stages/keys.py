@@ -67,6 +67,7 @@ def training_key(run: Run, training: Training) -> dict[str, Any]:
         "sides": list(training.sides),
         "weights": dataclasses.asdict(config.weights) if weighs else "none",
         "contrast": _contrast(config) if training.contrasted else "none",
+        **({"strengths": dataclasses.asdict(config.strengths)} if "target" in training.taken else {}),
     }
 
 

@@ -14,7 +14,7 @@ from tisdpo_jax import interchange
 from tisdpo_jax.config import Experiment
 from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.models import Model
-from tisdpo_jax.stages.devices import check_batches, check_model, compute_config, open_mesh
+from tisdpo_jax.stages.devices import check_batches, check_model, model_of, open_mesh
 from tisdpo_jax.stages.encoder import Encoder
 from tisdpo_jax.training import Interrupt, MetricsLog
 
@@ -58,10 +58,11 @@ def open_session(config: Experiment, run_dir: Path, interrupt: Interrupt, *, mod
     """
     mesh, path = open_mesh(config), named_path(model or config.model.path)
     transformer = interchange.read_config(path)
+    computed = model_of(config, transformer)
     if not model:
         check_batches(config, mesh)
         check_model(config, transformer, mesh)
-        interchange.check_params(path, transformer)
+        interchange.check_params(path, computed.config)
     tokenizer = open_tokenizer(config, path)
     if len(tokenizer) > transformer.vocab_size:
         raise ConfigError(
@@ -72,7 +73,7 @@ def open_session(config: Experiment, run_dir: Path, interrupt: Interrupt, *, mod
         config=config,
         run_dir=run_dir,
         mesh=mesh,
-        model=Model(transformer, compute_config(config)),
+        model=computed,
         model_path=path,
         tokenizer=tokenizer,
         metrics=MetricsLog(run_dir, config.logging, config=dataclasses.asdict(config)),

@@ -69,6 +69,9 @@ def _inputs(plan: StepSpec, trained: Params, frozen: Frozen, batch: Batch, key: 
     policy = bind(roles.policy, trained, frozen)
     columns = dict(batch.columns)
     reference_logps, kl = columns.pop("reference_logps", None), None
+    if needs.reads == "rewards":
+        nothing = jnp.full_like(batch.mask, jnp.nan)  # what is read by mistake is seen
+        return Inputs(nothing, batch.mask, columns=columns, rewards=scorer.rewards(policy, batch, key))
     if needs.reference == "none":
         logps, reference_logps = scorer.logps(policy, batch, key), None
     elif needs.direction is None and reference_logps is not None:
@@ -111,10 +114,11 @@ def _metric_sums(objective: Objective, inputs: Inputs, loss: Loss) -> Sums:
     logps, mask, reference_logps = inputs.logps, inputs.mask, inputs.reference_logps
     tokens = (mask > 0).astype(jnp.float32)
     w = inputs.columns.get("token_weights", tokens)
-    of_response = {"logps/weighted_{}": (w * logps).sum(-1)}  # [B, K] each
-    to_sum = {"logps/{}": logps}  # [B, K, N] each, over tokens
-    of_token = {"weights/{}": w, "weights/{}_squared": jnp.square(w)}
-    of_pair = {}
+    of_response, to_sum, of_token, of_pair = {}, {}, {}, {}
+    if inputs.rewards is None:
+        of_response = {"logps/weighted_{}": (w * logps).sum(-1)}  # [B, K] each
+        to_sum = {"logps/{}": logps}  # [B, K, N] each, over tokens
+        of_token = {"weights/{}": w, "weights/{}_squared": jnp.square(w)}
     if reference_logps is not None:
         to_sum["logps/reference_{}"] = reference_logps
         of_response["rewards/{}"] = implicit_beta(objective) * (logps - reference_logps).sum(-1)

@@ -8,6 +8,7 @@ import jax
 import optax
 
 from tisdpo_jax.config import OptimizerSection
+from tisdpo_jax.models import SCORE
 from tisdpo_jax.partitioning import map_with_path
 
 
@@ -36,12 +37,19 @@ def optimizer(section: OptimizerSection, total_steps: int) -> optax.GradientTran
         parts += [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)]
     if section.weight_decay > 0:
         parts.append(optax.add_decayed_weights(section.weight_decay, mask=decayed))
+    if section.head_rate != 1:
+        parts.append(optax.masked(optax.scale(section.head_rate), is_head))
     return optax.chain(*parts, optax.scale_by_learning_rate(schedule(section, total_steps)))
 
 
 def decayed(params: Any) -> Any:
     """Which leaves decay: matrices. Norm scales and biases do not."""
     return map_with_path(lambda path, _: not path.endswith(("scale", "bias")), params)
+
+
+def is_head(params: Any) -> Any:
+    """Which leaves are the head of a reward model."""
+    return map_with_path(lambda path, _: path == SCORE, params)
 
 
 def optimizer_shardings(opt_state: Any, params: Any, shardings: Any, default: Any) -> Any:

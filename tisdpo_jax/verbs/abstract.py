@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, cast
 from tisdpo_jax import interchange
 from tisdpo_jax.config import Experiment
 from tisdpo_jax.errors import ConfigError
-from tisdpo_jax.models import SIZES, Model, TransformerConfig
+from tisdpo_jax.models import SIZES, TransformerConfig
 from tisdpo_jax.planning import Topology
 from tisdpo_jax.planning import useful as measured
 from tisdpo_jax.stages import (
@@ -23,7 +23,7 @@ from tisdpo_jax.stages import (
     Splits,
     check_batches,
     check_model,
-    compute_config,
+    model_of,
     open_data,
     open_mesh,
 )
@@ -109,9 +109,10 @@ def abstract_session(config: Experiment, transformer: TransformerConfig, topolog
     mesh = open_mesh(config, topology.devices)
     check_batches(config, mesh)
     check_model(config, transformer, mesh)
-    compute = compute_config(config, topology.platform)
-    if topology.spec.kind == "gpu" and compute.attention == "cudnn":
-        compute = dataclasses.replace(compute, attention="xla")  # the stand-in, a CPU, has no such kernel
+    model = model_of(config, transformer, topology.platform)
+    if topology.spec.kind == "gpu" and model.compute.attention == "cudnn":
+        compute = dataclasses.replace(model.compute, attention="xla")  # the stand-in, a CPU, has no such kernel
+        model = dataclasses.replace(model, compute=compute)
     nothing = cast(Any, None)
-    places = (Path(config.run_dir), mesh, Model(transformer, compute), Path(config.model.path))
+    places = (Path(config.run_dir), mesh, model, Path(config.model.path))
     return Session(config, *places, tokenizer=nothing, metrics=nothing, interrupt=nothing)

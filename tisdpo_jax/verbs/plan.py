@@ -59,7 +59,7 @@ def plan(
     topologies: Sequence[Spec],
     *,
     lengths: LengthsFrom = "",
-    stage: str = "policy",
+    stage: str = "",
 ) -> list[StagePlan]:
     """One plan for each topology and stage. `planning.topology.prepare` was called before.
 
@@ -68,7 +68,7 @@ def plan(
         topologies: where to run it.
         lengths: where lengths of pairs come from: the data, the histogram of HH, or every pair as long as the
             configuration allows. "" takes the data where they are at hand, else the histogram.
-        stage: sft, plus, minus, score, policy, or all that the configuration has.
+        stage: sft, plus, minus, score, policy, reward, or all that the configuration has; "" is the last one.
 
     Raises: UserError when no topology can be planned for, the first one's; the others are planned without those.
     """
@@ -95,7 +95,9 @@ def _plan_topology(
 ) -> list[StagePlan]:
     session = abstract_session(config, transformer, topology)
     makers = {step.kind: functools.partial(lower_training, session, pairs.pairs, step) for step in trainings(config)}
-    makers["score"] = functools.partial(lower_scores, session, pairs.pairs)
+    if config.loss.needs.reads == "logps":
+        makers["score"] = functools.partial(lower_scores, session, pairs.pairs)
+    stage = stage or graph_of(config).policy.kind
     if stage not in ("all", *makers):
         raise ConfigError(f"--stage {stage}: this configuration has {', '.join(makers)}; or all")
     wanted = makers if stage == "all" else {stage: makers[stage]}
@@ -198,7 +200,7 @@ def _placed_batch(session: Session, host: Any) -> Any:
 
 def _blank_columns(data: Splits, names: Sequence[str]) -> dict[str, np.ndarray]:
     count = len(data.train)
-    shapes = {"self_reward": (count,)}
+    shapes = dict.fromkeys(("self_reward", "target"), (count,))
     return {name: np.zeros(shapes.get(name, (count, 2, data.elements)), np.float32) for name in names}
 
 

@@ -86,7 +86,7 @@ def write_report(
         ),
         **weight_parts(config.weights, tokenizer, pairs.train, columns["train"]),
     )
-    return _write(session.run_dir / "report.html", report, config)
+    return write_page(session.run_dir / "report.html", report, config)
 
 
 def write_evaluation(
@@ -104,7 +104,7 @@ def write_evaluation(
         judging=judging,
         data=(done.data,) if done is not None else (),
     )
-    return _write(directory / "evaluation.html", report, session.config)
+    return write_page(directory / "evaluation.html", report, session.config)
 
 
 def _headline(tables: tuple[Comparison, ...]) -> tuple[str, ...]:
@@ -116,7 +116,7 @@ def _headline(tables: tuple[Comparison, ...]) -> tuple[str, ...]:
     return (f"Of {tables[0].pairs} held-out pairs: {'; '.join(parts)}.",) if parts else ()
 
 
-def _write(path: Path, report: Report, config: Experiment) -> Path:
+def write_page(path: Path, report: Report, config: Experiment) -> Path:
     """The page, with the configuration and what lies beside it; by one process."""
     files = tuple((name, what) for name, what in FILES.items() if (path.parent / name).exists())
     text = yaml.safe_dump(resolved(config), sort_keys=False, allow_unicode=True)

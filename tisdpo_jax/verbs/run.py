@@ -29,6 +29,7 @@ from tisdpo_jax.verbs.export import export
 from tisdpo_jax.verbs.held_out import compare_answers
 from tisdpo_jax.verbs.judges import open_scorer
 from tisdpo_jax.verbs.report import write_report
+from tisdpo_jax.verbs.reward import check_exportable, evaluate_reward_model, export_reward_model, finish_reward_model
 from tisdpo_jax.verbs.samples import take_samples
 
 log = logging.getLogger(__name__)
@@ -56,20 +57,21 @@ def perform(verb: str, config: Experiment) -> None:
         return
     graph = graph_of(config, contrast=verb == "score")
     if verb in ("evaluate", "export"):
-        _check_there(directory, order(graph.policy))
+        _check_there(directory, graph.policy)
     with listening(interrupt), run_dir.opened(directory, _of_the_run(config)):
         session = open_session(config, directory, interrupt)
         with session.metrics, jax.set_mesh(session.mesh):
             {"evaluate": _evaluate, "export": _export}.get(verb, _make)(verb, session, graph)
 
 
-def _check_there(directory: Path, stages: list[Stage]) -> None:
+def _check_there(directory: Path, goal: Training) -> None:
     """Raises ConfigError when the run has no policy yet: what looks at a run makes nothing, not even a directory."""
-    policies = [stage for stage in stages if isinstance(stage, Training) and stage.kind == "policy"]
-    for place in [directory / stage.place / "models" / "policy" for stage in policies]:
+    what = "reward model" if goal.kind == "reward" else goal.kind
+    alike = [stage for stage in order(goal) if isinstance(stage, Training) and stage.kind == goal.kind]
+    for place in [directory / stage.place / "models" / stage.kind for stage in alike]:
         if not place.is_dir():
             raise ConfigError(
-                f"run_dir {directory}: no trained policy is there ({place}); `tisdpo run` with this configuration "
+                f"run_dir {directory}: no trained {what} is there ({place}); `tisdpo run` with this configuration "
                 "makes it, or name the run_dir that has it"
             )
 
@@ -78,7 +80,10 @@ def _of_the_run(config: Experiment) -> Experiment:
     """The configuration as the run records it: not what one evaluation looked at."""
     if config.recipe == "dlma":
         return config
-    section = dataclasses.replace(config.evaluation, policy=None, reference=None, data=None, judge=JudgeSection())
+    section = config.evaluation
+    looked_at: dict[str, Any] = {"policy": None, "reference": None, "data": None, "judge": JudgeSection()}
+    there = {field.name for field in dataclasses.fields(section)}
+    section = dataclasses.replace(section, **{name: value for name, value in looked_at.items() if name in there})
     return replaced(config, "evaluation", section)
 
 
@@ -88,6 +93,8 @@ def _make(verb: str, session: Session, graph: Graph) -> None:
     if not graph.pairs.inputs:
         run(graph.pairs)  # records are read before any model
     check_unchanged(run, graph.policy)
+    if config.recipe == "reward":
+        check_exportable(session, run(graph.pairs))
     open_checks(config.evaluation.checks)  # what is wrong with them is said now, not after training
     if config.recipe == "dlma" and config.evaluation.judge.by and verb == "run":
         open_scorer(session)
@@ -100,10 +107,12 @@ def _make(verb: str, session: Session, graph: Graph) -> None:
         return
     base, trained = run(graph.base), run(graph.policy)
     if verb == "train":
-        session.say(f"policy   {place / 'models' / 'policy'}")
+        session.say(f"{graph.policy.kind:<8} {place / 'models' / graph.policy.kind}")
         return
     pairs, columns = run(graph.pairs), {split: run(stage) for split, stage in graph.columns}
-    if config.recipe == "dlma":
+    if config.recipe == "reward":
+        _say_paths(session, finish_reward_model(session, pairs, base, trained))
+    elif config.recipe == "dlma":
         first = run(graph.first)
         _finish_on_prompts(session, graph, pairs, columns, first, base, trained)
     else:
@@ -145,6 +154,8 @@ def _evaluate(verb: str, session: Session, graph: Graph) -> None:
     if session.config.recipe == "dlma":
         first, base, trained = run(graph.first), run(graph.base), run(graph.policy)
         compare_answers(session, round_prompts(session.config)[1], *_both(session, first, base, trained))
+    elif session.config.recipe == "reward":
+        evaluate_reward_model(session, run(graph.pairs), run(graph.base), run(graph.policy))
     else:
         pairs = run(graph.pairs)
         evaluate_run(session, pairs, run(graph.base), run(graph.policy))
@@ -160,6 +171,10 @@ def _export(verb: str, session: Session, graph: Graph) -> None:
     run = Run(session, makes=False)
     if not graph.pairs.inputs:
         run(graph.pairs)
+    if session.config.recipe == "reward":
+        models = run(graph.base), run(graph.policy)
+        _say_paths(session, [export_reward_model(session, run(graph.pairs), *models)])
+        return
     _say_paths(session, export(session, run(graph.base), run(graph.policy)))
 
 

@@ -24,7 +24,7 @@ def lines(config: Experiment) -> list[Line]:
             run(graph.pairs)
         stages = show(run, graph.policy)
     policy = stages[-1]
-    result = session.run_dir / graph.policy.place / "models" / "policy"
+    result = session.run_dir / graph.policy.place / "models" / graph.policy.kind
     return [*stages, *(_of_policy(session.run_dir / name, policy, result) for name in WRITTEN)]
 
 
