@@ -15,7 +15,7 @@ from tisdpo_jax.stages.positions import warn_of_limit, warn_of_pairs
 from tisdpo_jax.stages.prompts import Generator, generator_of, prompts_in_views
 from tisdpo_jax.stages.rounds import Candidates, Responses, round_prompts
 from tisdpo_jax.stages.scores import REFERENCE_LOGPS, CachedScores, score_path
-from tisdpo_jax.stages.selection import Selected, SelectedColumns
+from tisdpo_jax.stages.selection import Chosen, Selected, SelectedColumns
 from tisdpo_jax.stages.session import DEMO_CACHE, Session, named_path, open_session, open_tokenizer
 from tisdpo_jax.stages.subjects import Subject, adapter_base, is_adapter, open_subject
 from tisdpo_jax.stages.trained import abstract_base, abstract_trained, new_trained
@@ -29,6 +29,7 @@ __all__ = [
     "Base",
     "CachedScores",
     "Candidates",
+    "Chosen",
     "Columns",
     "Encoder",
     "Folded",

@@ -60,8 +60,8 @@ class HiddenStates:
 
     def paths(self, session: Session) -> tuple[Path, Path]:
         """The file, and its label."""
-        directory = session.run_dir / self.place / "scores"
-        return tuple(directory / f"{self.split}-reference-states.{kind}" for kind in ("npy", "json"))  # type: ignore[return-value]
+        states = session.run_dir / self.place / "scores" / f"{self.split}-reference-states.npy"
+        return states, states.with_suffix(".json")
 
     def make(self, run: Run) -> States:
         """Raises: CheckpointError when what is on disk was made from something else; it names what differs."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from tisdpo_jax import distributed
 from tisdpo_jax.artifacts import Run, Stage, changes, order
@@ -19,7 +18,7 @@ from tisdpo_jax.errors import ConfigError
 from tisdpo_jax.recipes import Graph, graph_of, wanted_reads
 from tisdpo_jax.reporting import histogram
 from tisdpo_jax.roles import Frozen, bind, policy_role
-from tisdpo_jax.stages import Base, Columns, Session, Splits, Training, open_session, round_prompts
+from tisdpo_jax.stages import Base, Chosen, Columns, Session, Splits, Training, open_session, round_prompts
 from tisdpo_jax.training import Interrupt, keep_on_disk, listening
 from tisdpo_jax.types import Params, Variables
 from tisdpo_jax.verbs import run_dir
@@ -142,8 +141,8 @@ def _finish_on_prompts(
 ) -> None:
     tables, samples = compare_answers(session, round_prompts(session.config)[1], *_both(session, first, base, trained))
     written = export(session, base, trained)
-    rewards: np.ndarray = pairs.rewards  # type: ignore[attr-defined]  # of DLMA's pairs
-    chart = histogram("Self-reward R", "nats; below 0 the label is turned round", {"candidates": rewards})
+    assert isinstance(pairs, Chosen)
+    chart = histogram("Self-reward R", "nats; below 0 the label is turned round", {"candidates": pairs.rewards})
     metrics = session.run_dir / graph.policy.place / "metrics.jsonl"
     report = write_report(session, pairs, tables, samples, columns, rewards=chart, metrics=metrics)
     _say_paths(session, [*written, report])
