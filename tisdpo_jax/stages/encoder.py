@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ class Encoder:
         prompts = (section.positive_prompt, section.negative_prompt)
         return cls(tokenizer, config.data, prompts if section.construction == "prompts" else None)
 
-    @property
+    @functools.cached_property
     def template(self) -> Template:
         return open_template(self.section.template, self.tokenizer)
 
@@ -51,6 +52,7 @@ class Encoder:
         """The same without the prompts of pi+ and pi-."""
         return dataclasses.replace(self, contrast=None)
 
+    @functools.cached_property
     def identity(self) -> dict[str, str]:
         """What the tokens depend on, by its content: a difference in the data is told by these first."""
         return {

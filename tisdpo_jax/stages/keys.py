@@ -27,7 +27,7 @@ def known_key(run: Run, role: Role, pairs: Stage, split: str) -> dict[str, str]:
     return {
         "architecture": digest(repr(session.model.config)),
         "dtype": config.model.dtype,
-        **session.encoder.identity(),
+        **session.encoder.identity,
         "prompt": role.view,
         "lengths": f"{config.data.max_length}/{config.data.max_response}",
         **({} if known is None else {"data": known.split(split).fingerprint()}),
@@ -57,7 +57,7 @@ def training_key(run: Run, training: Training) -> dict[str, Any]:
         # another arithmetic for the same numbers: the last bits differ
         "data.packing": config.data.packing,
         "lora": dataclasses.asdict(config.lora) if config.lora.rank else {"rank": 0},
-        **session.encoder.identity(),
+        **session.encoder.identity,
         **({} if pairs is None else {"data": pairs.train.fingerprint()[:16]}),
         "data.seed": config.data.seed,
         "seed": config.seed,

@@ -80,7 +80,7 @@ def answers_key(session: Session, generator: Generator | None, asked: Sequence[P
         "lora scale": str(generator.model.compute.lora_scale) if "lora" in generator.identity else "none",
         "sampling.max_prompt": str(section.max_prompt),
         "end of answers": str(options_of_model(session, generator).eos_ids),
-        **session.encoder.identity(),
+        **session.encoder.identity,
     }
 
 

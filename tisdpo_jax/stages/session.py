@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Session:
     def lora(self) -> bool:
         return self.config.lora.rank > 0
 
-    @property
+    @functools.cached_property
     def encoder(self) -> Encoder:
         return Encoder.of(self.config, self.tokenizer)
 

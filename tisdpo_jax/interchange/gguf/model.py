@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,10 @@ _WIDE_QUERIES = {"gemma2": 46, "gemma3": 62}
 def open_reader(path: Path) -> Any:
     """A `gguf.GGUFReader` on a file that has been looked through. Raises: CheckpointError, UserError."""
     try:
-        from gguf import GGUFReader
+        stat = path.stat()
+        reader = _parsed(path.absolute(), stat.st_size, stat.st_mtime_ns)
     except ImportError:
         raise UserError(f"{path}: reading GGUF needs the `gguf` package; pip install 'tisdpo_jax[gguf]'") from None
-    try:
-        reader = GGUFReader(path)
     except (ValueError, KeyError, IndexError, OverflowError, TypeError, OSError) as error:
         raise CheckpointError(f"{path}: not a whole GGUF file ({error}); fetch it again") from None
     if reader.byte_order != "I":
@@ -38,6 +38,14 @@ def open_reader(path: Path) -> Any:
             f"{path}: one of {parts.contents()} parts; join them with llama.cpp's llama-gguf-split --merge"
         )
     return reader
+
+
+@functools.lru_cache(maxsize=1)
+def _parsed(path: Path, size: int, changed: int) -> Any:
+    """The reader of a file as it is now; parsing a vocabulary takes seconds, and one run asks three times."""
+    from gguf import GGUFReader
+
+    return GGUFReader(path)
 
 
 def metadata(reader: Any) -> dict[str, Any]:
