@@ -379,3 +379,17 @@ def test_show_says_of_every_round_what_is_there_and_what_is_stale(finished):
     assert code == 0 and " stale " in lines[0] and "dlma.tie_band (was 0.0, now 0.25)" in lines[0]
     code, output = command("run", **{**options, "dlma__tie_band": 0.25})
     assert code == 2 and "dlma.tie_band (was 0.0, now 0.25)" in output, "refused before anything is answered or trained"
+
+
+def test_pairs_that_nothing_was_trained_on_may_be_selected_anew(finished, tmp_path, monkeypatch):
+    """`tisdpo score` again with another filter, and back: by a relative path, as a user looks at the pairs."""
+    options, _ = finished
+    shutil.copytree(options["run_dir"], tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    for name in ("models", "checkpoints"):
+        shutil.rmtree(tmp_path / "run" / "round-1" / name)
+    before = (tmp_path / "run" / "round-1" / "pairs.jsonl").read_bytes()
+    for band in (1e9, 0.0):
+        code, output = command("score", **{**options, "run_dir": "run", "dlma__tie_band": band})
+        assert (code, "no pair is left" in output) == ((2, True) if band else (0, False)), output
+    assert (tmp_path / "run" / "round-1" / "pairs.jsonl").read_bytes() == before

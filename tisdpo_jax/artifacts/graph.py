@@ -22,6 +22,7 @@ class Stored(NamedTuple):
     key: Mapping[str, Any]
     whole: bool = True  # else it goes on from here
     progress: str = ""
+    remade: bool = False  # nothing stands on it yet: where its key differs it is made again, not refused
 
 
 class Stage(Protocol):
@@ -114,6 +115,8 @@ def _line(run: Run, stage: Stage) -> Line:
     if stored is None:
         return Line(stage.name, "missing", "would be made", inputs)
     changed = changes(run, stage, stored)
+    if changed and stored.remade:
+        return Line(stage.name, "missing", f"would be made again: {'; '.join(changed)}", inputs)
     if changed:
         return Line(stage.name, "stale", f"{stored.path}: {'; '.join(changed)}", inputs)
     if not stored.whole:

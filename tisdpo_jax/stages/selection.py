@@ -19,6 +19,7 @@ from tisdpo_jax.stages.pairs import Splits
 from tisdpo_jax.stages.rounds import Candidates
 from tisdpo_jax.stages.scores import CachedScores
 from tisdpo_jax.stages.session import Session
+from tisdpo_jax.stages.trained import stored_result
 
 SELECTION = "selection.json"
 
@@ -58,7 +59,9 @@ class Selected:
     def stored(self, context: Session) -> Stored | None:
         path = context.run_dir / self.place / SELECTION
         try:
-            return Stored(path, json.loads(path.read_text(encoding="utf-8"))["key"])
+            key = json.loads(path.read_text(encoding="utf-8"))["key"]
+            trained = stored_result(path.parent, "policy") is not None
+            return Stored(path, key, remade=not trained)
         except (OSError, KeyError, ValueError):
             return None  # made again, from scores that are kept
 

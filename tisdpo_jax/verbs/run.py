@@ -184,7 +184,7 @@ def check_unchanged(run: Run, *goals: Stage) -> None:
     """
     for stage in reversed(order(*goals)):
         stored = stage.stored(run.context)
-        if stored is not None and (changed := changes(run, stage, stored)):
+        if stored is not None and not stored.remade and (changed := changes(run, stage, stored)):
             raise other_configuration(stored.path, changed)
 
 
